@@ -1,0 +1,28 @@
+"""Luban (鲁班): from raw text to a served language model, one recipe, one command.
+
+``luban.run(recipe)`` runs a recipe; every kind of stage is a call (``luban.train(data=…, out=…)``); ``luban.load(model)``
+opens a model directory. Nothing heavy is imported before one of them is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["curate", "encode", "evaluate", "load", "run", "serve", "train", "train_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("run", "load"):
+        from luban.pipeline import api
+
+        return getattr(api, name)
+    if name in __all__:
+        from luban.pipeline.api import VERBS
+
+        return VERBS[name]
+    raise AttributeError(f"module 'luban' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,5 @@
+"""`python -m luban`."""
+
+from luban.cli.main import main
+
+main()

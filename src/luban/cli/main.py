@@ -1,0 +1,88 @@
+"""The `luban` command. Verbs are loaded when they are used, so that `luban --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from luban.foundation.errors import LubanError
+from luban.foundation.kinds import KINDS
+from luban.foundation.messages import set_language, t
+
+VERBS = {
+    "new": "Copy a shipped recipe and its data into a folder: it is yours.",
+    "run": "Run a recipe: what is missing or stale, in order.",
+    "check": "Walk through a recipe and the machine, and tick each step.",
+    "chat": "Talk to a model in the terminal.",
+    "show": "Show an artifact, a run, a model or a data file.",
+    "runs": "List runs: what there is, what it weighs, what is stale.",
+    "clean": "Remove what is stale or unfinished.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+}
+
+
+class Verbs(click.Group):
+    """Finds `cli/<verb>.py` for a verb of its own, and makes the command of a stage kind from its config."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*VERBS, *(name.replace("_", "-") for name in KINDS)]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in VERBS:
+            return importlib.import_module(f"luban.cli.{name}").command
+        if name.replace("-", "_") in KINDS:
+            from luban.cli.stage_command import make_command
+
+            return make_command(KINDS[name.replace("-", "_")])
+        return None
+
+    def resolve_command(self, context: click.Context, arguments: list[str]):
+        name = arguments[0]
+        if self.get_command(context, name) is None:
+            from luban.foundation.errors import nearest
+
+            guess = nearest(name, self.list_commands(context))
+            raise click.UsageError(t("there is no verb {name!r}", name=name) + (" — " + t("did you mean {guess}?", guess=guess) if guess else ""), context)
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section(t("Work with recipes and runs")):
+            formatter.write_dl([(name, t(summary)) for name, summary in VERBS.items()])
+        with formatter.section(t("Stages, each also a kind in a recipe and a call in Python")):
+            formatter.write_dl([(name.replace("_", "-"), t(kind.summary)) for name, kind in KINDS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, help="Luban (鲁班): from raw text to a served language model. Start with: luban new quickstart")
+@click.option(
+    "--language",
+    type=click.Choice(["en", "zh"]),
+    is_eager=True,  # before a verb is loaded: its help is in this language
+    expose_value=False,
+    callback=lambda context, option, value: set_language(value),
+    help="Language of messages. [default: the locale's]",
+)
+@click.version_option(package_name="luban")
+def cli() -> None:
+    """The group's own work is done by its options."""
+
+
+def main() -> None:
+    """Run a verb; a LubanError is printed without a traceback, with its exit status."""
+    try:
+        cli(prog_name="luban")
+    except LubanError as error:
+        from luban.foundation.console import console
+
+        console().print(t("error") + ": " + error.text(), style="red", markup=False)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""`luban show PATH`: the card of an artifact, a run, a model or a data file, in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from luban.foundation.messages import t
+
+
+@click.command(help=t("Show an artifact, a run, a model directory or a data file: its card in the terminal."))
+@click.argument("path", type=click.Path(path_type=Path))
+def command(path: Path) -> None:
+    from luban.pipeline.show import show
+
+    show(path)

@@ -1,0 +1,73 @@
+"""From hashes and band keys to the fate and split of every document; kept on disk for the writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from luban.corpus.config import CurateConfig
+from luban.corpus.deduplicate import EXACT, Decisions, Store, first_copies, near_duplicates
+from luban.corpus.shards import UnitFiles, write_whole
+from luban.corpus.split import Stratified, draw, random_split
+
+_ARRAYS = {"fate": np.uint8, "split": np.uint8, "other": np.int32, "similar": np.float16}
+
+
+def decide(config: CurateConfig, store: Store, working: Path) -> Decisions:
+    """Exact copies first, then each document's split, then near-duplicates among what is left."""
+    decisions = Decisions.empty(store.documents)
+    first = first_copies(store)
+    copies = first != np.arange(store.documents, dtype=np.int32)
+    _draw_splits(config, store, working, first, decisions)
+    if config.deduplicate.exact:
+        decisions.fate[copies] = EXACT
+        decisions.other[copies] = first[copies]
+        decisions.similar[copies] = 1
+    if config.deduplicate.near != "off":
+        near_duplicates(store, config.deduplicate, ~copies, lambda document: int(decisions.split[document]), decisions)
+    if not config.deduplicate.exact:  # a copy shares the fate of the first
+        for name in _ARRAYS:
+            array = getattr(decisions, name)
+            array[copies] = array[first[copies]]
+    return decisions
+
+
+def _draw_splits(config: CurateConfig, store: Store, working: Path, first: np.ndarray, decisions: Decisions) -> None:
+    if not config.split.stratify_by:
+        for start, hashes in store.hashes():
+            decisions.split[start : start + len(hashes)] = random_split(draw(hashes, config.split.salt), config.split)
+        return
+    sampler = Stratified(config.split)
+    for (start, hashes), files in zip(store.hashes(), store.files, strict=True):
+        drawn = draw(hashes, config.split.salt)
+        for row, stratum in enumerate(_strata(files, config.split.stratify_by)):
+            document = start + row
+            copied = int(first[document])
+            decisions.split[document] = decisions.split[copied] if copied != document else sampler.next(stratum, float(drawn[row]))
+
+
+def _strata(files: UnitFiles, name: str) -> Iterator[object]:
+    """The stratum of each document of a unit: its language, source file, or a value of its metadata."""
+    column = name if name in ("language", "source") else "metadata"
+    for value in pq.read_table(files.path("documents"), columns=[column], use_threads=False)[column].to_pylist():
+        if column == "source":
+            yield value.rpartition(":")[0]
+        elif column == "metadata":
+            yield json.dumps(json.loads(value).get(name)) if value else None
+        else:
+            yield value
+
+
+def save(decisions: Decisions, working: Path) -> None:
+    for name, kind in _ARRAYS.items():
+        write_whole(working / f"decisions.{name}", np.ascontiguousarray(getattr(decisions, name), dtype=kind).tobytes())
+    write_whole(working / "decided.json", json.dumps({"documents": len(decisions.fate)}).encode())
+
+
+def load(working: Path, start: int = 0, count: int = -1) -> Decisions:
+    """The decisions on ``count`` documents from ``start`` (all by default)."""
+    return Decisions(**{name: np.fromfile(working / f"decisions.{name}", dtype=kind, count=count, offset=start * np.dtype(kind).itemsize) for name, kind in _ARRAYS.items()})

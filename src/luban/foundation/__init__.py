@@ -1,0 +1,1 @@
+"""Typed config, artifacts, errors that teach, console, durations and hardware facts."""

@@ -1,0 +1,211 @@
+"""Typed, closed, documented configs: the one truth for YAML, command line, JSON schema, Python and docs.
+
+A config is a pydantic model whose fields are made with :func:`field`. Each field has a role:
+
+``result``   what is written changes the artifact, so it is part of its fingerprint;
+``machine``  how the work is done here (workers, logging): no part of the fingerprint;
+``length``   how far the work goes; growing it continues the artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from luban.foundation.errors import ConfigError, nearest
+from luban.foundation.messages import t
+
+Auto = Literal["auto"]
+Role = Literal["result", "machine", "length"]
+
+
+def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, **rules: Any) -> Any:
+    """Declare a config field: its default, one sentence of documentation, its unit and its role.
+
+    ``input=True`` marks a field whose value names other stages or paths (a string, or a list of strings).
+    ``rules`` are pydantic's own (``ge=0``, ``min_length=1``, ``default_factory=…``).
+    """
+    extra = {"role": role, "unit": unit, "input": input}
+    if "default_factory" in rules:
+        return Field(description=doc, json_schema_extra=extra, **rules)
+    return Field(default, description=doc, json_schema_extra=extra, **rules)
+
+
+class Config(BaseModel):
+    """Base of every config: closed, with suggestions for what it does not know.
+
+    ``renamed`` maps a field's former name to its present one: still read, with a warning.
+    ``foreign`` maps names that users of other trainers would type to what Luban calls them.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, protected_namespaces=())
+    renamed: ClassVar[dict[str, str]] = {}
+    foreign: ClassVar[dict[str, str]] = {}
+
+    def updated(self, **changes: Any) -> Any:
+        """A validated copy with other values in some fields."""
+        return build(type(self), {**self.explicit(), **changes})
+
+    def explicit(self) -> dict[str, Any]:
+        """The fields that were given rather than left to their defaults, as plain data."""
+        return self.model_dump(exclude_unset=True)
+
+
+def role_of(info: FieldInfo) -> Role:
+    return (info.json_schema_extra or {}).get("role", "result")
+
+
+def unit_of(info: FieldInfo) -> str:
+    return (info.json_schema_extra or {}).get("unit", "")
+
+
+def is_input(info: FieldInfo) -> bool:
+    return bool((info.json_schema_extra or {}).get("input"))
+
+
+def config_class_of(annotation: Any) -> type[Config] | None:
+    """The Config class inside an annotation such as ``ShapeConfig | str``, if there is one."""
+    for choice in (annotation, *get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, Config):
+            return choice
+    return None
+
+
+def walk_fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every leaf field under ``cls`` with its dotted name, in order."""
+    for name, info in cls.model_fields.items():
+        nested = config_class_of(info.annotation)
+        if nested is not None and not is_input(info):
+            yield from walk_fields(nested, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def fields_with_role(config: Config, role: Role) -> dict[str, Any]:
+    """The config's values (plain data) under fields of one role, nested as in YAML."""
+    chosen: dict[str, Any] = {}
+    plain = config.model_dump(mode="json")
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config) and role_of(info) == "result":
+            if inner := fields_with_role(value, role):
+                chosen[name] = inner
+        elif role_of(info) == role:
+            chosen[name] = plain[name]
+    return chosen
+
+
+class Source:
+    """Where plain data came from, so that an error can name the file, the line and the field."""
+
+    def __init__(self, file: str = "", lines: dict[str, int] | None = None, prefix: str = ""):
+        self.file, self.lines, self.prefix = file, lines or {}, prefix
+
+    def under(self, name: str) -> Source:
+        return Source(self.file, self.lines, f"{self.prefix}{name}.")
+
+    def at(self, path: str) -> str:
+        """``recipe.yaml:12: base.learning_rate`` for a dotted path below the prefix."""
+        full = (self.prefix + path).strip(".")
+        line, probe = None, full
+        while probe and line is None:
+            line, probe = self.lines.get(probe), probe.rpartition(".")[0]
+        place = f"{self.file}:{line}" if self.file and line else self.file
+        return f"{place}: {full}" if place else full
+
+
+def build(cls: type[Config], data: dict[str, Any], source: Source | None = None) -> Any:
+    """Make a config from plain data, or raise a ConfigError that names each wrong field and the nearest right one."""
+    source = source or Source()
+    data = _with_present_names(cls, data, source)
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise _explain(cls, error, source) from None
+
+
+def _with_present_names(cls: type[Config], data: Any, source: Source) -> Any:
+    """Rename former keys, with a warning; recurse into nested configs."""
+    if not isinstance(data, dict):
+        return data
+    from luban.foundation.console import warn
+
+    present: dict[str, Any] = {}
+    for key, value in data.items():
+        name = cls.renamed.get(key, key)
+        if name != key:
+            warn("{where} is now called {name}; the old name is still read", where=source.at(str(key)), name=name)
+            if name in data:
+                raise ConfigError("{where}: both {old} and {new} are given", "they are one field", "keep {new}", where=source.at(key), old=key, new=name)
+        info = cls.model_fields.get(name)
+        nested = config_class_of(info.annotation) if info else None
+        present[name] = _with_present_names(nested, value, source.under(name)) if nested else value
+    return present
+
+
+def _explain(cls: type[Config], error: ValidationError, source: Source) -> ConfigError:
+    problems, hints = [], []
+    details = error.errors(include_url=False)
+    for detail in _most_telling(cls, details):
+        path = [str(part) for part in detail["loc"] if not _is_type_tag(part)]
+        owner = _owner(cls, path[:-1])
+        where = source.at(".".join(path))
+        if detail["type"] == "extra_forbidden":
+            key = path[-1]
+            problems.append(t("{where}: unknown key", where=where))
+            if key in owner.foreign:
+                hints.append(t("{key} is written {ours} here", key=key, ours=owner.foreign[key]))
+            elif guess := nearest(key, owner.model_fields):
+                hints.append(t("did you mean {guess}?", guess=guess))
+            else:
+                hints.append(t("known keys: {keys}", keys=", ".join(owner.model_fields)))
+        elif detail["type"] == "missing":
+            problems.append(t("{where}: a value is required", where=where))
+            info = owner.model_fields.get(path[-1])
+            hints.append(f"{path[-1]}: {info.description}" if info else "")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(detail["input"], dict) else t(" (given: {value})", value=repr(detail["input"])[:80])
+            problems.append(f"{where}: {message}{given}")
+            info = owner.model_fields.get(path[-1]) if path else None
+            if info and info.description:
+                hints.append(f"{path[-1]}: {info.description}")
+    return ConfigError("\n".join(dict.fromkeys(problems)), "", "\n     ".join(dict.fromkeys(h for h in hints if h)))
+
+
+def _most_telling(cls: type[Config], details: list[dict]) -> list[dict]:
+    """Of a union's many complaints keep the ones about the member the user evidently meant."""
+    deepest: dict[str, list[dict]] = {}
+    for detail in details:
+        deepest.setdefault(str(detail["loc"][0]) if detail["loc"] else "", []).append(detail)
+    chosen = []
+    for group in deepest.values():
+        inner = [d for d in group if d["type"] in ("extra_forbidden", "missing") or len([p for p in d["loc"] if not _is_type_tag(p)]) > 1]
+        if inner:
+            chosen += inner
+        elif len(group) > 1:
+            chosen.append({**group[-1], "msg": " / ".join(dict.fromkeys(d["msg"] for d in group))})
+        else:
+            chosen += group
+    return chosen
+
+
+def _is_type_tag(part: Any) -> bool:
+    """pydantic names the member of a union in an error's path; such parts are no keys of the user's."""
+    return isinstance(part, str) and (
+        part in ("str", "int", "float", "bool", "none", "dict", "list") or part.startswith(("literal[", "function-", "list[", "dict[", "constrained-", "union[", "tagged-", "nullable[")) or part.endswith("Config")
+    )
+
+
+def _owner(cls: type[Config], path: list[str]) -> type[Config]:
+    """The config class that owns the key at a path."""
+    for part in path:
+        info = cls.model_fields.get(part)
+        nested = config_class_of(info.annotation) if info else None
+        if nested is None:
+            return cls
+        cls = nested
+    return cls

@@ -1,0 +1,44 @@
+"""The one place that reads the environment. Luban defines no environment variable of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+
+def locale_language() -> str:
+    """``"zh"`` where the locale variables name Chinese, else ``"en"``."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name):
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher such as torchrun set: this process's place among its peers."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def launch() -> Launch:
+    """The rank that torchrun (or a launcher that speaks like it) gave this process."""
+    return Launch(
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+    )
+
+
+def secret(name: str) -> str | None:
+    """The value of an environment variable that the recipe names as a secret."""
+    return os.environ.get(name)
+
+
+def in_notebook() -> bool:
+    """True inside a Jupyter kernel, where a live terminal display would not work."""
+    shell = sys.modules.get("IPython")
+    return bool(shell and shell.get_ipython() and "IPKernelApp" in shell.get_ipython().config)

@@ -1,0 +1,53 @@
+"""The kinds of stage: where each one's config and work are, found without importing either."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from luban.foundation.errors import ConfigError, nearest
+
+if TYPE_CHECKING:  # `luban --help` lists the kinds without loading pydantic
+    from luban.foundation.config import Config
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A verb, its room, and the name of its config class. A terminal kind makes no artifact and runs last."""
+
+    name: str
+    room: str
+    config_name: str
+    summary: str
+    terminal: bool = False
+
+    @property
+    def config(self) -> type[Config]:
+        return getattr(importlib.import_module(f"luban.{self.room}.config"), self.config_name)
+
+    @property
+    def stage(self) -> ModuleType:
+        return importlib.import_module(f"luban.{self.room}.stage")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("curate", "corpus", "CurateConfig", "Clean, deduplicate and split raw text into a corpus."),
+        Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
+        Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
+        Kind("train", "training", "TrainConfig", "Train a model from scratch, or go on from one."),
+        Kind("evaluate", "evaluation", "EvaluateConfig", "Score models on held-out text, beside n-gram baselines."),
+        Kind("serve", "serving", "ServeConfig", "Serve a model over an OpenAI-compatible API with a chat page.", terminal=True),
+    )
+}
+
+
+def find_kind(name: object, where: str) -> Kind:
+    """The kind by name, or a ConfigError with the nearest one."""
+    if isinstance(name, str) and name.replace("-", "_") in KINDS:
+        return KINDS[name.replace("-", "_")]
+    guess = nearest(str(name), KINDS)
+    raise ConfigError("{where}: there is no kind of stage called {name!r}", "", "did you mean {guess}?" if guess else "kinds: {known}", where=where, name=name, guess=guess, known=", ".join(KINDS))

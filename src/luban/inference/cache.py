@@ -1,0 +1,86 @@
+"""Keys and values of what was read so far, in slots of one preallocated block a layer.
+
+Rows that decode together are neighbouring slots, so that attention reads them in place and nothing is gathered.
+Lengths are kept on the host: no step waits for the device to tell them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from luban.models.decoder import Decoder, attention_mask
+
+
+class KeyValueCache:
+    """``slots`` texts of up to ``maximum`` tokens; ``lengths`` says how many each holds."""
+
+    def __init__(self, model: Decoder, slots: int, maximum: int):
+        shape = model.shape
+        size = (slots, shape.key_value_heads, maximum, shape.head_dim)
+        # Zeros, not whatever was there: a masked position is multiplied with zero, and zero times NaN is NaN.
+        self.keys = [torch.zeros(size, dtype=model.dtype, device=model.device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=model.dtype, device=model.device) for _ in range(shape.layers)]
+        self.device, self.slots, self.maximum = model.device, slots, maximum
+        self.lengths = [0] * slots
+
+    def rows(self, first: int, count: int) -> CacheRows:
+        """Slots ``first`` … ``first + count - 1`` as the cache of one forward pass."""
+        return CacheRows(self, first, count)
+
+    def advance(self, slot: int, tokens: int) -> None:
+        """Say that a slot holds this many more tokens. What lies beyond its length is overwritten later."""
+        self.lengths[slot] += tokens
+        assert self.lengths[slot] <= self.maximum
+
+    def clear(self, slot: int) -> None:
+        self.lengths[slot] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Take over what ``source`` holds into ``target``, and free ``source``."""
+        length = self.lengths[source]
+        for block in (*self.keys, *self.values):
+            block[target, :, :length] = block[source, :, :length]
+        self.lengths[target], self.lengths[source] = length, 0
+
+
+class CacheRows:
+    """Neighbouring slots during one forward pass; the decoder's ``Cache``."""
+
+    def __init__(self, cache: KeyValueCache, first: int, count: int):
+        self.cache, self.first, self.end = cache, first, first + count
+        self.lengths = cache.lengths[first : self.end]
+        self.longest = max(self.lengths)
+        self.even = min(self.lengths) == self.longest
+        self.held = torch.tensor(self.lengths, device=cache.device)  # [rows]
+        self.numbers = torch.arange(count, device=cache.device)  # [rows]
+
+    def positions(self, length: int) -> Tensor:
+        """Positions [rows, length] of the next tokens."""
+        return self.held[:, None] + torch.arange(length, device=self.held.device)
+
+    def mask(self, length: int, window: int | None) -> Tensor | None:
+        """[rows, 1, length, keys] of bool; None where the plain causal rule says it all."""
+        keys = self.longest + length
+        if self.longest == 0:
+            return attention_mask(length, None, window, self.held.device)
+        if length == 1 and self.even and (window is None or keys <= window):
+            return None
+        distance = self.positions(length)[:, :, None] - torch.arange(keys, device=self.held.device)  # [rows, length, keys]
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return seen[:, None]
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values [rows, kv_heads, length, head_dim] at each row's end; all there is comes back."""
+        length = keys.shape[2]
+        stored = []
+        for block, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
+            rows = block[self.first : self.end]  # [rows, kv_heads, maximum, head_dim]
+            if self.even:
+                rows[:, :, self.longest : self.longest + length] = new
+            elif length == 1:
+                rows[self.numbers, :, self.held] = new[:, :, 0].to(rows.dtype)
+            else:
+                rows[self.numbers[:, None], :, self.positions(length)] = new.transpose(1, 2).to(rows.dtype)
+            stored.append(rows[:, :, : self.longest + length])
+        return stored[0], stored[1]

@@ -1,0 +1,1 @@
+"""Every score, with its signature and its interval."""

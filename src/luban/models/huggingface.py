@@ -1,0 +1,220 @@
+"""A decoder as a Hugging Face directory: config.json and safetensors, and back.
+
+Weights are read one tensor at a time from the mapped file, so that memory holds them once. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from luban.foundation.artifacts import from_os_error, sync_directory, write_json
+from luban.foundation.errors import DataError
+from luban.models.config_json import config_json, read_config, read_shape, shape_from
+from luban.models.decoder import Decoder
+
+__all__ = ["load_model", "read_shape", "save_model", "stored_dtype"]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def save_model(
+    model: Decoder,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    end_ids: list[int] | None = None,
+    begin_id: int | None = None,
+    pad_id: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json and the weights, each file whole or not at all.
+
+    ``dtype`` is the type on disk (None: the model's). ``end_ids`` end a text, ``begin_id`` starts one. Above
+    ``shard_bytes`` the weights are spread over several files with an index. A tied output matrix is not written twice.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.dtype
+    tensors = {name: value.detach() for name, value in model.state_dict().items()}
+    shards = _shards({name: value.numel() * dtype.itemsize for name, value in tensors.items()}, shard_bytes)
+    files = [SINGLE] if len(shards) == 1 else [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        # One shard at a time is cast and brought to memory.
+        _write_tensors({name: tensors[name].to("cpu", dtype).contiguous() for name in names}, folder / file)
+    if len(shards) > 1:
+        total = sum(value.numel() * dtype.itemsize for value in tensors.values())
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for stale in folder.glob("model*.safetensors"):
+        if stale.name not in files:
+            stale.unlink()
+    write_json(folder / "config.json", config_json(model.shape, str(dtype).removeprefix("torch."), end_ids=end_ids, begin_id=begin_id, pad_id=pad_id))
+
+
+def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise from_os_error(error, path) from error
+    sync_directory(path.parent)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", *, check_finite: bool = False) -> Decoder:
+    """The decoder in a model directory, in ``dtype`` on ``device``, ready to evaluate (``.train()`` to train).
+
+    Raises DataError when the architecture is unknown, when tensors are missing, left over, of wrong shape or
+    unreadable, when only pickled weights are there, and with ``check_finite`` when a weight is no finite number.
+    """
+    folder = Path(folder)
+    shape = shape_from(read_config(folder), str(folder / "config.json"))
+    with torch.device("meta"):
+        model = Decoder(shape)
+    wanted = model.state_dict()
+    found: set[str] = set()
+    for file, names in weight_files(folder).items():
+        with _opened(file) as tensors:
+            held = tensors.keys()
+            for name in held if names is None else names:
+                if name not in held:
+                    raise DataError("{file}: tensor {name} is missing", "the index says that it is there", "restore the file", file=file, name=name)
+                if _ignored(name, model):
+                    continue
+                if name not in wanted:
+                    raise DataError(
+                        "{file}: tensor {name} has no place in the model",
+                        "config.json describes a {name_of_shape} without it",
+                        "check that config.json and the weights belong together",
+                        file=file,
+                        name=name,
+                        name_of_shape=shape.architecture,
+                    )
+                _assign(model, name, _read(tensors, name, tuple(wanted[name].shape), file), dtype, torch.device(device), file, check_finite)
+                found.add(name)
+    if missing := [name for name in wanted if name not in found]:
+        raise DataError(
+            "{folder}: {count} tensors are missing: {names}",
+            "config.json describes a model that has them",
+            "restore the weights; was the download whole?",
+            folder=folder,
+            count=len(missing),
+            names=", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
+        )
+    return model.eval()
+
+
+def _ignored(name: str, model: Decoder) -> bool:
+    """Old directories hold the rotary frequencies; some hold the tied output matrix a second time."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.shape.tied_embeddings)
+
+
+def _read(tensors: safe_open, name: str, shape: tuple[int, ...], file: Path) -> Tensor:
+    there = tuple(tensors.get_slice(name).get_shape())
+    if there != shape:
+        raise DataError(
+            "{file}: tensor {name} is {there}, config.json makes it {shape}",
+            "",
+            "check that config.json and the weights belong together",
+            file=file,
+            name=name,
+            there=list(there),
+            shape=list(shape),
+        )
+    return tensors.get_tensor(name)
+
+
+def _assign(model: Decoder, name: str, value: Tensor, dtype: torch.dtype, device: torch.device, file: Path, check_finite: bool) -> None:
+    """Put a tensor in the place of the meta one. It is copied: nothing may hang on the file after this."""
+    if not value.is_floating_point():
+        raise DataError("{file}: tensor {name} is of type {dtype}", "weights are floating-point numbers", file=file, name=name, dtype=value.dtype)
+    if check_finite and not bool(value.float().isfinite().all()):
+        raise DataError("{file}: tensor {name} holds NaN or infinity", "the training that wrote it diverged, or the file is damaged", file=file, name=name)
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, leaf, torch.nn.Parameter(value.to(device, dtype, copy=True)))
+
+
+def weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The weight files of a model directory, each with the tensors it is to hold (None: whatever it holds)."""
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        try:
+            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files: dict[Path, list[str] | None] = {}
+            for name, file in places.items():
+                if Path(file).name != file:
+                    raise ValueError(f"{file!r} is no file name")
+                files.setdefault(folder / file, []).append(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError("{file} is damaged: {error}", "", "restore the file", file=folder / INDEX, error=error) from None
+        return files
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    if pickled := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED):
+        raise DataError(
+            "{folder} holds only pickled weights: {names}",
+            "reading a pickle runs whatever code its maker put in it",
+            "where you trust them: transformers' AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors",
+            folder=folder,
+            names=", ".join(pickled[:3]),
+        )
+    raise DataError("{folder} holds no weights", "neither {single} nor {index} is there", "", folder=folder, single=SINGLE, index=INDEX)
+
+
+class _opened:
+    """An opened safetensors file; a damaged one is a DataError."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __enter__(self) -> safe_open:
+        try:
+            self.handle = safe_open(self.file, framework="pt")
+            return self.handle.__enter__()
+        except FileNotFoundError:
+            raise DataError("{file} is missing", "the index names it", "restore the file", file=self.file) from None
+        except (SafetensorError, OSError) as error:
+            raise DataError("{file} is damaged: {error}", "", "restore the file; was the download whole?", file=self.file, error=error) from None
+
+    def __exit__(self, *problem: object) -> None:
+        self.handle.__exit__(*problem)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that config.json names for the weights, float32 if none."""
+    plain = read_config(Path(folder))
+    return getattr(torch, str(plain.get("dtype") or plain.get("torch_dtype") or "float32").removeprefix("torch."), torch.float32)
+
+
+def tensor_names(folder: Path) -> Iterator[str]:
+    """Names of all tensors on disk."""
+    for file in weight_files(Path(folder)):
+        with _opened(file) as tensors:
+            yield from tensors.keys()

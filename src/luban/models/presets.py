@@ -1,0 +1,80 @@
+"""Well-known shapes by name, and what a shape costs, from closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from luban.foundation.config import build
+from luban.foundation.console import bytes_text, count_text
+from luban.foundation.errors import ConfigError, nearest
+from luban.foundation.messages import t
+from luban.models.counts import flops_per_token, key_value_bytes, memory, parameters
+from luban.models.shape import ShapeConfig
+
+_LLAMA2: dict[str, Any] = {"vocabulary_size": 32000, "maximum_positions": 4096, "norm_epsilon": 1e-5, "tied_embeddings": False}
+_QWEN3: dict[str, Any] = {"architecture": "qwen3", "vocabulary_size": 151936, "maximum_positions": 40960, "rope_theta": 1e6, "head_dim": 128, "key_value_heads": 8}
+
+# The numbers are those of each model's published config.json. The small ones leave the vocabulary to the tokenizer.
+PRESETS: Mapping[str, dict[str, Any]] = {
+    "tiny": {"layers": 4, "hidden_size": 128, "heads": 4, "key_value_heads": 2, "maximum_positions": 256},
+    "small": {"layers": 6, "hidden_size": 384, "heads": 6, "key_value_heads": 2, "maximum_positions": 512},
+    "base": {"layers": 12, "hidden_size": 768, "heads": 12, "key_value_heads": 4, "maximum_positions": 2048},
+    "smollm2-135m": {
+        "vocabulary_size": 49152, "layers": 30, "hidden_size": 576, "heads": 9, "key_value_heads": 3, "feed_forward_size": 1536,
+        "maximum_positions": 8192, "rope_theta": 1e5, "norm_epsilon": 1e-5,
+    },
+    "llama-2-7b": {**_LLAMA2, "layers": 32, "hidden_size": 4096, "heads": 32, "feed_forward_size": 11008},
+    "llama-2-13b": {**_LLAMA2, "layers": 40, "hidden_size": 5120, "heads": 40, "feed_forward_size": 13824},
+    "llama-2-70b": {**_LLAMA2, "layers": 80, "hidden_size": 8192, "heads": 64, "key_value_heads": 8, "feed_forward_size": 28672},
+    "llama-3-8b": {
+        "vocabulary_size": 128256, "layers": 32, "hidden_size": 4096, "heads": 32, "key_value_heads": 8, "feed_forward_size": 14336,
+        "maximum_positions": 8192, "rope_theta": 5e5, "norm_epsilon": 1e-5, "tied_embeddings": False,
+    },
+    "qwen2.5-7b": {
+        "architecture": "qwen2", "vocabulary_size": 152064, "layers": 28, "hidden_size": 3584, "heads": 28, "key_value_heads": 4,
+        "feed_forward_size": 18944, "maximum_positions": 131072, "rope_theta": 1e6, "tied_embeddings": False,
+    },
+    "qwen3-0.6b": {**_QWEN3, "layers": 28, "hidden_size": 1024, "heads": 16, "feed_forward_size": 3072},
+    "qwen3-8b": {**_QWEN3, "layers": 36, "hidden_size": 4096, "heads": 32, "feed_forward_size": 12288, "tied_embeddings": False},
+    "mistral-7b": {
+        "architecture": "mistral", "vocabulary_size": 32000, "layers": 32, "hidden_size": 4096, "heads": 32, "key_value_heads": 8,
+        "feed_forward_size": 14336, "maximum_positions": 32768, "norm_epsilon": 1e-5, "tied_embeddings": False, "sliding_window": 4096,
+    },
+}  # fmt: skip
+
+
+def preset(name: str) -> ShapeConfig:
+    """The shape of a preset. Raises ConfigError with the nearest name for one that is not known."""
+    if name not in PRESETS:
+        guess = nearest(name, PRESETS)
+        raise ConfigError(
+            "no preset of a model's shape is called {name!r}",
+            "",
+            "did you mean {guess}? There are: {known}" if guess else "there are: {known}",
+            name=name,
+            guess=guess,
+            known=", ".join(PRESETS),
+        )
+    return build(ShapeConfig, PRESETS[name])
+
+
+def describe(shape: ShapeConfig, *, sequence_length: int | None = None, rows: int = 1) -> list[tuple[str, str]]:
+    """Parameters, operations a token and memory of a shape as lines (label, text) for people, without building it.
+
+    Memory is for AdamW in mixed precision: float32 weights, gradients and two states, bfloat16 arithmetic.
+    """
+    shape.require_resolved()
+    length = sequence_length or min(shape.maximum_positions, 2048)
+    count = parameters(shape)
+    training = memory(shape, rows=rows, sequence_length=length, dtype="bfloat16")
+    return [
+        (t("parameters"), f"{count_text(count['total'])} ({count['total']:,})"),
+        (t("of these in the embedding"), count_text(count["embedding"] + count["output"])),
+        (t("operations a token, training"), count_text(flops_per_token(shape, length))),
+        (t("operations a token, reading"), count_text(flops_per_token(shape, length, backward=False))),
+        (t("weights in float32 / bfloat16"), f"{bytes_text(4 * count['total'])} / {bytes_text(2 * count['total'])}"),
+        (t("training: weights, gradients, optimizer"), bytes_text(training["weights"] + training["gradients"] + training["optimizer"] + training["casts"])),
+        (t("training: activations of {rows} rows of {length} tokens", rows=rows, length=length), bytes_text(training["activations"])),
+        (t("key-value cache of 1,000 tokens in bfloat16"), bytes_text(key_value_bytes(shape, 1000, "bfloat16"))),
+    ]

@@ -1,0 +1,187 @@
+"""The shape of a decoder: everything config.json says about it, under the field's standard names."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from luban.foundation.config import Auto, Config, build, field
+from luban.foundation.errors import ConfigError
+
+Architecture = Literal["llama", "qwen2", "qwen3", "mistral"]
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
+class RopeScalingConfig(Config):
+    """How rotary positions are stretched beyond the length a model was trained on; the keys are those of config.json."""
+
+    renamed: ClassVar[dict[str, str]] = {"type": "rope_type"}
+
+    rope_type: Literal["linear", "dynamic", "llama3", "yarn"] = field(
+        ..., "Kind of scaling: linear (interpolation), dynamic (as unscaled up to maximum_positions, no further), llama3 or yarn."
+    )
+    factor: PositiveFloat = field(..., "How many times the original length is reached.")
+    original_max_position_embeddings: PositiveInt | None = field(
+        None, "Length before scaling (llama3, yarn); when left out, maximum_positions.", unit="tokens"
+    )
+    low_freq_factor: PositiveFloat | None = field(None, "llama3: waves longer than the original length over this are slowed by factor.")
+    high_freq_factor: PositiveFloat | None = field(None, "llama3: waves shorter than the original length over this stay as they are.")
+    attention_factor: NonNegativeFloat | None = field(None, "yarn: scale of cosines and sines; when left out, 0.1 ln(factor) + 1.")
+    beta_fast: PositiveFloat | None = field(None, "yarn: turns over the original length above which a wave stays as it is (32).")
+    beta_slow: PositiveFloat | None = field(None, "yarn: turns over the original length below which a wave is slowed by factor (1).")
+    mscale: NonNegativeFloat | None = field(None, "yarn: numerator of the attention factor, with mscale_all_dim.")
+    mscale_all_dim: NonNegativeFloat | None = field(None, "yarn: denominator of the attention factor, with mscale.")
+    truncate: bool | None = field(None, "yarn: round the borders of the ramp to whole dimensions (true).")
+
+    @model_validator(mode="after")
+    def _llama3_is_whole(self) -> RopeScalingConfig:
+        if self.rope_type == "llama3":
+            if self.low_freq_factor is None or self.high_freq_factor is None:
+                raise ValueError("llama3 scaling needs low_freq_factor and high_freq_factor")
+            if self.high_freq_factor <= self.low_freq_factor:
+                raise ValueError("high_freq_factor must be above low_freq_factor")
+        return self
+
+
+class ShapeConfig(Config):
+    """The shape of a decoder of the Llama and Qwen family."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        "model_type": "architecture",
+        "vocab_size": "vocabulary_size",
+        "num_hidden_layers": "layers",
+        "n_layer": "layers",
+        "n_layers": "layers",
+        "num_layers": "layers",
+        "num_attention_heads": "heads",
+        "n_head": "heads",
+        "n_heads": "heads",
+        "num_key_value_heads": "key_value_heads",
+        "n_kv_heads": "key_value_heads",
+        "n_embd": "hidden_size",
+        "d_model": "hidden_size",
+        "intermediate_size": "feed_forward_size",
+        "max_position_embeddings": "maximum_positions",
+        "rms_norm_eps": "norm_epsilon",
+        "tie_word_embeddings": "tied_embeddings",
+        "mlp_bias": "feed_forward_bias",
+        "initializer_range": "initializer_deviation",
+    }
+
+    architecture: Architecture = field("llama", "Family whose parameter names and details are used: llama, qwen2, qwen3 or mistral.")
+    vocabulary_size: PositiveInt | Auto = field("auto", "Rows of the embedding; auto takes the tokenizer's.", unit="tokens")
+    layers: PositiveInt | Auto = field("auto", "Number of layers; auto: the depth.")
+    hidden_size: PositiveInt | Auto = field("auto", "Width of the residual stream; auto: 64 a layer.")
+    heads: PositiveInt | Auto = field("auto", "Number of attention heads; auto: one for every 64 of hidden_size.")
+    key_value_heads: PositiveInt | Auto = field("auto", "Heads of keys and values, each shared by heads / key_value_heads; auto: heads.")
+    head_dim: PositiveInt | Auto = field("auto", "Width of one head, even; auto: hidden_size / heads.")
+    feed_forward_size: PositiveInt | Auto = field("auto", "Width inside SwiGLU; auto: 8/3 hidden_size, rounded up to a multiple of 64.")
+    maximum_positions: PositiveInt | Auto = field("auto", "Longest sequence the model is made for; auto: as long as it is trained on.", unit="tokens")
+    rope_theta: PositiveFloat = field(10000.0, "Base of the rotary wavelengths.")
+    rope_scaling: RopeScalingConfig | None = field(None, "Stretching of the rotary positions.")
+    norm_epsilon: PositiveFloat = field(1e-6, "Added to the mean square in RMSNorm.")
+    tied_embeddings: bool = field(True, "Use the embedding also as the output matrix.")
+    attention_bias: bool = field(
+        False, "Biases in attention: on queries, keys, values and output (llama, qwen3). qwen2 always has the first three; mistral none."
+    )
+    feed_forward_bias: bool = field(False, "Biases in SwiGLU (llama only).")
+    query_key_norm: bool | Auto = field("auto", "RMSNorm on each head's queries and keys; auto: qwen3 has it, the others do not.")
+    sliding_window: PositiveInt | None = field(None, "A token sees this many, itself included, in sliding layers.", unit="tokens")
+    layer_types: list[LayerType] | None = field(None, "full_attention or sliding_attention for each layer; when left out, all slide if sliding_window is given.")
+    initializer: Literal["normal", "depth_scaled", "zero_output"] = field(
+        "depth_scaled",
+        "First values of the matrices: normal; depth_scaled divides those that write to the residual stream by sqrt(2 layers); zero_output sets them to zero.",
+    )
+    initializer_deviation: PositiveFloat = field(0.02, "Standard deviation of the first values.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ShapeConfig:
+        """Replace ``auto`` by the number it stands for as far as that is known, and refuse what does not fit together."""
+        self._derive()
+        known = {name: getattr(self, name) for name in ("layers", "hidden_size", "heads", "key_value_heads", "head_dim")}
+        known = {name: value for name, value in known.items() if value != "auto"}
+        if known.get("head_dim", 2) % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
+        if "heads" in known and known["heads"] % known.get("key_value_heads", 1):
+            raise ValueError(f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}")
+        if self.layer_types is not None and len(self.layer_types) != known.get("layers", len(self.layer_types)):
+            raise ValueError(f"layer_types names {len(self.layer_types)} layers of {self.layers}")
+        if self.layer_types and "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ValueError("layer_types has sliding_attention, but sliding_window is not given")
+        self._fits_architecture()
+        return self
+
+    def _derive(self) -> None:
+        """Written past the validation of assignments, which would come back here."""
+        values = self.__dict__
+        if self.query_key_norm == "auto":
+            values["query_key_norm"] = self.architecture == "qwen3"
+        if self.hidden_size == "auto":
+            return
+        if self.heads == "auto":
+            width = 64 if self.head_dim == "auto" else self.head_dim
+            if self.hidden_size % width:
+                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {width}; give heads")
+            values["heads"] = self.hidden_size // width
+        if self.head_dim == "auto":
+            if self.hidden_size % self.heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}; give head_dim")
+            values["head_dim"] = self.hidden_size // self.heads
+        if self.key_value_heads == "auto":
+            values["key_value_heads"] = self.heads
+        if self.feed_forward_size == "auto":
+            values["feed_forward_size"] = -(-8 * self.hidden_size // (3 * 64)) * 64
+
+    def resolved(self, *, depth: int | None = None, vocabulary_size: int | None = None, maximum_positions: int | None = None) -> ShapeConfig:
+        """The shape with every ``auto`` replaced: by the one dial ``depth``, the tokenizer's size and the length trained on.
+
+        What is written in the shape stays. Raises ConfigError naming what is still auto.
+        """
+        values = {name: value for name, value in self.model_dump().items() if value != "auto"}
+        depth = values.get("layers", depth)
+        given = {"layers": depth, "hidden_size": depth and 64 * depth, "vocabulary_size": vocabulary_size, "maximum_positions": maximum_positions}
+        whole = build(ShapeConfig, {name: value for name, value in given.items() if value is not None} | values)
+        whole.require_resolved()
+        return whole
+
+    def require_resolved(self) -> None:
+        """Raise ConfigError if anything is still ``auto``."""
+        if left := [name for name in type(self).model_fields if getattr(self, name) == "auto"]:
+            raise ConfigError(
+                "the model's shape is not whole; still auto: {names}", "a model is built from numbers", "give them, or depth", names=", ".join(left)
+            )
+
+    def _fits_architecture(self) -> None:
+        """transformers would drop what its class of that name does not have, so it is refused here."""
+        name = self.architecture
+        if self.attention_bias and name == "mistral":
+            raise ValueError("mistral has no attention biases")
+        if self.feed_forward_bias and name != "llama":
+            raise ValueError(f"{name} has no feed_forward_bias; llama has")
+        if self.query_key_norm != (name == "qwen3"):
+            raise ValueError("qwen3 has query_key_norm; llama, qwen2 and mistral have not")
+        if self.sliding_window is not None and name == "llama":
+            raise ValueError("llama has no sliding_window; mistral, qwen2 and qwen3 have")
+        if name == "mistral" and self.layer_types and len(set(self.layer_types)) > 1:
+            raise ValueError("mistral has one kind of layer; qwen2 and qwen3 can mix")
+        if name == "qwen2" and "auto" not in (self.head_dim, self.heads, self.hidden_size) and self.head_dim * self.heads != self.hidden_size:
+            raise ValueError(f"qwen2 has no head_dim of its own: it is hidden_size / heads ({self.hidden_size} / {self.heads})")
+
+    @property
+    def query_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias or self.architecture == "qwen2"
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output matrix has a bias."""
+        return self.attention_bias and self.architecture != "qwen2"
+
+    @property
+    def windows(self) -> list[int | None]:
+        """For each layer the number of tokens a token sees, or None for all."""
+        if self.sliding_window is None:
+            return [None] * self.layers
+        kinds = self.layer_types or ["sliding_attention"] * self.layers
+        return [self.sliding_window if kind == "sliding_attention" else None for kind in kinds]

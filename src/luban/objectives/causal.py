@@ -1,0 +1,57 @@
+"""Predict the next token of running text: pretraining and continued pretraining."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from luban.foundation.artifacts import Artifact
+from luban.foundation.errors import ConfigError
+from luban.models.decoder import Decoder
+from luban.objectives.base import DataRequest, Loaders, Objective, Term
+from luban.objectives.losses import next_token_sum
+from luban.tokens.batch import Batch
+from luban.tokens.loader import PackedLoader
+from luban.tokens.store import TokenStore
+
+VALIDATION_BATCHES = 64  # enough for a curve; `evaluate` scores every held-out document
+
+
+class Causal(Objective):
+    """Every token of every document is scored, the end-of-text token included."""
+
+    name, unit, scope = "causal", "token", "example"
+
+    def loaders(self, data: DataRequest) -> Loaders:
+        stores = [TokenStore(_encoded(source).path, "train") for source in data.data]
+        replayed = [TokenStore(_encoded(source).path, "train") for source in data.replay]
+        loader = PackedLoader(_weighted(stores, replayed, data.replay_share), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=data.seed, packing=data.packing)
+        report = {"train_tokens": sum(store.tokens for store in stores), "train_documents": sum(store.documents for store in stores)}
+        licences = [name for source in (*data.data, *data.replay) for name in source.licences]
+        return Loaders(loader, _validation(data), report, licences)
+
+    def terms(self, model: Decoder, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(next_token_sum(model, batch))}
+
+
+def _encoded(source: object) -> Artifact:
+    if not (isinstance(source, Artifact) and source.kind == "encode"):
+        raise ConfigError("the causal objective reads token shards, and {source} is none", "", "name an encode stage as data, or give a text path to `luban train`, which makes the stages between", source=getattr(source, "path", source))
+    return source
+
+
+def _weighted(stores: list[TokenStore], replayed: list[TokenStore], share: float) -> list[tuple[TokenStore, float]]:
+    """Each store by its size; together the replayed ones are ``share`` of the rows read."""
+    new, old = sum(store.tokens for store in stores), sum(store.tokens for store in replayed)
+    kept = 1 - share if old else 1.0
+    return [(store, kept * store.tokens / new) for store in stores] + [(store, share * store.tokens / old) for store in replayed]
+
+
+def _validation(data: DataRequest) -> list[Batch]:
+    """Held-out documents packed in stored order, at most 64 batches: the validation split, or all of `validation_data`."""
+    split = "train" if data.validation else "validation"
+    stores = [TokenStore(_encoded(source).path, split) for source in (data.validation or data.data)]
+    stores = [store for store in stores if store.documents]
+    if not stores:
+        return []
+    loader = PackedLoader(_weighted(stores, [], 0.0), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=0, shuffle=False)
+    return list(islice(loader.pass_once(), VALIDATION_BATCHES))

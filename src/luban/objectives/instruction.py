@@ -1,0 +1,65 @@
+"""Instruction tuning: score the assistant's words and the token that ends its turn, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luban.examples import conversations, preview
+from luban.examples.conversations import Conversation, ConversationSet, read_conversations, split_by_content
+from luban.examples.guard import check
+from luban.examples.supervised import fit_to_length, supervised_examples
+from luban.foundation.console import say
+from luban.foundation.errors import DataError
+from luban.models.decoder import Decoder
+from luban.objectives.base import DataRequest, Loaders, Objective, Term
+from luban.objectives.losses import next_token_sum
+from luban.tokens.batch import Batch, Example
+from luban.tokens.loader import ExampleLoader
+
+VALIDATION_BATCHES = 64  # enough for a curve; `evaluate` scores every held-out conversation
+
+
+class Instruction(Objective):
+    """Conversations in any recognised format, rendered with the tokenizer's own chat template."""
+
+    name, unit, scope = "instruction", "token", "example"
+
+    def loaders(self, data: DataRequest) -> Loaders:
+        train, held_out, found = _conversations(data)
+        if not train:
+            raise DataError("there is no conversation to train on in {files}", "{bad} rows were set aside", "luban show FILE says how a file is read", files=", ".join(map(_name, data.data)), bad=len(found.bad))
+        conversations.show(found)
+        examples = supervised_examples(train, data.tokenizer, found.bad)
+        guard = check(examples, data.tokenizer, data.sequence_length)
+        preview.show(examples, data.tokenizer)
+        say("{count} conversations, {share:.0%} of their tokens are trained on", count=len(train), share=guard.supervised_share)
+        fitting, _ = fit_to_length(examples, data.sequence_length + 1)
+        loader = _loader(fitting, data, data.seed)
+        report = {"conversations": len(train), "validation_conversations": len(held_out), "bad_rows": len(found.bad), "format": found.format, "guard": guard.plain()}
+        return Loaders(loader, _validation(held_out, data), report, [])
+
+    def terms(self, model: Decoder, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(next_token_sum(model, batch))}
+
+
+def _conversations(data: DataRequest) -> tuple[list[Conversation], list[Conversation], ConversationSet]:
+    """Training and held-out conversations; without files of their own the latter are chosen by content hash."""
+    found = read_conversations([Path(_name(source)) for source in data.data])
+    if data.validation:
+        return found.conversations, read_conversations([Path(_name(source)) for source in data.validation]).conversations, found
+    train, held_out = split_by_content(found.conversations, data.validation_share)
+    return train, held_out, found
+
+
+def _name(source: Any) -> str:
+    return str(getattr(source, "path", source))
+
+
+def _loader(examples: list[Example], data: DataRequest, seed: int) -> ExampleLoader:
+    return ExampleLoader(examples, sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=seed, packing="best_fit", pad_id=data.tokenizer.end_of_text_id)
+
+
+def _validation(held_out: list[Conversation], data: DataRequest) -> list[Batch]:
+    examples, _ = fit_to_length(supervised_examples(held_out, data.tokenizer, []), data.sequence_length + 1)
+    return list(_loader(examples, data, 0).pass_once())[:VALIDATION_BATCHES] if examples else []

@@ -1,0 +1,1 @@
+"""Recipes, the runner, the run card."""

@@ -1,0 +1,157 @@
+"""The run card: one page that tells what was trained, on what, how long, and whether it helped.
+
+``card.html`` is self-contained: no script, no font, no picture from elsewhere. It follows the reader's dark or light
+setting and language.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from luban import __version__
+from luban.evaluation.report import row_label, verdicts
+from luban.foundation.artifacts import write_bytes
+from luban.foundation.console import bytes_text, console, count_text, seconds_text
+from luban.foundation.messages import language, t
+from luban.pipeline.card_facts import (
+    RunFacts,
+    comparison,
+    corpus_bytes,
+    corpus_languages,
+    data_facts,
+    gather,
+    machine_text,
+    next_commands,
+    training_facts,
+    versions_text,
+)
+
+CARD = "card.html"
+
+
+def write_card(run_folder: Path) -> Path:
+    """Write ``card.html`` into the run's folder and return its path.
+
+    Raises LubanError when no stage of the run is finished.
+    """
+    run = gather(run_folder)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((Path(__file__).parent / "card.html.j2").read_text(encoding="utf-8"))
+    path = run_folder / CARD
+    write_bytes(path, template.render(_page(run)).encode("utf-8", "replace"))
+    return path
+
+
+def _page(run: RunFacts) -> dict[str, Any]:
+    """Everything the template shows."""
+    trainings = [training_facts(stage) for stage in run.of_kind("train")]
+    whole = sum(stage.seconds for stage in run.stages) or 1.0
+    return {
+        "t": t,
+        "run": run,
+        "lang": "zh-CN" if language() == "zh" else "en",
+        "version": __version__,
+        "summary": summary_text(run),
+        "tiles": _tiles(run),
+        "groups": comparison(run.results),
+        "verdicts": verdicts(run.results),
+        "conversation_groups": comparison({"rows": run.results.get("conversations", {}).get("rows", [])}, "loss"),
+        "conversation_verdicts": verdicts(run.results.get("conversations", {}), run.results),
+        "notes": run.results.get("notes", []),
+        "written": [{**sample, "prompt": sample["prompt"].strip("\n"), "text": sample["text"].strip("\n")} for sample in run.results.get("samples", [])],
+        "signature": _signature(run.results),
+        "times": [(stage.name, stage.kind, seconds_text(stage.seconds), 100 * stage.seconds / whole) for stage in run.stages if stage.artifact],
+        "trainings": trainings,
+        "data": [(stage.name, data_facts(stage), (stage.artifact.path / "card.html").is_file()) for stage in run.of_kind("curate")],
+        "machine": machine_text(run),
+        "versions": versions_text(run),
+        "commands": next_commands(run, _typed(run.folder)),
+        "bytes_text": bytes_text,
+        "seconds_text": seconds_text,
+    }
+
+
+def summary_text(run: RunFacts) -> str:
+    """One sentence: what was trained, on what, how long."""
+    models, corpora = run.of_kind("train"), run.of_kind("curate")
+    parts = []
+    if models and (size := models[0].artifact.metrics.get("parameters")):
+        parts.append(t("A language model of {parameters} parameters", parameters=count_text(size)))
+    if corpora:
+        languages = t(", ").join(corpus_languages(corpora[0]))
+        size = bytes_text(corpus_bytes(corpora[0]))
+        parts.append(t("{size} of text in {languages}", size=size, languages=languages) if languages else t("{size} of text", size=size))
+    parts.append(t("made in {time}", time=seconds_text(run.seconds)))
+    if machine := machine_text(run):
+        parts.append(t("on {machine}", machine=machine))
+    return " · ".join(parts)
+
+
+def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
+    """The few figures that stand at the top: label, figure, and a word beside it."""
+    tiles = []
+    rows = [row for row in run.results.get("rows", []) if row.get("scores", {}).get("all", {}).get("bits_per_byte")]
+    models = [row for row in rows if row.get("role") == "model"]
+    if models:
+        best = min(models, key=lambda row: row["scores"]["all"]["bits_per_byte"]["value"])
+        beside = [f"{row_label(row)} {row['scores']['all']['bits_per_byte']['value']:.2f}" for row in rows if row.get("role") == "baseline"]
+        tiles.append((t("bits a byte, held-out text"), f"{best['scores']['all']['bits_per_byte']['value']:.3f}", t(", ").join([best["name"], *beside])))
+    if trained := run.of_kind("train"):
+        metrics = [stage.artifact.metrics for stage in trained]
+        if size := metrics[0].get("parameters"):
+            tiles.append((t("parameters"), count_text(size), ""))
+        if tokens := sum(values.get("tokens") or 0 for values in metrics):
+            tiles.append((t("tokens trained on"), count_text(tokens), ""))
+    tiles.append((t("time"), seconds_text(run.seconds), ""))
+    tiles.append((t("stages"), str(sum(stage.finished for stage in run.stages)), t("of {count}", count=len(run.stages)) if not all(stage.finished for stage in run.stages) else ""))
+    return tiles
+
+
+def _signature(results: dict[str, Any]) -> str:
+    for row in results.get("rows", []):
+        if row.get("role") == "model" and (score := row.get("scores", {}).get("all", {}).get("bits_per_byte")):
+            return str(score.get("signature", ""))
+    return ""
+
+
+def _typed(folder: Path) -> str:
+    """The folder as a person would type it from where they are."""
+    relative = os.path.relpath(folder)
+    return relative if not relative.startswith("..") else str(folder)
+
+
+def print_summary(run_folder: Path) -> None:
+    """The card in the terminal: compact, ending with three commands to try."""
+    from rich import box
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    run = gather(run_folder)
+    blocks: list[Any] = [Text(summary_text(run), style="dim")]
+    stages = Table.grid(padding=(0, 2))
+    whole = max((stage.seconds for stage in run.stages), default=0) or 1.0
+    for stage in run.stages:
+        bar = "━" * max(1, round(24 * stage.seconds / whole)) if stage.finished else t("not finished")
+        stages.add_row(Text(stage.name, style="bold"), Text(stage.kind, style="dim"), Text(seconds_text(stage.seconds) if stage.finished else ""), Text(bar, style="cyan" if stage.finished else "yellow"))
+    blocks += [Text(), stages]
+    for title, bars in comparison(run.results)[:3]:
+        grid = Table.grid(padding=(0, 2))
+        for bar in bars:
+            style = {"model": "bold green", "baseline": "blue"}.get(bar.role, "dim")
+            grid.add_row(Text("  " + bar.label, style=style), Text(bar.text, style=style), Text("█" * max(1, round(bar.width * 0.24)), style=style))
+        blocks += [Text(), Text(t("bits a byte: {what}", what=title), style="bold"), grid]
+    for clear, sentence in verdicts(run.results):
+        blocks.append(Text("  " + sentence, style="" if clear else "yellow"))
+    blocks += [Text(), Text(t("where it lies"), style="bold"), Text(f"  {_typed(run.folder)}/", overflow="fold")]
+    if (run.folder / CARD).is_file():
+        blocks.append(Text(f"  {_typed(run.folder / CARD)}", overflow="fold"))
+    blocks += [Text(), Text(t("next"), style="bold")]
+    width = max(len(command) for command, _ in next_commands(run, _typed(run.folder)))
+    blocks += [Text.assemble("  ", (command.ljust(width), "bold cyan"), "  ", (purpose, "dim"), overflow="fold") for command, purpose in next_commands(run, _typed(run.folder))]
+    console().print(Panel(Group(*blocks), title=Text(f" {run.name} ", style="bold"), box=box.ROUNDED, border_style="cyan", padding=(1, 2)), soft_wrap=False)

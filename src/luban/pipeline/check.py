@@ -1,0 +1,204 @@
+"""What can be known before a run: inputs, data, templates, memory and time in closed form, one dry batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luban.foundation.artifacts import Artifact, Work, is_artifact, open_artifact
+from luban.foundation.console import bytes_text, count_text, seconds_text
+from luban.foundation.custom import is_custom, load_custom
+from luban.foundation.errors import LubanError
+from luban.foundation.hardware import machine
+from luban.foundation.messages import t
+from luban.models.counts import memory, parameters
+from luban.models.shape import ShapeConfig
+from luban.pipeline.recipe import Recipe, Stage
+from luban.planning import dial
+from luban.planning.resolve import resolve, train_facts
+
+BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
+NEEDS = {"curate": ("ftfy", "py3langid", "xxhash"), "serve": ("starlette", "uvicorn"), "train": (), "encode": (), "evaluate": (), "train_tokenizer": ()}
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One checked thing."""
+
+    passed: bool
+    text: str
+
+
+def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
+    """Every check, in the order of the recipe; a failing one does not keep the others from being made."""
+    import torch  # noqa: F401  so that the machine's accelerator is seen
+
+    here = machine()
+    free = shutil.disk_usage(_existing(recipe.out)).free
+    yield Tick(True, t("machine: {cpu}, {cores} cores, {memory}, {accelerator}", cpu=here.cpu, cores=here.cores, memory=bytes_text(here.memory_bytes), accelerator=here.accelerator_name or here.accelerator))
+    yield Tick(free > 2**30, t("disk: {free} free in {folder}", free=bytes_text(free), folder=recipe.out))
+    known: dict[str, dict[str, Any]] = {}
+    for stage in recipe.stages.values():
+        yield from _packages(stage)
+        try:
+            yield from _inputs(recipe, stage)
+            if stage.kind.name == "train":
+                yield from _training(recipe, stage, known, here.memory_bytes, dry_batch)
+            elif not stage.kind.terminal:
+                known[stage.name] = _expected(recipe, stage, known)
+        except LubanError as error:
+            yield Tick(False, f"{stage.name}: {error}")
+
+
+def _packages(stage: Stage) -> Iterator[Tick]:
+    missing = [name for name in NEEDS[stage.kind.name] if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Tick(False, t("{stage}: needs {packages}: pip install 'luban[all]'", stage=stage.name, packages=", ".join(missing)))
+
+
+def _inputs(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
+    """Each named path exists and can be read as what the stage takes it for."""
+    for field, values in stage.inputs.items():
+        for value in values:
+            if value in recipe.stages:
+                continue
+            if is_custom(value):
+                load_custom(value, recipe.folder)
+                yield Tick(True, t("{stage}.{field}: {value} can be imported", stage=stage.name, field=field, value=value))
+                continue
+            path = recipe.path_of(value.partition("#")[0])
+            if not path.exists():
+                yield Tick(False, t("{stage}.{field}: {path}: no such file or folder", stage=stage.name, field=field, path=path))
+            elif is_artifact(path):
+                open_artifact(path)
+                yield Tick(True, t("{stage}.{field}: {path} is whole", stage=stage.name, field=field, path=path))
+            else:
+                yield Tick(True, f"{stage.name}.{field}: {_read(stage, field, path)}")
+
+
+def _read(stage: Stage, field: str, path: Path) -> str:
+    """Read enough of a data file to say how it was recognised."""
+    if stage.kind.name == "train" and field in ("data", "validation_data"):
+        from luban.examples.conversations import read_conversations
+
+        found = read_conversations([path])
+        return t("{path}: {count} conversations, format {format}, {bad} bad rows", path=path, count=len(found.conversations), format=found.format, bad=len(found.bad))
+    if stage.kind.name == "curate":
+        from luban.corpus.readers import find_files, recognise
+
+        files = find_files([path])
+        kinds = sorted({recognise(file).format for file in files})
+        size = sum(file.stat().st_size for file in files)
+        return t("{path}: {count} files, {size}, read as {formats}", path=path, count=len(files), size=bytes_text(size), formats=", ".join(kinds))
+    return str(path)
+
+
+def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Bytes, tokens and vocabulary a stage will give: from its artifact if it is there, else estimated."""
+    final = recipe.out / stage.name
+    if is_artifact(final):
+        return dict(open_artifact(final).metrics)
+    facts: dict[str, Any] = {}
+    for values in stage.inputs.values():
+        for value in values:
+            facts |= known.get(value, {})
+    if stage.kind.name == "curate":
+        from luban.corpus.readers import find_files
+
+        files = find_files([recipe.path_of(value.partition("#")[0]) for value in stage.inputs["sources"]])
+        facts["train_bytes"] = sum(file.stat().st_size for file in files)
+    elif stage.kind.name == "train_tokenizer":
+        wanted = stage.config.vocabulary_size
+        facts["vocabulary_size"] = dial.vocabulary_for_bytes(facts.get("train_bytes", 2**21)) if wanted == "auto" else wanted
+    elif stage.kind.name == "encode":
+        facts["train_tokens"] = int(facts.get("train_bytes", 2**21) / BYTES_A_TOKEN)
+    return facts
+
+
+def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], memory_bytes: int, dry_batch: bool) -> Iterator[Tick]:
+    """Shape, length, memory and time of a training stage, then one dry batch; then its template."""
+    work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known) for field, values in stage.inputs.items()}, seed=recipe.seed)
+    before = known.get(stage.inputs["model"][0]) if stage.inputs.get("model") else None
+    if before and before.get("shape"):
+        work.inputs["model"] = None  # it does not exist yet: its shape is what that stage will make
+        config = resolve("train", stage.config.updated(shape=before["shape"].explicit()), work)
+    else:
+        config = resolve("train", stage.config, work)
+    shape: ShapeConfig = config.shape if isinstance(config.shape, ShapeConfig) else before["shape"]
+    known[stage.name] = {"shape": shape, "vocabulary_size": shape.vocabulary_size}
+    epoch = train_facts(stage.config, work).get("train_tokens", 1_000_000)
+    steps = config.length.steps(config.batch_tokens, epoch)
+    rows = max(1, 2048 // config.sequence_length) if config.micro_batch_rows == "auto" else config.micro_batch_rows
+    need = memory(shape, rows=rows, sequence_length=config.sequence_length)["total"] + rows * config.sequence_length * shape.vocabulary_size * 8
+    yield Tick(
+        need < 0.9 * memory_bytes,
+        t("{stage}: {parameters} parameters, {steps} steps of {tokens} tokens, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, tokens=config.batch_tokens, memory=bytes_text(need)),
+    )
+    if dry_batch and need < 0.9 * memory_bytes:
+        seconds = _dry_batch(shape, rows, config)
+        yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * steps * config.batch_tokens / (rows * config.sequence_length))))
+    if config.objective == "instruction":
+        yield from _template(recipe, stage)
+
+
+def _stand_in(recipe: Recipe, values: list[str], known: dict[str, dict[str, Any]]) -> Any:
+    """An input as `resolve` needs it: the artifact, or for one that is not made yet its expected figures."""
+    items = []
+    for value in values:
+        path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
+        if is_artifact(path):
+            items.append(open_artifact(path))
+        elif value in recipe.stages:
+            kind = recipe.stages[value].kind.name
+            items.append(Artifact(path, {"kind": kind, "fingerprint": "", "metrics": {"vocabulary_size": 4096, "train_tokens": 10**6, **known.get(value, {})}}))
+        else:
+            items.append(path)
+    return items[0] if len(items) == 1 else items or None
+
+
+def _dry_batch(shape: ShapeConfig, rows: int, config: Any) -> float:
+    """Seconds of one forward and backward pass over random tokens: a wrong shape or too little memory shows here."""
+    import torch
+
+    from luban.models.decoder import Decoder
+    from luban.objectives.losses import next_token_sum
+    from luban.tokens.batch import Batch
+    from luban.training.precision import prepare_machine
+
+    prepare_machine(config.threads, False)
+    model = Decoder(shape).initialize(0)
+    tokens = torch.randint(0, shape.vocabulary_size, (rows, config.sequence_length + 1))
+    positions = torch.arange(config.sequence_length).expand(rows, -1)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, config.sequence_length), positions, None, [])
+    best = float("inf")
+    for _ in range(2):
+        begun = time.monotonic()
+        next_token_sum(model, batch).backward()
+        best = min(best, time.monotonic() - begun)
+    return best
+
+
+def _template(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
+    """The chat template renders, and its control strings are single tokens of the tokenizer."""
+    from luban.examples.guard import missing_specials
+    from luban.tokenizer.tokenizer import Tokenizer
+
+    for field in ("tokenizer", "model"):
+        for value in stage.inputs.get(field, []):
+            path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
+            if (path / "tokenizer.json").exists():
+                lacking = missing_specials(Tokenizer.load(path))
+                yield Tick(not lacking, t("{stage}: the chat template needs {tokens}, which the tokenizer lacks", stage=stage.name, tokens=", ".join(lacking)) if lacking else t("{stage}: the chat template's control tokens are in the tokenizer", stage=stage.name))
+                return
+    yield Tick(True, t("{stage}: the chat template will be the tokenizer stage's", stage=stage.name))
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return folder

@@ -1,0 +1,287 @@
+"""`luban run`: do what is missing or stale, in order, and continue where it was stopped."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luban import __version__
+from luban.foundation.artifacts import Artifact, Work, finish, fingerprint, fingerprint_path, from_os_error, is_artifact, locked, open_artifact, write_bytes, write_json
+from luban.foundation.config import Config, fields_with_role
+from luban.foundation.console import heading, say, seconds_text
+from luban.foundation.custom import is_custom
+from luban.foundation.durations import Duration
+from luban.foundation.errors import DataError
+from luban.foundation.hardware import machine, peak_bytes
+from luban.pipeline.card import print_summary, write_card
+from luban.pipeline.inventory import ASIDE
+from luban.pipeline.recipe import Recipe, Stage
+from luban.planning.resolve import resolve
+
+
+
+@dataclass
+class Step:
+    """What is to be done for one stage: "fresh" is nothing."""
+
+    stage: Stage
+    fingerprint: str
+    status: str  # "fresh", "missing", "stale", "continue", "grow", "restore", "serve"
+    reason: str = ""
+
+
+def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) -> list[Artifact]:
+    """Run every stage that is missing or stale. A terminal stage runs last, in the foreground."""
+    begun = time.monotonic()
+    artifacts: dict[str, Artifact] = {}
+    terminal: Stage | None = None
+    with locked(recipe.out, wait):
+        _save_recipe(recipe)
+        for step in plan(recipe):
+            if step.status == "serve":
+                terminal = step.stage
+                continue
+            artifacts[step.stage.name] = _do(recipe, step)
+            if step.stage.name == until:
+                terminal = None
+                break
+        _save_summary(recipe, artifacts, time.monotonic() - begun)
+        if len(artifacts) > 1:
+            write_card(recipe.out)
+            print_summary(recipe.out)
+    if terminal is not None and until is None:
+        _serve(recipe, terminal)
+    return list(artifacts.values())
+
+
+def plan(recipe: Recipe) -> Iterator[Step]:
+    """What `run` would do, stage by stage; nothing is changed. Later statuses assume that earlier steps are done."""
+    fingerprints: dict[str, str] = {}
+    for stage in recipe.stages.values():
+        mark = stage_fingerprint(recipe, stage, fingerprints)
+        fingerprints[stage.name] = mark
+        if stage.kind.terminal:
+            yield Step(stage, mark, "serve")
+        else:
+            yield Step(stage, mark, *_status(recipe, stage, mark))
+
+
+def stage_fingerprint(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> str:
+    """Of the result fields, the inputs, the seed and the stage's code version."""
+    inputs = {name: [_input_fingerprint(recipe, value, earlier) for value in values] for name, values in stage.inputs.items()}
+    result = _without_inputs(fields_with_role(stage.config, "result"), list(inputs))
+    return fingerprint(stage.kind.name, stage.kind.stage.VERSION, recipe.seed, result, inputs)
+
+
+def _input_fingerprint(recipe: Recipe, value: str, earlier: dict[str, str]) -> str:
+    if value in earlier:
+        return earlier[value]
+    return fingerprint_path(recipe.path_of(value.rpartition(":")[0] if is_custom(value) else value.partition("#")[0])) + value.partition("#")[2]
+
+
+def _without_inputs(values: dict[str, Any], inputs: list[str]) -> dict[str, Any]:
+    """Inputs count by what they hold, not by how they are called, so that a moved folder stays fresh."""
+    kept = {}
+    for name, value in values.items():
+        inner = [dotted.removeprefix(name + ".") for dotted in inputs if dotted.startswith(name + ".")]
+        if name in inputs:
+            continue
+        kept[name] = _without_inputs(value, inner) if isinstance(value, dict) and inner else value
+    return kept
+
+
+def _status(recipe: Recipe, stage: Stage, mark: str) -> tuple[str, str]:
+    final = recipe.out / stage.name
+    partial = _partial(recipe, stage)
+    if is_artifact(final):
+        found = open_artifact(final)
+        if found.fingerprint == mark:
+            if _grew(stage.config, found):
+                return "grow", "its length grew"
+            return "fresh", ""
+        if is_artifact(recipe.out / ASIDE / f"{stage.name}-{mark}"):
+            return "restore", "an earlier run made it"
+        return "stale", _why_stale(recipe, stage, found)
+    if partial.exists() and _mark_of(partial) == mark:
+        return "continue", "it was stopped before it was whole"
+    if is_artifact(recipe.out / ASIDE / f"{stage.name}-{mark}"):
+        return "restore", "an earlier run made it"
+    return "missing", ""
+
+
+def _why_stale(recipe: Recipe, stage: Stage, found: Artifact) -> str:
+    """The result fields that differ, or that an input or the code did."""
+    was = found.manifest.get("config", {})
+    now = stage.config.model_dump(mode="json")
+    names = [name for name, value in now.items() if was.get(name) != value]
+    return ", ".join(names) + " changed" if names else "its input, seed or code changed"
+
+
+def _grew(config: Config, found: Artifact) -> bool:
+    """True when a length field asks for more than the artifact has."""
+    for name, value in fields_with_role(config, "length").items():
+        had = found.manifest.get("config", {}).get(name)
+        if had is not None and had != value:
+            now, then = Duration.parse(value), Duration.parse(had)
+            return now.unit != then.unit or now.value > then.value
+    return False
+
+
+def _do(recipe: Recipe, step: Step) -> Artifact:
+    """Make one stage's artifact, or take the finished one."""
+    stage, final = step.stage, recipe.out / step.stage.name
+    if step.status == "fresh":
+        say("✓ {name}: up to date", name=stage.name)
+        return open_artifact(final)
+    if step.status == "restore":
+        _set_aside(recipe, final)
+        (recipe.out / ASIDE / f"{stage.name}-{step.fingerprint}").rename(final)
+        say("✓ {name}: taken back from an earlier run of the same recipe", name=stage.name)
+        return open_artifact(final)
+    heading("{name} ({kind})", name=stage.name, kind=stage.kind.name)
+    if step.reason:
+        say("  {status}: {reason}", status=step.status, reason=step.reason)
+    partial = _prepare(recipe, step, final)
+    work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
+    begun, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    try:
+        config = resolve(stage.kind.name, stage.config, work)
+        stage.kind.stage.run(config, work)
+    except OSError as error:
+        raise from_os_error(error, partial) from error
+    seconds = time.monotonic() - begun
+    manifest = _manifest(stage, step, config, work, started, seconds)
+    _set_aside(recipe, final)
+    (partial / ".stage").unlink(missing_ok=True)
+    artifact = finish(partial, final, manifest)
+    say("✓ {name}: done in {time}", name=stage.name, time=seconds_text(seconds))
+    return artifact
+
+
+def _partial(recipe: Recipe, stage: Stage) -> Path:
+    return recipe.out / f"{stage.name}.partial"
+
+
+def _mark_of(partial: Path) -> str:
+    file = partial / ".stage"
+    return file.read_text(encoding="ascii", errors="replace") if file.exists() else ""
+
+
+def _prepare(recipe: Recipe, step: Step, final: Path) -> Path:
+    """The directory to fill: what a killed run of the same fingerprint left, a grown artifact's state, or nothing."""
+    partial = _partial(recipe, step.stage)
+    if partial.exists() and _mark_of(partial) != step.fingerprint:
+        aside = recipe.out / ASIDE / f"{step.stage.name}-{_mark_of(partial) or 'unfinished'}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        partial.rename(aside)
+    kept = recipe.out / ASIDE / f"{step.stage.name}-{step.fingerprint}.partial"
+    if kept.exists() and not partial.exists():
+        kept.rename(partial)
+    if step.status == "grow" and not partial.exists() and (final / "training").exists():
+        shutil.copytree(final / "training", partial / "training")
+    partial.mkdir(parents=True, exist_ok=True)
+    write_bytes(partial / ".stage", step.fingerprint.encode("ascii"))
+    return partial
+
+
+def _set_aside(recipe: Recipe, final: Path) -> None:
+    """Move a stale artifact out of the way; nothing that was made is lost before `luban clean`."""
+    if not final.exists():
+        return
+    mark = open_artifact(final).fingerprint if is_artifact(final) else "unknown"
+    aside = recipe.out / ASIDE / f"{final.name}-{mark}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(exist_ok=True)
+    final.rename(aside)
+
+
+def open_inputs(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """The artifacts and paths a stage reads, opened, under the dotted names of their fields."""
+    opened: dict[str, Any] = {}
+    for name, values in stage.inputs.items():
+        items = [_open_input(recipe, stage, name, value) for value in values]
+        opened[name] = items[0] if len(items) == 1 else items or None
+    return opened
+
+
+def _open_input(recipe: Recipe, stage: Stage, field_name: str, value: str) -> Artifact | Path:
+    path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
+    if is_artifact(path):
+        return open_artifact(path)
+    plain = Path(str(path).partition("#")[0]) if not is_custom(value) else Path(str(path).rpartition(":")[0])
+    if not plain.exists():
+        raise DataError("{stage}.{field}: {path}: no such file or folder", "", "check the path; a relative one starts at the recipe's folder", stage=stage.name, field=field_name, path=plain)
+    return path
+
+
+def _manifest(stage: Stage, step: Step, config: Config, work: Work, started: datetime.datetime, seconds: float) -> dict[str, Any]:
+    here = machine()
+    for value in work.inputs.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Artifact):
+                work.licence(*item.licences)
+    return {
+        "kind": stage.kind.name,
+        "name": stage.name,
+        "fingerprint": step.fingerprint,
+        "code_version": stage.kind.stage.VERSION,
+        "config": stage.config.model_dump(mode="json"),
+        "resolved": {**config.model_dump(mode="json"), **work.resolved},
+        "inputs": {name: [_lineage(value, item) for value, item in zip(stage.inputs[name], _listed(work.inputs[name]), strict=True)] for name in stage.inputs},
+        "seed": work.seed,
+        "metrics": work.metrics,
+        "licences": work.licences,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "cost": {"core_seconds": round(seconds * here.cores, 1), "peak_memory_bytes": peak_bytes()},
+        "machine": {"cpu": here.cpu, "cores": here.cores, "memory_bytes": here.memory_bytes, "accelerator": here.accelerator_name or here.accelerator},
+        "versions": _versions(),
+    }
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _lineage(written: str, item: Artifact | Path) -> dict[str, Any]:
+    if isinstance(item, Artifact):
+        return {"name": written, "kind": item.kind, "fingerprint": item.fingerprint, "licences": item.licences}
+    return {"name": written}
+
+
+def _versions() -> dict[str, str]:
+    found = {"luban": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "tokenizers", "safetensors", "pyarrow"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _save_recipe(recipe: Recipe) -> None:
+    """The recipe as it was run, with every default written out."""
+    stages = {stage.name: {"kind": stage.kind.name, **stage.config.model_dump(mode="json")} for stage in recipe.stages.values()}
+    resolved = {**{key: value for key, value in recipe.plain.items() if key != "stages"}, "name": recipe.name, "seed": recipe.seed, "stages": stages}
+    write_bytes(recipe.out / "recipe.resolved.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode("utf-8", "replace"))
+
+
+def _save_summary(recipe: Recipe, artifacts: dict[str, Artifact], seconds: float) -> None:
+    summary = {"name": recipe.name, "recipe": Path(recipe.file).name if recipe.file else "", "stages": list(artifacts), "seconds": round(seconds, 1), "work_seconds": round(sum(item.manifest["seconds"] for item in artifacts.values()), 1)}
+    write_json(recipe.out / "run.json", summary)
+
+
+def _serve(recipe: Recipe, stage: Stage) -> None:
+    work = Work(path=recipe.out, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
+    stage.kind.stage.run(stage.config, work)
+

@@ -1,0 +1,1 @@
+"""What fits, how fast, how long: closed forms, and what `auto` becomes."""

@@ -1,0 +1,82 @@
+"""`depth`, the one dial of a new model, and what `auto` becomes when nothing else is said.
+
+The rules were fitted on small models here (docs/notebook.md) and follow what is customary above: width 64 a layer (Karpathy's
+nanochat), heads of 64, feed-forward 8/3 of the width, learning rates that fall with the square root of the width,
+batches that grow with the two-thirds power of the tokens read.
+"""
+
+from __future__ import annotations
+
+import math
+
+from luban.models.shape import ShapeConfig
+
+HEAD = 64
+
+
+def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> ShapeConfig:
+    """A Qwen3-style decoder of ``depth`` layers; fields that ``given`` names itself are kept."""
+    width = HEAD * max(4, depth)
+    derived = {
+        "architecture": "qwen3",
+        "layers": depth,
+        "hidden_size": width,
+        "heads": width // HEAD,
+        "key_value_heads": width // HEAD if depth < 16 else max(1, width // HEAD // 4),
+        "head_dim": HEAD,
+        "feed_forward_size": _multiple(width * 8 / 3, 64),
+        "maximum_positions": 512 if depth < 8 else 2048,
+        "tied_embeddings": depth < 24,
+    }
+    kept = given.explicit()
+    if "layers" in kept and "hidden_size" not in kept:
+        derived["layers"] = kept["layers"]
+    for name in ("heads", "key_value_heads", "head_dim", "feed_forward_size"):
+        if "hidden_size" in kept and name not in kept:
+            derived.pop(name)
+    if "heads" in kept:
+        for name in ("key_value_heads", "head_dim"):
+            derived.pop(name, None)
+    elif "hidden_size" in kept:
+        derived["heads"] = max(1, kept["hidden_size"] // HEAD)
+    return ShapeConfig(**{**derived, **kept, "vocabulary_size": vocabulary_size})
+
+
+def depth_for_tokens(tokens: int) -> int:
+    """The depth whose parameters are about a fifth of the tokens read (Hoffmann et al., arXiv 2203.15556), from 4 to 32."""
+    depth = 4
+    while depth < 32 and 20 * 12 * (depth + 1) * (HEAD * (depth + 1)) ** 2 <= tokens:
+        depth += 1
+    return depth
+
+
+def vocabulary_for_bytes(size: int) -> int:
+    """Tokens worth learning from ``size`` bytes of text: 4,096 for a megabyte, doubling with every eightfold, at most 65,536."""
+    return _multiple(min(65536, max(1024, 4096 * (size / 2**21) ** (1 / 3))), 256)
+
+
+def learning_rates(width: int, objective: str, from_model: bool) -> dict[str, float]:
+    """Peak rates: ``adamw`` for all parameters, ``matrices`` for Muon's hidden matrices."""
+    rate = 3e-3 * math.sqrt(256 / width)
+    if objective == "instruction":
+        rate = 3e-4 * math.sqrt(256 / width) if width > 512 else 1e-3 * math.sqrt(256 / width)
+    elif from_model:
+        rate /= 3
+    return {"adamw": _two_digits(rate), "matrices": _two_digits(2 * rate)}
+
+
+def batch_tokens(tokens: int, sequence_length: int, objective: str) -> int:
+    """Tokens a step for a run that reads ``tokens``: 4,096 at a million, 0.5 M at ten billion; whole rows."""
+    wanted = 4096 * (tokens / 1e6) ** 0.55
+    if objective == "instruction":
+        wanted = min(wanted, 65536)
+    rows = 2 ** round(math.log2(max(1.0, min(wanted, 2**22) / sequence_length)))
+    return rows * sequence_length
+
+
+def _multiple(value: float, of: int) -> int:
+    return max(of, of * math.ceil(value / of))
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

@@ -1,0 +1,109 @@
+"""What `auto` becomes: from a config and its inputs to plain numbers, printed and saved with the artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.config import Config
+from luban.foundation.console import say
+from luban.foundation.errors import ConfigError
+from luban.models.config_json import read_shape
+from luban.models.presets import preset
+from luban.models.shape import ShapeConfig
+from luban.planning import dial
+
+
+def resolve(kind: str, config: Config, work: Work) -> Config:
+    """The config with plain numbers where it said auto. Fields that are right only on this machine stay the stage's."""
+    resolver = {"train": _train, "train_tokenizer": _train_tokenizer}.get(kind)
+    return resolver(config, work) if resolver else config
+
+
+def _train_tokenizer(config: Any, work: Work) -> Any:
+    if config.vocabulary_size != "auto" or config.pretrained:
+        return config
+    corpora = _listed(work.inputs.get("corpus"))
+    size = sum(item.metrics.get("train_bytes", 2**21) if isinstance(item, Artifact) else 2**21 for item in corpora)
+    chosen = dial.vocabulary_for_bytes(size)
+    say("auto: vocabulary_size {size}", size=chosen)
+    return config.updated(vocabulary_size=chosen)
+
+
+def _train(config: Any, work: Work) -> Any:
+    """Shape from preset, model or depth; then sequence, batch and rates from the shape and the amount of data."""
+    facts = train_facts(config, work)
+    shape = _shape(config, work, facts)
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 2048)
+    if sequence > shape.maximum_positions:
+        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)
+    tokens = _tokens(config, facts)
+    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, config.objective)
+    if step < sequence:
+        raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
+    rates = dial.learning_rates(shape.hidden_size, config.objective, bool(work.inputs.get("model")))
+    optimizer = config.optimizer.explicit()
+    for name, value in (("learning_rate", rates["adamw"]), ("matrix_learning_rate", rates["matrices"])):
+        if getattr(config.optimizer, name) == "auto":
+            optimizer[name] = value
+    chosen = {"shape": shape.model_dump(), "depth": shape.layers, "sequence_length": sequence, "batch_tokens": step, "optimizer": optimizer}
+    said = {name: value for name, value in (("depth", shape.layers), ("sequence_length", sequence), ("batch_tokens", step)) if getattr(config, name) == "auto"}
+    if config.optimizer.learning_rate == "auto":
+        said["optimizer.learning_rate"] = optimizer["learning_rate"]
+    if said:
+        say("auto: {choices}", choices=", ".join(f"{name} {value}" for name, value in said.items()))
+    return config.updated(**chosen)
+
+
+def train_facts(config: Any, work: Work) -> dict[str, int]:
+    """``vocabulary_size`` and ``train_tokens`` of the inputs, as far as they are known."""
+    facts: dict[str, int] = {}
+    for item in _listed(work.inputs.get("data")):
+        if isinstance(item, Artifact) and item.kind == "encode":
+            facts["train_tokens"] = facts.get("train_tokens", 0) + item.metrics["train"]["tokens"]
+            facts["vocabulary_size"] = item.metrics.get("vocabulary_size") or _vocabulary_of(item.path / "tokenizer")
+        elif not isinstance(item, Artifact):
+            size = Path(str(item).partition("#")[0]).stat().st_size
+            facts["train_tokens"] = facts.get("train_tokens", 0) + size // 3
+    tokenizer = work.inputs.get("tokenizer")
+    if tokenizer is not None:
+        facts["vocabulary_size"] = _vocabulary_of(getattr(tokenizer, "path", tokenizer))
+    return facts
+
+
+def _shape(config: Any, work: Work, facts: dict[str, int]) -> ShapeConfig:
+    if model := work.inputs.get("model"):
+        if "shape" in config.model_fields_set or config.depth != "auto":
+            raise ConfigError("both model and a new shape are given", "a model that is gone on from keeps its shape", "leave out depth and shape, or model")
+        return read_shape(getattr(model, "path", model))
+    vocabulary = facts.get("vocabulary_size")
+    if vocabulary is None:
+        raise ConfigError("a new model needs a tokenizer to know its vocabulary", "", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
+    if isinstance(config.shape, str):
+        return preset(config.shape).updated(vocabulary_size=vocabulary)
+    if config.depth == "auto" and "layers" in config.shape.model_fields_set and "hidden_size" in config.shape.model_fields_set:
+        return config.shape.updated(vocabulary_size=vocabulary)
+    depth = config.depth if config.depth != "auto" else dial.depth_for_tokens(_tokens(config, facts))
+    return dial.shape_of_depth(depth, vocabulary, config.shape)
+
+
+def _tokens(config: Any, facts: dict[str, int]) -> int:
+    """Tokens the run reads, as far as that can be known before its batch is."""
+    epoch = facts.get("train_tokens", 1_000_000)
+    if config.length.unit == "steps":
+        return int(config.length.value) * (config.batch_tokens if config.batch_tokens != "auto" else 4096)
+    return int(config.length.value) if config.length.unit == "tokens" else int(config.length.value * epoch)
+
+
+def _vocabulary_of(folder: Path) -> int:
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    content = json.loads(file.read_bytes())
+    known = content["model"]["vocab"]
+    ids = known.values() if isinstance(known, dict) else range(len(known))
+    return max([*ids, *(token["id"] for token in content.get("added_tokens", []))]) + 1
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

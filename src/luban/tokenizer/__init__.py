@@ -1,0 +1,1 @@
+"""Training and evaluating tokenizers, chat templates, and which tokens of a chat are trained on."""

@@ -1,0 +1,151 @@
+"""Token shards on disk, mapped into memory: opened in milliseconds at any size."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from luban.foundation.console import bytes_text, track
+from luban.foundation.errors import DataError
+from luban.tokens.writer import FORMAT, INDEX
+
+
+class TokenStore:
+    """One split of an encoded corpus: ``document(i)`` is the token ids of text ``i``, with nothing added.
+
+    The token between documents (``end_of_text_id``) and the one that opens a text, where the tokenizer's models expect one
+    (``begin_of_text_id``), are not stored: the loaders put them in.
+    """
+
+    def __init__(self, path: Path, split: str):
+        self.path, self.split = Path(path), split
+        self.folder = self.path / split
+        index = self.folder / INDEX
+        if not index.is_file():
+            raise DataError("{path} holds no tokens of the split {split!r}", "", "make them with luban encode", path=path, split=split)
+        try:
+            self.index: dict[str, Any] = json.loads(index.read_bytes())
+            self.dtype = np.dtype(self.index["dtype"])
+            self._first = np.concatenate([[0], np.cumsum([shard["documents"] for shard in self.index["shards"]])]).astype(np.int64)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError("{path} is damaged: {error}", "", "encode the corpus again", path=index, error=error) from None
+        if self.index.get("format", 0) > FORMAT:
+            raise DataError("{path} was written by a newer Luban", "", "upgrade Luban", path=index)
+        if not self.index["complete"]:
+            raise DataError("{path} is not whole: its making was stopped", "", "run luban encode again: it continues", path=self.folder)
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
+
+    # ---- facts
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text, without those the loaders add."""
+        return self.index["tokens"]
+
+    @property
+    def documents(self) -> int:
+        return self.index["documents"]
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return self.index["bytes"]
+
+    @property
+    def by_language(self) -> dict[str, dict[str, int]]:
+        """Documents, tokens and bytes of each language."""
+        return self.index["by_language"]
+
+    @property
+    def language_names(self) -> list[str]:
+        return self.index["languages"]
+
+    @property
+    def end_of_text_id(self) -> int:
+        return self.index["end_of_text_id"]
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        return self.index["begin_of_text_id"]
+
+    @property
+    def name(self) -> str:
+        """What documents are named by in reports: ``artifact/split``."""
+        return f"{self.path.name}/{self.split}"
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where each document starts in the split's stream of tokens [documents + 1] int64 (in memory: 8 bytes a document)."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document [documents] (in memory: 4 bytes a document)."""
+        parts = [np.diff(self._map(shard, ".offsets.npy")).astype(np.uint32) for shard in range(len(self.index["shards"]))]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+
+    @cached_property
+    def languages(self) -> np.ndarray:
+        """Each document's place in ``language_names`` [documents] uint8."""
+        parts = [self._map(shard, ".languages.npy") for shard in range(len(self.index["shards"]))]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
+    # ---- documents
+
+    def document(self, i: int) -> np.ndarray:
+        """Token ids of document ``i`` [length], a view of the mapped file."""
+        shard, inside = self._place(i)
+        offsets = self._map(shard, ".offsets.npy")
+        return self._map(shard, ".bin")[int(offsets[inside]) : int(offsets[inside + 1])]
+
+    def identity(self, i: int) -> str:
+        """The id that document ``i`` has in its corpus."""
+        shard, inside = self._place(i)
+        return bytes(self._map(shard, ".ids.npy")[inside]).decode("utf-8", "replace")
+
+    def language(self, i: int) -> str:
+        shard, inside = self._place(i)
+        return self.language_names[int(self._map(shard, ".languages.npy")[inside])]
+
+    def _place(self, i: int) -> tuple[int, int]:
+        if not 0 <= i < self.documents:
+            raise IndexError(f"document {i} of {self.documents}")
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        return shard, i - int(self._first[shard])
+
+    def _map(self, shard: int, part: str) -> np.ndarray:
+        """A file of a shard, mapped at first use; a file of another size than written is named."""
+        if (shard, part) not in self._maps:
+            facts = self.index["shards"][shard]
+            file = self.folder / f"{facts['name']}{part}"
+            size = file.stat().st_size if file.is_file() else -1
+            if size != facts["files"][part]:
+                raise self._damaged(file, f"{bytes_text(facts['files'][part])} were written, {bytes_text(size) if size >= 0 else 'nothing'} is there")
+            if part == ".bin":
+                self._maps[shard, part] = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
+            else:
+                self._maps[shard, part] = np.load(file, mmap_mode="r", allow_pickle=False)
+        return self._maps[shard, part]
+
+    def _damaged(self, file: Path, reason: str) -> DataError:
+        return DataError("{file} is damaged: {reason}", "", "restore the file, or remove {path} and run its recipe again", file=file, reason=reason, path=self.path)
+
+    def verify(self) -> None:
+        """Read every file and compare it with its checksum. Raises DataError that names the damaged one."""
+        for shard in track(self.index["shards"], "checking {name}", total=len(self.index["shards"]), name=self.name):
+            for part, expected in shard["xxh3"].items():
+                file = self.folder / f"{shard['name']}{part}"
+                digest = xxhash.xxh3_64()
+                try:
+                    with file.open("rb") as stream:
+                        while block := stream.read(1 << 22):
+                            digest.update(block)
+                except OSError as error:
+                    raise self._damaged(file, error.strerror or str(error)) from None
+                if digest.hexdigest() != expected:
+                    raise self._damaged(file, "its checksum is not the one that was written")

@@ -1,0 +1,143 @@
+"""The typed config of `train`: pretraining, continued pretraining and instruction tuning."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from luban.foundation.config import Auto, Config, field
+from luban.foundation.durations import Duration
+from luban.inference.config import SamplingConfig
+from luban.models.shape import ShapeConfig
+
+
+class OptimizerConfig(Config):
+    """How gradients become steps."""
+
+    name: Literal["adamw", "muon"] = field("adamw", "adamw; or muon: Muon on the hidden matrices, AdamW on embeddings, norms and the head.")
+    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of AdamW; auto follows the model's size and the objective.")
+    matrix_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of Muon's matrices (with muon only).")
+    weight_decay: NonNegativeFloat = field(0.1, "Decoupled weight decay, on matrices only.")
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = field((0.9, 0.95), "AdamW's decay rates of the first and second moment.")
+    epsilon: PositiveFloat = field(1e-8, "AdamW's term against division by zero.")
+    momentum: NonNegativeFloat = field(0.95, "Muon's momentum.")
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves over the run."""
+
+    shape: Literal["cosine", "linear", "exponential", "warmup_stable_decay", "constant"] = field("cosine", "The curve after warm-up. constant and warmup_stable_decay let a finished run be continued when its length grows.")
+    warmup: Duration | Auto = field("auto", "Length of the linear rise from zero; auto is 5 % of the run, at most 2,000 steps.")
+    decay_share: PositiveFloat = field(0.2, "Share of the run that decays (warmup_stable_decay).")
+    final: NonNegativeFloat = field(0.1, "Learning rate at the end as a share of the peak.")
+
+
+class CheckpointConfig(Config):
+    """When the training state is saved so that a killed run continues."""
+
+    every: Duration | Auto = field("auto", "Length between checkpoints; auto is a tenth of the run, at most 500 steps.", role="machine")
+    keep: PositiveInt = field(2, "How many of the newest checkpoints stay.", unit="checkpoints", role="machine")
+
+
+class ValidationConfig(Config):
+    """How held-out text is scored during training."""
+
+    every: Duration | Auto = field("auto", "Length between validations; auto is a tenth of the run.", role="machine")
+    share: NonNegativeFloat = field(0.05, "Share of the conversations held out when no validation data is given (instruction).")
+    patience: int = field(0, "Early stopping: validations without a new best before the run stops; 0 never stops.", unit="validations")
+    minimum_gain: NonNegativeFloat = field(0.0, "Early stopping: a smaller gain in loss does not count as a new best.", unit="nats")
+
+
+class SamplesConfig(Config):
+    """Text written by the model during training."""
+
+    every: Duration | Auto = field("auto", "Length between samples; auto is a quarter of the run.", role="machine")
+    prompts: list[str] = field([], "What to continue (causal) or ask (instruction); none means no samples.", role="machine")
+    sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn.", role="machine")
+
+
+class TrackConfig(Config):
+    """Where the numbers go beside the terminal and training/log.jsonl."""
+
+    every: PositiveInt = field(10, "Steps between the printed lines; the log file has every step.", unit="steps", role="machine")
+    tensorboard: bool = field(True, "Write TensorBoard event files to training/events.", role="machine")
+    wandb: str = field("", "Name of a Weights & Biases project to report to; empty reports nowhere.", role="machine")
+
+
+class ReplayConfig(Config):
+    """Old data mixed into continued pretraining, so that less is forgotten."""
+
+    data: str | list[str] = field([], "encode stages or folders whose text is replayed.", input=True)
+    share: NonNegativeFloat = field(0.0, "Share of the tokens read that is replayed, from 0 to below 1.")
+
+
+class TrainConfig(Config):
+    """Train a model from scratch or from a model directory."""
+
+    objective: str = field("causal", "causal (next token of running text), instruction (the assistant's turns), or your own my_objective.py:Name.")
+    data: str | list[str] = field(..., "What to learn from: encode stages or folders (causal), conversation files (instruction).", input=True)
+    validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
+    model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)
+    tokenizer: str = field("", "Tokenizer stage or folder; empty takes the data's or the model's own.", input=True)
+    depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
+    shape: ShapeConfig | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
+    length: Duration = field("1 epochs", "How long to train.", role="length")
+    sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
+    batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
+    micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; the step is the same whatever it is.", unit="rows", role="machine")
+    packing: Literal["concatenate", "best_fit"] = field("concatenate", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits.")
+    optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
+    schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
+    gradient_clip: NonNegativeFloat = field(1.0, "Largest gradient norm; larger ones are scaled down; 0 never clips.")
+    replay: ReplayConfig = field(ReplayConfig(), "Old data to mix in.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
+    determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")
+    compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
+    threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic; auto is one a core.", unit="threads", role="machine")
+    validation: ValidationConfig = field(ValidationConfig(), "Scoring held-out data during the run.")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "Saving the training state.")
+    samples: SamplesConfig = field(SamplesConfig(), "Text written during the run.")
+    track: TrackConfig = field(TrackConfig(), "Where the numbers go.")
+    callbacks: list[str] = field([], "Your own functions, my_callbacks.py:name, called with the run after each step.", input=True, role="machine")
+
+    foreign: ClassVar[dict[str, str]] = {
+        "num_train_epochs": 'length: "3 epochs"',
+        "max_steps": 'length: "500 steps"',
+        "per_device_train_batch_size": "batch_tokens (tokens of a whole step) and micro_batch_rows (rows of one forward pass)",
+        "per_device_eval_batch_size": "micro_batch_rows",
+        "gradient_accumulation_steps": "batch_tokens; accumulation follows from it and micro_batch_rows",
+        "learning_rate": "optimizer.learning_rate",
+        "lr": "optimizer.learning_rate",
+        "weight_decay": "optimizer.weight_decay",
+        "adam_beta1": "optimizer.betas",
+        "adam_beta2": "optimizer.betas",
+        "adam_epsilon": "optimizer.epsilon",
+        "optim": "optimizer.name",
+        "max_grad_norm": "gradient_clip",
+        "lr_scheduler_type": "schedule.shape",
+        "warmup_steps": 'schedule.warmup: "100 steps"',
+        "warmup_ratio": "schedule.warmup (auto is 5 % of the run)",
+        "save_steps": 'checkpoint.every: "500 steps"',
+        "save_strategy": "checkpoint.every",
+        "save_total_limit": "checkpoint.keep",
+        "eval_steps": 'validation.every: "500 steps"',
+        "eval_strategy": "validation.every",
+        "evaluation_strategy": "validation.every",
+        "early_stopping_patience": "validation.patience",
+        "logging_steps": "track.every",
+        "report_to": "track.tensorboard, track.wandb",
+        "bf16": "precision: bfloat16",
+        "fp16": "precision: float16",
+        "torch_compile": "compile",
+        "max_seq_length": "sequence_length",
+        "max_length": "sequence_length",
+        "block_size": "sequence_length",
+        "model_name_or_path": "model",
+        "dataset_name": "data",
+        "train_file": "data",
+        "validation_file": "validation_data",
+        "output_dir": "out (of the recipe), or --out",
+        "seed": "seed (of the recipe)",
+        "resume_from_checkpoint": "nothing: the same command continues a stopped run",
+    }

@@ -1,0 +1,63 @@
+"""Device, arithmetic and threads: chosen by the hardware, said with the reason."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from luban.foundation.console import say
+from luban.foundation.errors import ConfigError
+from luban.foundation.hardware import cores, keep_freed_memory
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device() -> torch.device:
+    """A CUDA (or ROCm) GPU if there is one, then Apple's, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of the forward pass; the reason is printed."""
+    if wanted != "auto":
+        if wanted == "float16" and device.type == "cpu":
+            raise ConfigError("precision: float16 cannot be trained on a processor", "", "use auto or float32")
+        return DTYPES[wanted]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        say("precision: bfloat16 (this GPU has bfloat16 units)")
+        return torch.bfloat16
+    if device.type == "cuda":
+        say("precision: float16 with loss scaling (this GPU has no bfloat16 units)")
+        return torch.float16
+    say("precision: float32 (processors multiply float32 fastest in training)")
+    return torch.float32
+
+
+def prepare_machine(threads: int | str, strict: bool) -> int:
+    """Set threads and determinism for this process; returns the threads used."""
+    count = cores() if threads == "auto" else threads
+    torch.set_num_threads(count)
+    keep_freed_memory()
+    torch.use_deterministic_algorithms(strict, warn_only=False)
+    if strict:
+        torch.backends.cudnn.benchmark = False
+    return count
+
+
+def measured_peak_flops(device: torch.device, precision: torch.dtype) -> float:
+    """Floating-point operations a second this machine reaches in a large matrix product, measured now."""
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        c = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best if c is not None else 0.0

@@ -1,0 +1,54 @@
+"""One training run in memory: what the loop turns and what its hooks look at."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from luban.models.decoder import Decoder
+from luban.objectives.base import Loaders, Objective
+from luban.parallel.engine import TorchEngine
+from luban.tokenizer.tokenizer import Tokenizer
+from luban.training.config import TrainConfig
+from luban.training.schedules import Schedule
+
+
+class Hook(Protocol):
+    """Something that happens between steps: logging, validation, samples, checkpoints, the user's callbacks."""
+
+    def after_step(self, run: Run) -> None: ...
+
+
+@dataclass
+class Run:
+    """``step``, ``tokens``, ``seconds`` and ``history`` are what a checkpoint must bring back."""
+
+    config: TrainConfig
+    folder: Path  # training/ of the artifact: logs, checkpoints, samples
+    model: Decoder
+    tokenizer: Tokenizer
+    objective: Objective
+    loaders: Loaders
+    engine: TorchEngine
+    schedule: Schedule
+    step_tokens: int
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0  # of this machine, measured at start; 0 when unknown
+    hooks: list[Hook] = field(default_factory=list)
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # spent on this run in all, over every restart
+    history: dict[str, Any] = field(default_factory=dict)  # best validation and the like
+    last: dict[str, float] = field(default_factory=dict)  # numbers of the latest step
+    stop_reason: str = ""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.schedule.total
+
+    def every(self, steps: int) -> bool:
+        """True after each ``steps``-th step and after the last."""
+        return self.finished or self.step % max(1, steps) == 0

@@ -1,0 +1,210 @@
+"""`train`: a model directory and, beside it in training/, the state and the log of how it was made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luban.foundation.artifacts import Artifact, Work, write_json
+from luban.foundation.console import count_text, say, seconds_text
+from luban.foundation.custom import load_custom
+from luban.foundation.errors import ConfigError, Interrupted
+from luban.models.counts import flops_per_token, parameters
+from luban.models.decoder import Decoder
+from luban.models.huggingface import load_model, save_model
+from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
+from luban.parallel.engine import TorchEngine
+from luban.tokenizer.tokenizer import Tokenizer
+from luban.training.card import write_model_card
+from luban.training.checkpoints import Checkpointer, restore
+from luban.training.config import TrainConfig
+from luban.training.guards import Guard, StopSignals
+from luban.training.hooks import Callback, Sampler, Validator
+from luban.training.loop import train
+from luban.training.optimizers import Optimizers
+from luban.training.precision import DTYPES, choose_device, choose_precision, measured_peak_flops, prepare_machine
+from luban.training.run import Run
+from luban.training.schedules import make_schedule
+from luban.training.tracking import Tracker
+
+VERSION = 1
+
+
+def run(config: TrainConfig, work: Work) -> None:
+    """Train, from random weights or a model directory, to a Hugging Face model directory.
+
+    Every ``auto`` that shapes the result is a plain number by now (the runner asked planning).
+    """
+    folder = work.path / "training"
+    folder.mkdir(parents=True, exist_ok=True)
+    device = choose_device()
+    choices = _choices(config, folder, device)
+
+    tokenizer = _tokenizer(work)
+    model = _model(config, work, tokenizer).to(device)
+    objective = load_objective(config.objective)
+    loaders = objective.loaders(_data(config, work, tokenizer))
+    training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
+
+    tracker = Tracker(folder, config.track, work.name)
+    validator = _add_hooks(training, tracker)
+    if restore(training, not_after=training.schedule.total):
+        say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
+    tracker.open(training.step)
+    _introduce(training, choices)
+    try:
+        if training.step == 0:
+            validator.after_step(training)
+        with StopSignals(training):
+            train(training, Guard(folder))
+    finally:
+        tracker.close()
+    if training.stop_reason.startswith("SIG"):
+        raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
+
+    model.eval()
+    save_model(model.to("cpu"), work.path)
+    tokenizer.save(work.path)
+    _report(training, work, choices)
+    write_model_card(work)
+
+
+def _choices(config: TrainConfig, folder: Path, device: torch.device) -> dict[str, Any]:
+    """What was chosen on this machine, written before step one and replayed when the run is continued."""
+    file = folder / "choices.json"
+    if file.exists():
+        choices = json.loads(file.read_bytes())
+        prepare_machine(choices["threads"], config.determinism == "strict")
+        return choices
+    threads = prepare_machine(config.threads, config.determinism == "strict")
+    precision = choose_precision(config.precision, device)
+    name = next(key for key, value in DTYPES.items() if value == precision)
+    rows = config.micro_batch_rows
+    if rows == "auto":
+        # Measured on processors: micro-batches of about 2,048 tokens stay in cache and are the fastest.
+        rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length)
+    choices = {"device": device.type, "threads": threads, "precision": name, "micro_batch_rows": rows}
+    write_json(file, choices)
+    return choices
+
+
+def _tokenizer(work: Work) -> Tokenizer:
+    """The tokenizer that is named, or the model's own, or the one the data was encoded with."""
+    data = work.inputs["data"]
+    first = data[0] if isinstance(data, list) else data
+    for source in (work.inputs["tokenizer"], work.inputs["model"], first):
+        path = getattr(source, "path", source)
+        if path is None:
+            continue
+        if isinstance(source, Artifact) and source.kind == "encode":
+            return Tokenizer.load(path / "tokenizer")
+        if path.is_dir() and (path / "tokenizer.json").exists():
+            return Tokenizer.load(path)
+    raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
+
+
+def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
+    """The model directory's weights, or new ones; the vocabulary must be the tokenizer's."""
+    if source := work.inputs["model"]:
+        model = load_model(getattr(source, "path", source))
+        if model.shape.vocabulary_size < tokenizer.vocabulary_size:
+            model.resize_vocabulary(tokenizer.vocabulary_size, tokenizer.added_pieces())
+        return model
+    model = Decoder(config.shape)
+    model.initialize(work.seed)
+    return model
+
+
+def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
+    def listed(name: str) -> list[Any]:
+        value = work.inputs.get(name)
+        return value if isinstance(value, list) else [value] if value is not None else []
+
+    return DataRequest(
+        data=listed("data"),
+        validation=listed("validation_data"),
+        replay=listed("replay.data"),
+        replay_share=config.replay.share,
+        tokenizer=tokenizer,
+        sequence_length=config.sequence_length,
+        rows_per_step=max(1, config.batch_tokens // config.sequence_length),
+        seed=work.seed,
+        packing=config.packing,
+        validation_share=config.validation.share,
+        work=work.path,
+    )
+
+
+def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, tokenizer: Tokenizer, objective: Objective, loaders: Loaders) -> Run:
+    step_tokens = max(1, config.batch_tokens // config.sequence_length) * config.sequence_length
+    total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens))
+    precision = DTYPES[choices["precision"]]
+    optimizer = Optimizers(model, config.optimizer)
+    if config.compile:
+        model.compile_blocks()
+    device = next(model.parameters()).device
+    return Run(
+        config=config,
+        folder=folder,
+        model=model,
+        tokenizer=tokenizer,
+        objective=objective,
+        loaders=loaders,
+        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision),
+        schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
+        step_tokens=step_tokens,
+        flops_per_token=flops_per_token(model.shape, config.sequence_length),
+        peak_flops=measured_peak_flops(device, precision),
+    )
+
+
+def _add_hooks(training: Run, tracker: Tracker) -> Validator:
+    config, total = training.config, training.schedule.total
+
+    def steps(every: Any, auto: int) -> int:
+        return max(1, auto) if every == "auto" else every.steps(training.step_tokens, round(training.loaders.train.epoch_steps * training.step_tokens))
+
+    decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
+    validator = Validator(steps(config.validation.every, total // 10), config.validation, training.loaders.validation, tracker)
+    sampler = Sampler(steps(config.samples.every, total // 4), config.samples, training.objective.name == "instruction", tracker)
+    checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
+    callbacks = [Callback(load_custom(reference)) for reference in config.callbacks]
+    training.hooks = [tracker, validator, sampler, *callbacks, checkpointer]
+    return validator
+
+
+def _introduce(training: Run, choices: dict[str, Any]) -> None:
+    shape = training.model.shape
+    say(
+        "{parameters} parameters, {layers} layers of {width}, vocabulary {vocabulary}; {steps} steps of {tokens} tokens; {threads} threads, {peak:.0f} GFLOP/s measured",
+        parameters=count_text(parameters(shape)["total"]),
+        layers=shape.layers,
+        width=shape.hidden_size,
+        vocabulary=shape.vocabulary_size,
+        steps=training.schedule.total,
+        tokens=training.step_tokens,
+        threads=choices["threads"],
+        peak=training.peak_flops / 1e9,
+    )
+
+
+def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
+    """Numbers for the manifest; checkpoints shrink to what a longer run would continue from."""
+    work.licence(*training.loaders.licences)
+    work.metrics |= {
+        "steps": training.step,
+        "tokens": training.tokens,
+        "training_seconds": round(training.seconds, 1),
+        "loss": training.last.get("loss"),
+        "parameters": parameters(training.model.shape)["total"],
+        **{key: training.history[key] for key in ("best_validation", "best_step") if key in training.history},
+        **training.loaders.report,
+    }
+    work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
+    if not training.schedule.unchanged_until:
+        shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
+    say("trained {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))

@@ -1,0 +1,64 @@
+"""What every test shares: the language is English, threads are few, and what the system lacks is said in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Browser tests need Chromium. A person without it is told what was left out; where CI is set it is a failure."""
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    browser = [item for item in items if item.get_closest_marker("browser")]
+    if missing and browser:
+        if os.environ.get("CI"):
+            raise pytest.UsageError(f"{', '.join(missing)} must be installed for the browser tests")
+        config.left_out = f"left out: {len(browser)} browser tests ({', '.join(missing)} not installed)"
+        items[:] = [item for item in items if item not in browser]
+        config.hook.pytest_deselected(items=browser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := getattr(config, "left_out", ""):
+        terminalreporter.write_line(left_out)
+
+
+@pytest.fixture(autouse=True)
+def english():
+    """Messages in English, whatever the locale; a test that wants Chinese sets it."""
+    from luban.foundation.messages import set_language
+
+    set_language("en")
+    yield
+    set_language("en")
+
+
+QUICK = (
+    "corpus.workers=1",
+    "tokenizer.vocabulary_size=1024",
+    "base.shape={hidden_size: 64, heads: 2, feed_forward_size: 128}",
+    "base.depth=2",
+    "base.sequence_length=128",
+    "base.length=12 steps",
+    "base.samples.sampling={maximum_tokens: 8}",
+    "chat.length=8 steps",
+    "chat.samples.sampling={maximum_tokens: 8}",
+    "report.maximum_documents=40",
+)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory):
+    """A folder made by `luban new quickstart` in which the recipe was run in a reduced form, all but serving."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("home") / "quickstart"
+    luban = [sys.executable, "-m", "luban", "--language", "en"]
+    subprocess.run([*luban, "new", "quickstart", str(folder)], check=True, capture_output=True)
+    ran = subprocess.run([*luban, "run", str(folder / "recipe.yaml"), "--until", "report", *QUICK], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (folder / "run.log").write_text(ran.stderr, encoding="utf-8")
+    return folder
