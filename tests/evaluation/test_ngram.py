@@ -75,7 +75,7 @@ def brute_force(documents, order, vocabulary_size, text, modified):
         y = n[1] / (n[1] + 2 * n[2])
         i = min(count, 3)
         estimate = i - (i + 1) * y * n[i + 1] / n[i]
-        return estimate if 0 < estimate < i or (i == 1 and 0 < estimate <= 1 and estimate != 1) else fallback
+        return estimate if 0 < estimate < i else fallback
 
     def probability(k, history, character):
         if k == 0:

@@ -33,6 +33,13 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
 
 def make_model(dtype: torch.dtype = torch.float32, **changes: object) -> Decoder:
     """Random weights so large that distributions differ from place to place."""
-    plain = {"vocabulary_size": 259, "layers": 2, "hidden_size": 32, "heads": 4, "key_value_heads": 2, "maximum_positions": 96, "initializer_deviation": 0.4}
+    plain = {
+        "vocabulary_size": 259,
+        "layers": 2,
+        "hidden_size": 32,
+        "heads": 4,
+        "key_value_heads": 2,
+        "maximum_positions": 96,
+        "initializer_deviation": 0.4,
+    }
     return Decoder(ShapeConfig(**(plain | changes))).initialize(1).to(dtype).eval()
-

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from inference_model import make_model
+
 from luban.inference.cache import KeyValueCache
 
 KINDS = {

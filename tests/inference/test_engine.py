@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from inference_model import make_model
+
 from luban.foundation.errors import ConfigError
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine
@@ -104,7 +104,9 @@ def test_pieces_joined_are_the_text(model, tokenizer):
     for seed in range(5):
         pieces: list[str] = []
         engine = Engine(model, tokenizer, slots=1)
-        request = engine.submit(PROMPTS[0], SamplingConfig(maximum_tokens=40, seed=seed), lambda _, piece: pieces.append(piece))
+        request = engine.submit(
+            PROMPTS[0], SamplingConfig(maximum_tokens=40, seed=seed), lambda _, piece, pieces=pieces: pieces.append(piece)
+        )
         engine.run()
         assert "".join(pieces) == request.text == tokenizer.decode(request.ids)
         assert len(pieces) == len(request.ids)
@@ -249,4 +251,6 @@ def test_log_probabilities_are_the_models_own(model, tokenizer):
         values, ids = expected[place].topk(4)
         assert [token for token, _ in score.top] == ids.tolist()
         assert [value for _, value in score.top] == pytest.approx(values.tolist(), abs=1e-4)
-    assert [score.logprob for score in none.prompt_logprobs] == pytest.approx([score.logprob for score in request.prompt_logprobs], abs=1e-5)
+    assert [score.logprob for score in none.prompt_logprobs] == pytest.approx(
+        [score.logprob for score in request.prompt_logprobs], abs=1e-5
+    )

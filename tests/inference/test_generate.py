@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from inference_model import make_model, write_tokenizer
+
 from luban.foundation.errors import DataError
 from luban.inference.generate import LoadedModel, generate, prompt_ids
 from luban.inference.sampling import SamplingConfig
@@ -98,5 +98,5 @@ def test_scoring_reads_a_stream_and_pools_of_it():
 
 def test_a_model_that_knows_nothing_scores_the_uniform_distribution():
     model = make_model(initializer_deviation=1e-9)
-    (nats, tokens), = score_documents(model, [list(range(50))], sequence_length=16, start_id=256)
+    ((nats, tokens),) = score_documents(model, [list(range(50))], sequence_length=16, start_id=256)
     assert nats / tokens == pytest.approx(math.log(259), rel=1e-5)

@@ -107,7 +107,7 @@ def test_drawn_tokens_follow_the_distribution(config):
 
 def test_chances_are_uniform_and_a_function_of_seed_and_index():
     values = torch.tensor([uniform(7, index) for index in range(20_000)], dtype=torch.float64)
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     counts = torch.histc(values, 50, 0, 1)
     assert float(((counts - 400) ** 2 / 400).sum()) < 85.4  # 99.9 % point of chi-square with 49 degrees of freedom
     following = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]

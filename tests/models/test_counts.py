@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -27,10 +26,11 @@ SHAPES = [
     ShapeConfig(**PLAIN, architecture="qwen3", head_dim=32, attention_bias=True),
     ShapeConfig(**PLAIN, architecture="qwen3", sliding_window=5, layer_types=["full_attention", "sliding_attention", "full_attention"]),
 ]
-# Published totals: the models' cards and papers state them (7B, 13B, 70B by Llama 2, arXiv:2307.09288), to the unit by safetensors' metadata on the hub.
+# Published totals, to the unit: what the hub shows for each model from the headers of its safetensors.
 PUBLISHED = {
     "smollm2-135m": 134_515_008, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
-    "llama-3-8b": 8_030_261_248, "qwen2.5-7b": 7_615_616_512, "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "mistral-7b": 7_241_732_096,
+    "llama-3-8b": 8_030_261_248, "qwen2.5-7b": 7_615_616_512, "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360,
+    "mistral-7b": 7_241_732_096,
 }  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def test_parameters_are_those_of_the_model(shape):
     assert found["attention"] == sum(n for name, n in numel.items() if "_proj" in name and "self_attn" in name)
     assert found["feed_forward"] == sum(n for name, n in numel.items() if "mlp" in name)
     assert found["norms"] == sum(n for name, n in numel.items() if "norm" in name)
-    assert found["matrices"] == sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) + found["embedding"] * shape.tied_embeddings
+    assert (
+        found["matrices"]
+        == sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) + found["embedding"] * shape.tied_embeddings
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -135,7 +138,9 @@ def test_cache_and_training_memory():
 
 
 def test_counting_needs_no_torch():
-    code = "import sys; from luban.models.presets import describe, preset; describe(preset('llama-2-70b')); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from luban.models.presets import describe, preset; describe(preset('llama-2-70b')); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
@@ -143,5 +148,4 @@ def test_describing_in_chinese():
     from luban.foundation.messages import set_language
 
     set_language("zh")
-    labels = [label for label, _ in describe(preset("llama-2-7b"))]
-    assert labels[0] == "参数量" and json.dumps(labels).count("\\u") > 20
+    assert all(any("\u4e00" <= letter <= "\u9fff" for letter in label) for label, _ in describe(preset("llama-2-7b")))

@@ -96,7 +96,16 @@ def test_computing_layers_again_gives_the_same_gradients():
 
 @pytest.mark.parametrize("initializer", ["normal", "depth_scaled", "zero_output"])
 def test_first_values_have_the_stated_deviation(initializer):
-    shape = ShapeConfig(vocabulary_size=400, layers=8, hidden_size=128, heads=4, maximum_positions=8, initializer=initializer, architecture="qwen2", tied_embeddings=False)
+    shape = ShapeConfig(
+        vocabulary_size=400,
+        layers=8,
+        hidden_size=128,
+        heads=4,
+        maximum_positions=8,
+        initializer=initializer,
+        architecture="qwen2",
+        tied_embeddings=False,
+    )
     model = Decoder(shape).initialize(7)
     expected = {"normal": 0.02, "depth_scaled": 0.02 / math.sqrt(16), "zero_output": 0.0}[initializer]
     for name, parameter in model.named_parameters():

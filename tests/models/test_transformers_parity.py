@@ -12,8 +12,22 @@ from luban.models.decoder import Decoder
 from luban.models.huggingface import load_model, save_model
 from luban.models.shape import ShapeConfig
 
-SIZES = {"vocab_size": 131, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 5e5}
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 5e5,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 THEIRS = {
     "llama": LlamaConfig(**SIZES),
@@ -43,13 +57,24 @@ THEIRS = {
 PLAIN = {"vocabulary_size": 131, "layers": 3, "hidden_size": 48, "heads": 4, "feed_forward_size": 96, "maximum_positions": 64}
 OURS = {
     "llama": PLAIN,
-    "llama, grouped, biases, untied": {**PLAIN, "key_value_heads": 2, "attention_bias": True, "feed_forward_bias": True, "tied_embeddings": False},
+    "llama, grouped, biases, untied": {
+        **PLAIN,
+        "key_value_heads": 2,
+        "attention_bias": True,
+        "feed_forward_bias": True,
+        "tied_embeddings": False,
+    },
     "llama, head_dim": {**PLAIN, "key_value_heads": 2, "head_dim": 20},
     "llama, linear": {**PLAIN, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama, llama3": {**PLAIN, "rope_theta": 5e5, "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"}},
     "llama, yarn": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "qwen2": {**PLAIN, "architecture": "qwen2", "key_value_heads": 2},
-    "qwen2, sliding": {**PLAIN, "architecture": "qwen2", "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    "qwen2, sliding": {
+        **PLAIN,
+        "architecture": "qwen2",
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    },
     "qwen3": {**PLAIN, "architecture": "qwen3", "key_value_heads": 2, "head_dim": 32},
     "mistral, sliding": {**PLAIN, "architecture": "mistral", "key_value_heads": 2, "sliding_window": 7, "tied_embeddings": False},
 }

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from serving_lab import RunningServer
 
 from luban.inference.generate import LoadedModel
-from tests.serving.conftest import RunningServer
 
 COMPLETION = "/v1/completions"
 ENDLESS = {"prompt": "What", "temperature": 0, "max_tokens": 4000, "stream": True}

@@ -42,7 +42,7 @@ class Reader(threading.Thread):
 def test_drain_finishes_what_was_begun(start, sig):
     server = start()
     reader = Reader(server, 1500)
-    server.process.send_signal(sig)
+    server.send_signal(sig)
     server.wait_for(lambda: httpx.get(server.url + "/ready").status_code == 503)
     refused = httpx.post(server.url + COMPLETION, json={"prompt": "a"})
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["code"] == "shutting_down"
@@ -50,8 +50,7 @@ def test_drain_finishes_what_was_begun(start, sig):
     assert server.metric("luban_draining") == 1
     events = reader.finish()
     assert events[-1] == "[DONE]" and json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
-    assert server.process.wait(timeout=10) == 0
-    server.reader.join(timeout=5)
+    assert server.wait() == 0
     assert server.lines[-1] == "stopped" and any("1 requests are finished first" in line for line in server.lines)
     assert not any("Traceback" in line for line in server.lines)
 
@@ -61,18 +60,18 @@ def test_drain_ends_after_its_time(start):
     reader = Reader(server, 4000)
     begun = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10
     assert json.loads(reader.finish()[-1])["error"]["code"] == "shutting_down"
 
 
 def test_a_second_signal_forces(start):
     server = start()
     reader = Reader(server, 4000)
-    server.process.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGTERM)
     server.wait_for(lambda: httpx.get(server.url + "/ready").status_code == 503)
     begun = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10
     reader.join(timeout=10)
     assert not any("Traceback" in line for line in server.lines)
 

@@ -25,6 +25,10 @@ def model_of(dtype=torch.float64) -> Decoder:
     return Decoder(SHAPE).initialize(3).to(dtype)
 
 
+def rates(rate: float, **more) -> OptimizerConfig:
+    return OptimizerConfig(**{"learning_rate": rate, "embedding_learning_rate": rate, "matrix_learning_rate": 2 * rate, "weight_decay": 0.1, **more})
+
+
 def random_batch(rows=6, seq=12, ragged=True) -> Batch:
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(0, 61, (rows, seq + 1), generator=generator)
@@ -38,7 +42,7 @@ def random_batch(rows=6, seq=12, ragged=True) -> Batch:
 
 
 def gradients(model: Decoder, batch: Batch, rows: int) -> dict[str, torch.Tensor]:
-    engine = TorchEngine(model, Optimizers(model, OptimizerConfig(learning_rate=1e-3)), Causal(), rows, torch.float32)
+    engine = TorchEngine(model, Optimizers(model, rates(1e-3)), Causal(), rows, torch.float32)
     engine.forward_backward(batch)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -53,7 +57,7 @@ def test_accumulation_is_one_big_batch(rows):
 
 def test_loss_is_the_plain_mean_over_scored_tokens():
     model, batch = model_of(), random_batch()
-    engine = TorchEngine(model, Optimizers(model, OptimizerConfig(learning_rate=1e-3)), Causal(), 2, torch.float32)
+    engine = TorchEngine(model, Optimizers(model, rates(1e-3)), Causal(), 2, torch.float32)
     found = engine.forward_backward(batch)["loss"]
     logits = model.logits(model(batch.inputs))
     nats = functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.weights)
@@ -99,7 +103,7 @@ def test_chunked_loss_is_the_plain_one(monkeypatch):
 
 def test_adamw_decays_matrices_only():
     model = model_of(torch.float32)
-    optimizer = Optimizers(model, OptimizerConfig(learning_rate=1.0, weight_decay=0.5))
+    optimizer = Optimizers(model, rates(1.0, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -111,8 +115,8 @@ def test_adamw_decays_matrices_only():
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     model = model_of(torch.float32)
-    optimizer = Optimizers(model, OptimizerConfig(name="muon", learning_rate=1e-3, matrix_learning_rate=2e-3))
-    adamw, muon = (part for part, _ in optimizer.parts)
+    optimizer = Optimizers(model, rates(1e-3, name="muon"))
+    adamw, muon = optimizer.parts
     by_muon = {optimizer.names[p] for group in muon.param_groups for p in group["params"]}
     assert by_muon == {name for name, p in model.named_parameters() if "proj" in name}
     assert sum(len(group["params"]) for group in adamw.param_groups) + len(by_muon) == len(list(model.parameters()))
@@ -131,3 +135,21 @@ def test_schedules(shape):
         assert factors[79] == 1.0 and factors[80] == 1.0 and factors[99] < 0.16
         longer = make_schedule(ScheduleConfig(shape=shape, warmup="10 steps", final=0.1), 200, 1, 1)
         assert [longer.factor(step) for step in range(schedule.unchanged_until)] == factors[: schedule.unchanged_until]
+
+
+def test_muon_is_torchs_muon_up_to_its_bfloat16():
+    from luban.training.muon import Muon
+
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((24, 16), (16, 24), (24, 16))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    mine = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True, adjust_lr_fn="original")
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        mine.step(), reference.step()
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        moved = (other.detach() - first).norm()
+        assert (one.detach() - other.detach()).norm() < 0.03 * moved

@@ -96,17 +96,20 @@ class Conversation:
         """The system message and as many of the latest turns as leave room for an answer; None if even one does not."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         room = min(self.sampling.maximum_tokens, self.limit // 4)
+        turns = self.turns
         while True:
-            messages = [*head, *self.turns]
+            messages = [*head, *turns]
             length = len(self.loaded.tokenizer.encode_chat(messages, add_generation_prompt=True))
-            if length + room <= self.limit:
-                return messages
-            if len(self.turns) == 1:
-                return messages if length < self.limit else None
-            if not self.said_forgetting:
-                self.said_forgetting = True
-                say("the conversation is longer than the {limit} tokens the model reads; its oldest turns are left out", limit=self.limit)
-            self.turns = self.turns[2:]
+            if length + room <= self.limit or (len(turns) == 1 and length < self.limit):
+                break
+            if len(turns) == 1:
+                return None
+            turns = turns[2:]
+        if len(turns) < len(self.turns) and not self.said_forgetting:
+            self.said_forgetting = True
+            say("the conversation is longer than the {limit} tokens the model reads; its oldest turns are left out", limit=self.limit)
+        self.turns = turns
+        return messages
 
 
 def _greet(path: Path, loaded: LoadedModel) -> None:

@@ -15,6 +15,7 @@ from luban.corpus.deduplicate import KEPT, NEAR, TIE
 from luban.corpus.documents import SPLITS
 from luban.corpus.plan import Plan
 from luban.corpus.shards import HASH, UnitFiles
+from luban.corpus.write import BAD_LINES, EXAMPLES
 from luban.foundation.console import bytes_text, count_text, table
 from luban.foundation.messages import language, t
 
@@ -69,7 +70,7 @@ def _add(facts: dict[str, Any], written: dict[str, Any]) -> None:
         total["count"] += found["count"]
         for detail, count in found["details"].items():
             total["details"][detail] = total["details"].get(detail, 0) + count
-        total["examples"] += found["examples"][: (20 if rule == "unreadable" else 3) - len(total["examples"])]
+        total["examples"] += found["examples"][: (BAD_LINES if rule == "unreadable" else EXAMPLES) - len(total["examples"])]
 
 
 def _clusters(working: Path, units: list[UnitFiles]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import xxhash
 
 from luban.corpus import filters
 from luban.corpus.config import CurateConfig
-from luban.corpus.custom import judge, load_function
+from luban.corpus.custom import judge, load_filter
 from luban.corpus.documents import Document, documents_table
 from luban.corpus.language import identify
 from luban.corpus.limits import limits_for
@@ -39,7 +39,7 @@ class Cleaner:
     @classmethod
     def load(cls, working: Path) -> Cleaner:
         job = json.loads((working / "job.json").read_bytes())
-        custom = [(f"{Path(file).name}:{name}", load_function(Path(file), name, "filters")) for file, name in job["filters"]]
+        custom = [(Path(reference).name, load_filter(reference)) for reference in job["filters"]]
         return cls(CurateConfig.model_validate(job["config"]), Plan.load(working / "plan.json"), working, custom)
 
     def clean(self, number: int) -> None:

@@ -45,7 +45,7 @@ def _utf16(sample: bytes) -> str | None:
     pairs = len(sample) // 2
     even, odd = sample[0 : 2 * pairs : 2].count(0), sample[1 : 2 * pairs : 2].count(0)
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
-        if pairs >= 4 and zeros > pairs // 10 and others <= pairs // 200 and _decodes(sample[: 2 * pairs], name):
+        if zeros >= 4 and zeros > pairs // 50 and others <= pairs // 200 and _decodes(sample[: 2 * pairs], name):
             text = sample[: 2 * pairs].decode(name, "ignore")
             if sum(c.isprintable() or c in "\r\n\t" for c in text) > 0.9 * len(text):
                 return name

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from luban.corpus.limits import STOP_WORDS, UNSPACED, Limits
+from luban.corpus.limits import CHARACTERS_A_WORD, STOP_WORDS, UNSPACED, Limits
 
 Verdict = bool | tuple[bool, str]
 
@@ -96,8 +96,9 @@ def gopher_repetition(text: Text, limits: Limits) -> Verdict:
     for name, parts in (("line", lambda: text.lines), ("paragraph", lambda: text.paragraphs)):
         figures.append((f"duplicate_{name}s", lambda parts=parts: _repeated(parts())[0] / max(1, len(parts()))))
         figures.append((f"duplicate_{name}_characters", lambda parts=parts: _repeated(parts())[1] / size))
-    figures += [(f"top_{n}gram", lambda n=n: text.grams.top(n)) for n in (2, 3, 4)]
-    figures += [(f"duplicate_{n}gram", lambda n=n: text.grams.duplicate(n)) for n in range(5, 11)]
+    scale = CHARACTERS_A_WORD if text.unspaced else 1
+    figures += [(f"top_{n}gram", lambda n=n: text.grams.top(round(n * scale))) for n in (2, 3, 4)]
+    figures += [(f"duplicate_{n}gram", lambda n=n: text.grams.duplicate(round(n * scale))) for n in range(5, 11)]
     return within(limits, figures)
 
 

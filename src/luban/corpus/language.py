@@ -31,7 +31,7 @@ def identify(text: str, minimum_confidence: float = 0.5) -> str:
         return UNDETERMINED
     if not text.isascii():
         counts = {name: len(pattern.findall(text)) for name, pattern in _SCRIPTS.items()}
-        other = (letters - sum(counts.values())) / _LETTERS_IN_A_WORD
+        other = max(0, letters - sum(counts.values())) / _LETTERS_IN_A_WORD  # Thai vowels are no letters to Unicode
         if counts["hangul"] > other + counts["han"] + counts["kana"]:
             return "ko"
         if counts["thai"] > other + counts["han"]:

@@ -2,7 +2,7 @@
 
 From Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020), FineWeb (Penedo et al. 2024), and for Chinese
 FineWeb-2's configs/cmn_Hani.yml. Chinese, Japanese and Thai have no spaces: there a word is one character
-(a run of Latin letters or digits is one word too).
+(a run of Latin letters or digits is one word too), and an n-gram of words is 1.6 n characters long.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ _PROSE: dict[str, float | None] = {
     "maximum_symbols_per_word": 0.5, "minimum_alphabetic_words": 0.4, "maximum_top_4gram": 0.4, "maximum_duplicate_10gram": 0.6, "maximum_lorem_ipsum": 0,
 }  # fmt: skip
 
+# FineWeb-2 counted n-grams of segmented words, which have about 1.6 characters: its 5-grams are 8 characters here.
+CHARACTERS_A_WORD = 1.6
 UNSPACED = ("zh", "ja", "th")
 STOP_WORDS: dict[str, frozenset[str]] = {
     "en": frozenset("the be to of and that have with".split()),

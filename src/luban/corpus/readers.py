@@ -207,7 +207,7 @@ def _skip_line(stream: BinaryIO) -> int:
 
 def _wide_lines(stream: BinaryIO, path: str, on_bad: OnBad, encoding: str) -> Iterator[tuple[int, str]]:
     """Lines of UTF-16, where a line end is two bytes and a pair may be broken."""
-    text = io.TextIOWrapper(stream, encoding, errors="surrogatepass", newline="\n")
+    text = io.TextIOWrapper(stream, encoding, errors="replace", newline="\n")
     number = 0
     while line := text.readline(MAXIMUM_RECORD_BYTES):
         number += 1
@@ -216,8 +216,8 @@ def _wide_lines(stream: BinaryIO, path: str, on_bad: OnBad, encoding: str) -> It
             while (more := text.readline(MAXIMUM_RECORD_BYTES)) and not more.endswith("\n"):
                 pass
             on_bad(BadLine(path, number, f"longer than {MAXIMUM_RECORD_BYTES} characters", line[:_SHOWN]))
-        elif any("\ud800" <= c <= "\udfff" for c in line):
-            on_bad(BadLine(path, number, f"not valid {encoding}", line[:_SHOWN].encode("utf-8", "replace").decode()))
+        elif "\ufffd" in line:
+            on_bad(BadLine(path, number, f"not valid {encoding}", line[:_SHOWN]))
         else:
             yield number, line.removesuffix("\n").removesuffix("\r")
 

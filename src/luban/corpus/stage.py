@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from luban.corpus import card, custom, decide
+from luban.corpus import card, decide
 from luban.corpus.config import CurateConfig
+from luban.corpus.custom import load_filter
 from luban.corpus.deduplicate import Store
 from luban.corpus.documents import SPLITS
 from luban.corpus.licences import UNKNOWN, licences_of
@@ -22,6 +23,7 @@ from luban.foundation.config import fields_with_role
 from luban.foundation.console import bytes_text, progress, say, warn
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import cores
+from luban.foundation.messages import t
 
 VERSION = 1
 _MOST_WORKERS = 4  # each holds some 200 MB: four and this process stay below 1 GB
@@ -59,14 +61,14 @@ def _sources(config: CurateConfig, work: Work) -> list[tuple[str, Path]]:
 
 def _prepare(config: CurateConfig, work: Work, sources: list[tuple[str, Path]], working: Path) -> Plan:
     """The plan, made or taken up again where a killed run with the same sources left it."""
-    filters = _filters(config, work)
+    filters = _filters(work)
     job = {
         "config": fields_with_role(config, "result"),
         "sources": [[name, str(path)] for name, path in sources],
-        "filters": [[str(file), name] for file, name in filters],
+        "filters": filters,
     }
-    for file, name in filters:
-        custom.load_function(file, name, "filters")
+    for reference in filters:
+        load_filter(reference)  # a mistake in it shows now, not after the first gigabyte
     if (working / "job.json").exists() and json.loads((working / "job.json").read_bytes()) == job and (working / "plan.json").exists():
         return Plan.load(working / "plan.json")
     shutil.rmtree(working, ignore_errors=True)
@@ -80,16 +82,10 @@ def _prepare(config: CurateConfig, work: Work, sources: list[tuple[str, Path]], 
     return plan
 
 
-def _filters(config: CurateConfig, work: Work) -> list[tuple[Path, str]]:
-    """The user's filters as file and function; the file's place comes from the runner, which knows the recipe's folder."""
+def _filters(work: Work) -> list[str]:
+    """The user's filters with the whole path of their files."""
     given: Any = work.inputs.get("filters") or []
-    places = given if isinstance(given, list) else [given]
-    found = []
-    for index, reference in enumerate(config.filters):
-        file, name = custom.split_reference(reference, "filters")
-        place = str(places[index]) if index < len(places) else file
-        found.append((Path(place.removesuffix(f":{name}")), name))
-    return found
+    return [str(place) for place in (given if isinstance(given, list) else [given])]
 
 
 def _processes(config: CurateConfig, plan: Plan) -> int:
@@ -139,7 +135,7 @@ def _check(facts: dict[str, Any]) -> None:
         reasons = "; ".join(f"{rule}: {found['count']} ({found['examples'][0]['source']}: {found['examples'][0]['reason']})" for rule, found in most)
         raise DataError(
             "no document is left for training out of {records} records", "{reasons}", "look at the rejects; quality.preset: prose or off rejects less, text_field names the column of the text",
-            records=facts["records"], reasons=reasons or "the sources are empty",
+            records=facts["records"], reasons=reasons or t("nothing is in {files}", files=", ".join(file["file"] for file in facts["files"][:5])),
         )  # fmt: skip
 
 

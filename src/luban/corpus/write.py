@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from luban.corpus.plan import Plan
 from luban.corpus.shards import HASH, Reject, UnitFiles, read_rejects, reject_table, write_table, write_whole
 
 _RULES = {EXACT: "exact_duplicate", NEAR: "near_duplicate", TIE: "would_tie_splits"}
-_EXAMPLES = 3
+EXAMPLES, BAD_LINES = 3, 20  # that the card shows
 
 
 @dataclass
@@ -32,6 +31,7 @@ class Writer:
     working: Path
     target: Path
     starts: np.ndarray
+    held: dict[int, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, working: Path) -> Writer:
@@ -59,17 +59,20 @@ class Writer:
 
     def _duplicate(self, table: pa.Table, row: int, fate: int, other: int, similar: float, split: int) -> Reject:
         unit = int(np.searchsorted(self.starts, other, side="right")) - 1
-        original = _sources(self.working, unit)[other - int(self.starts[unit])]
+        original = self._sources(unit)[other - int(self.starts[unit])]
         reason = f"the same text as {original}" if fate == EXACT else f"similarity {similar:.2f} to {original}"
         if fate == TIE:
             reason += f", which lies in another split than {SPLITS[split]}"
         values = {name: table[name][row].as_py() for name in ("source", "language", "text")}
         return Reject(values["source"], _RULES[fate], reason, values["language"], values["text"])
 
-
-@lru_cache(maxsize=16)
-def _sources(working: Path, unit: int) -> list[str]:
-    return pq.read_table(UnitFiles(working, unit).path("documents"), columns=["source"], use_threads=False)["source"].to_pylist()
+    def _sources(self, unit: int) -> list[str]:
+        """Where each document of a unit stood; those of the last few units asked for are held."""
+        if unit not in self.held:
+            if len(self.held) >= 16:
+                self.held.pop(next(iter(self.held)))
+            self.held[unit] = pq.read_table(UnitFiles(self.working, unit).path("documents"), columns=["source"], use_threads=False)["source"].to_pylist()
+        return self.held[unit]
 
 
 def _figures(table: pa.Table, languages: dict[str, list[int]], lengths: dict[str, int]) -> dict[str, int]:
@@ -94,6 +97,6 @@ def summarise(rejects: list[Reject]) -> dict[str, dict[str, Any]]:
         if reject.rule in (*RULES, "language"):
             detail = reject.reason.split(" ")[0]
             rule["details"][detail] = rule["details"].get(detail, 0) + 1
-        if len(rule["examples"]) < _EXAMPLES:
+        if len(rule["examples"]) < (EXAMPLES if reject.rule != "unreadable" else BAD_LINES):
             rule["examples"].append({"source": reject.source, "reason": reject.reason, "text": reject.text[:300]})
     return rules

@@ -21,7 +21,7 @@ class EvaluateConfig(Config):
     baselines: list[Order] = field([3, 5], "Orders of the character n-gram models (modified Kneser-Ney) fitted to the corpus' train split; empty fits none.", unit="characters")
     baseline_bytes: PositiveInt = field(20_000_000, "The most training text the n-gram models are fitted to (about 1 GB of memory at the default).", unit="bytes")
     maximum_documents: PositiveInt = field(2000, "The most held-out documents scored; which ones depends on their text alone.", unit="documents")
-    maximum_bytes: PositiveInt = field(200_000, "The most held-out text scored.", unit="bytes")
+    maximum_bytes: PositiveInt = field(100_000, "The most held-out text scored.", unit="bytes")
     exclude: str | list[str] = field(
         [], "Other data a model learned from (conversations, say): held-out documents that share a passage with it are left out of every figure.", input=True
     )

@@ -19,7 +19,7 @@ from luban.foundation.artifacts import Artifact, Input
 from luban.foundation.console import warn
 from luban.foundation.errors import DataError
 
-# A shared passage is found when it is half as long again as this; a line of a poem or a common phrase is none.
+# Letters and digits that make a passage: a single line of a poem or a common phrase is none.
 PASSAGE_CHARACTERS = {True: 10, False: 40}  # by whether the text is mostly Chinese, Japanese or Korean
 
 
@@ -96,21 +96,19 @@ def _sample(documents: Iterable[Document], found: HeldOut, maximum_documents: in
 
 
 def _leave_out(held_out: HeldOut, exclude: list[Input]) -> None:
-    """Drop documents that share a passage with other training data."""
+    """Drop documents that share a passage with other training data. One that is shorter than a passage stays."""
     owners: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
     for index, document in enumerate(held_out.documents):
         letters = _letters(document.text)
-        if not letters:
-            continue
         kind = _is_dense(letters)
         width = PASSAGE_CHARACTERS[kind]
-        for start in range(max(1, len(letters) - width + 1)):
+        for start in range(len(letters) - width + 1):
             owners[kind].setdefault(letters[start : start + width], []).append(index)
     seen: set[int] = set()
     for text in _strings_in(exclude):
         letters = _letters(text)
         for kind, width in PASSAGE_CHARACTERS.items():
-            for start in range(0, max(1, len(letters) - width + 1), width // 2):
+            for start in range(len(letters) - width + 1):
                 seen.update(owners[kind].get(letters[start : start + width], ()))
     held_out.excluded = len(seen)
     held_out.documents = [document for index, document in enumerate(held_out.documents) if index not in seen]

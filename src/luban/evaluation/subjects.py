@@ -14,7 +14,7 @@ from luban.examples.conversations import Conversation
 from luban.foundation.artifacts import Artifact, Input
 from luban.foundation.console import track
 from luban.inference.config import SamplingConfig
-from luban.inference.generate import LoadedModel, generate
+from luban.inference.generate import LoadedModel, generate, prompt_ids
 from luban.inference.scoring import score_documents, score_tokens
 from luban.metrics.language import DocumentScores, byte_lengths
 from luban.metrics.score import signature
@@ -106,13 +106,16 @@ def _score_conversations(loaded: LoadedModel, conversations: Sequence[Conversati
 
 
 def _write(loaded: LoadedModel, name: str, prompts: Sequence[str], questions: Sequence[str], sampling: SamplingConfig) -> list[dict[str, str]]:
-    written = generate(loaded.model, loaded.tokenizer, prompts, sampling) if prompts else []
-    samples = [{"model": name, "prompt": prompt, "text": answer.text} for prompt, answer in zip(prompts, written, strict=True)]
-    if questions and loaded.tokenizer.chat_template is not None:
-        asked = [loaded.tokenizer.encode_chat([{"role": "user", "content": question}], add_generation_prompt=True) for question in questions]
-        answers = generate(loaded.model, loaded.tokenizer, asked, sampling)
-        samples += [{"model": name, "prompt": question, "text": answer.text} for question, answer in zip(questions, answers, strict=True)]
-    return samples
+    """Continuations and answers. Of a prompt that leaves no room in the context its end is read; such a question is left out."""
+    positions = loaded.model.shape.maximum_positions
+    room = positions - min(sampling.maximum_tokens, positions // 2)
+    asked = [(prompt, prompt_ids(loaded.tokenizer, prompt)[-room:]) for prompt in prompts]
+    if loaded.tokenizer.chat_template is not None:
+        for question in questions:
+            ids = loaded.tokenizer.encode_chat([{"role": "user", "content": question}], add_generation_prompt=True)
+            asked += [(question, ids)] if len(ids) <= room else []
+    answers = generate(loaded.model, loaded.tokenizer, [ids for _, ids in asked], sampling)
+    return [{"model": name, "prompt": prompt, "text": answer.text} for (prompt, _), answer in zip(asked, answers, strict=True)]
 
 
 def untrained(measured: Measured) -> DocumentScores:

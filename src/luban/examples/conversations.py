@@ -56,9 +56,10 @@ def read_conversations(paths: Sequence[Path] | Sequence[dict] | Any, mapping: di
         columns = columns or [str(name) for name in row]
         used = formats.complete(mapping) if mapping else formats.recognise(row)
         try:
+            if not mapping and formats.is_preference(row):
+                raise ValueError("a preference pair (chosen, rejected), not a conversation to be learned")
             if used is None:
-                kind = "a preference pair (chosen, rejected), not a conversation" if formats.is_preference(row) else "no conversation is recognised"
-                raise ValueError(f"{kind}; columns: {', '.join(map(str, row))}"[:300])
+                raise ValueError(f"no conversation is recognised; columns: {', '.join(map(str, row))}"[:300])
             messages, tools = formats.convert(row, used)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             found.bad.append(BadLine(source, number, str(error), str(row)[:_MOST_TEXT]))

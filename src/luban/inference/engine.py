@@ -90,7 +90,9 @@ class Engine:
         """Whether there is nothing to do."""
         return not self.running and not self.waiting
 
-    def submit(self, prompt_ids: Sequence[int], sampling: SamplingConfig, on_token: Callable[[Request, str], None] | None = None) -> Request:
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: SamplingConfig, on_token: Callable[[Request, str], None] | None = None
+    ) -> Request:
         """Queue a prompt. ``on_token(request, piece)`` is called after each token with the text it released, perhaps none.
 
         Raises ConfigError for an empty prompt, one that leaves no room for an answer, or unknown token ids.

@@ -28,7 +28,12 @@ class Generation:
 
 
 def generate(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], sampling: SamplingConfig | None = None, *, slots: int = SLOTS
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    sampling: SamplingConfig | None = None,
+    *,
+    slots: int = SLOTS,
 ) -> list[Generation]:
     """Continue each prompt (text or token ids), ``slots`` at once; the answers come in the prompts' order.
 
@@ -68,15 +73,22 @@ class LoadedModel:
     def generate(self, prompt: Any, sampling: SamplingConfig | None = None, **settings: Any) -> Any:
         """Continue a prompt: a text for a text, a list of texts for a list. ``settings`` are SamplingConfig's fields."""
         single = isinstance(prompt, str)
-        texts = [answer.text for answer in generate(self.model, self.tokenizer, [prompt] if single else list(prompt), _settings(sampling, settings))]
+        texts = [
+            answer.text
+            for answer in generate(self.model, self.tokenizer, [prompt] if single else list(prompt), _settings(sampling, settings))
+        ]
         return texts[0] if single else texts
 
-    def chat(self, messages: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any) -> str:
+    def chat(
+        self, messages: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any
+    ) -> str:
         """The assistant's answer to a conversation, or to one question. Raises DataError when there is no chat template."""
         ids = self._conversation(messages, tools)
         return generate(self.model, self.tokenizer, [ids], _settings(sampling, settings))[0].text
 
-    def stream(self, prompt: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any
+    ) -> Iterator[str]:
         """The answer piece by piece as it is written; joined, it is what ``generate`` (a text) or ``chat`` (messages) gives."""
         chosen = _settings(sampling, settings)
         ids = prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else self._conversation(prompt, tools)

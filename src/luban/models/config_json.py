@@ -8,7 +8,7 @@ from typing import Any
 
 from luban.foundation.config import Source, build
 from luban.foundation.errors import DataError
-from luban.models.shape import ShapeConfig
+from luban.models.shape import MOST_LAYERS, ShapeConfig
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM"}
 # Our field, transformers' key, and what transformers takes when the key is missing (None: it must be there).
@@ -32,7 +32,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         plain = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            "{folder} is not a model directory: it has no config.json", "", "give the folder that holds config.json and model.safetensors", folder=folder
+            "{folder} is not a model directory: it has no config.json",
+            "",
+            "give the folder that holds config.json and model.safetensors",
+            folder=folder,
         ) from None
     except ValueError as error:
         raise DataError("{file} is damaged: {error}", "", "restore the file", file=file, error=error) from None
@@ -49,7 +52,7 @@ def read_shape(folder: Path) -> ShapeConfig:
 def shape_from(plain: dict[str, Any], file: str = "config.json") -> ShapeConfig:
     """The shape that the content of a config.json describes."""
     name = plain.get("model_type")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise DataError(
             "{file}: model_type {name!r} is not known",
             "Luban's decoder reads: {known}",
@@ -65,7 +68,9 @@ def shape_from(plain: dict[str, Any], file: str = "config.json") -> ShapeConfig:
         if plain.get(theirs, default) is None:
             raise DataError("{file}: {key} is missing", "", "restore the file", file=file, key=theirs)
         values[ours] = plain.get(theirs, default)
-    values["key_value_heads"] = plain.get("num_key_value_heads") or (8 if name == "mistral" and "num_key_value_heads" not in plain else "auto")
+    values["key_value_heads"] = plain.get("num_key_value_heads") or (
+        8 if name == "mistral" and "num_key_value_heads" not in plain else "auto"
+    )
     values["maximum_positions"] = plain.get("max_position_embeddings", POSITIONS[name])
     values["head_dim"] = plain.get("head_dim") or (128 if name == "qwen3" else "auto")
     if name == "qwen2":
@@ -75,7 +80,7 @@ def shape_from(plain: dict[str, Any], file: str = "config.json") -> ShapeConfig:
     if name == "llama":
         values["feed_forward_bias"] = bool(plain.get("mlp_bias", False))
     values |= _rope(plain, file)
-    values |= _windows(plain, name)
+    values |= _windows(plain, name, file)
     return build(ShapeConfig, values, Source(file))
 
 
@@ -92,26 +97,34 @@ def _rope(plain: dict[str, Any], file: str) -> dict[str, Any]:
     if kind == "default":
         return {"rope_theta": theta}
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
-        raise DataError("{file}: rope_type {name!r} is not known", "Luban knows default, linear, dynamic, llama3 and yarn", file=file, name=kind)
+        raise DataError(
+            "{file}: rope_type {name!r} is not known", "Luban knows default, linear, dynamic, llama3 and yarn", file=file, name=kind
+        )
     if kind in ("llama3", "yarn") and plain.get("original_max_position_embeddings"):
         scaling["original_max_position_embeddings"] = plain["original_max_position_embeddings"]
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _windows(plain: dict[str, Any], name: str) -> dict[str, Any]:
+def _windows(plain: dict[str, Any], name: str, file: str) -> dict[str, Any]:
     if name == "llama":
         return {}
     if name == "mistral":
         return {"sliding_window": plain.get("sliding_window", 4096)}
     if not plain.get("use_sliding_window", False):
         return {}
-    window, layers = plain.get("sliding_window", 4096), plain.get("num_hidden_layers", 0)
-    first = plain.get("max_window_layers", 28)
-    kinds = plain.get("layer_types") or ["sliding_attention" if index >= first else "full_attention" for index in range(layers)]
+    window, layers, first = plain.get("sliding_window", 4096), plain["num_hidden_layers"], plain.get("max_window_layers", 28)
+    for key, value in (("num_hidden_layers", layers), ("max_window_layers", first)):
+        if not isinstance(value, int):
+            raise DataError("{file}: {key} is no whole number", "", "restore the file", file=file, key=key)
+    kinds = plain.get("layer_types") or [
+        "sliding_attention" if index >= first else "full_attention" for index in range(min(layers, MOST_LAYERS))
+    ]
     return {"sliding_window": window, "layer_types": kinds} if window else {}
 
 
-def config_json(shape: ShapeConfig, dtype: str, *, end_ids: list[int] | None = None, begin_id: int | None = None, pad_id: int | None = None) -> dict[str, Any]:
+def config_json(
+    shape: ShapeConfig, dtype: str, *, end_ids: list[int] | None = None, begin_id: int | None = None, pad_id: int | None = None
+) -> dict[str, Any]:
     """The content of config.json for a shape: what transformers 4 and 5, vLLM and llama.cpp's converter read.
 
     ``dtype`` is the weights' type, such as ``"float32"``. Rotary positions are written in the old form and in the new.

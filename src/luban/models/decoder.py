@@ -93,7 +93,6 @@ class Decoder(nn.Module):
                 parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, scale, generator=named_generator(seed, name)))
         return self
 
-
     @torch.no_grad()
     def resize_vocabulary(self, size: int, pieces: Mapping[int, Sequence[int]] | None = None) -> Decoder:
         """Make room for ``size`` tokens, or cut the vocabulary to its first ``size``.

@@ -60,7 +60,10 @@ def save_model(
     for stale in folder.glob("model*.safetensors"):
         if stale.name not in files:
             stale.unlink()
-    write_json(folder / "config.json", config_json(model.shape, str(dtype).removeprefix("torch."), end_ids=end_ids, begin_id=begin_id, pad_id=pad_id))
+    write_json(
+        folder / "config.json",
+        config_json(model.shape, str(dtype).removeprefix("torch."), end_ids=end_ids, begin_id=begin_id, pad_id=pad_id),
+    )
 
 
 def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -88,7 +91,9 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     sync_directory(path.parent)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", *, check_finite: bool = False) -> Decoder:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", *, check_finite: bool = False
+) -> Decoder:
     """The decoder in a model directory, in ``dtype`` on ``device``, ready to evaluate (``.train()`` to train).
 
     Raises DataError when the architecture is unknown, when tensors are missing, left over, of wrong shape or
@@ -105,7 +110,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
             held = tensors.keys()
             for name in held if names is None else names:
                 if name not in held:
-                    raise DataError("{file}: tensor {name} is missing", "the index says that it is there", "restore the file", file=file, name=name)
+                    raise DataError(
+                        "{file}: tensor {name} is missing", "the index says that it is there", "restore the file", file=file, name=name
+                    )
                 if _ignored(name, model):
                     continue
                 if name not in wanted:
@@ -154,9 +161,16 @@ def _read(tensors: safe_open, name: str, shape: tuple[int, ...], file: Path) -> 
 def _assign(model: Decoder, name: str, value: Tensor, dtype: torch.dtype, device: torch.device, file: Path, check_finite: bool) -> None:
     """Put a tensor in the place of the meta one. It is copied: nothing may hang on the file after this."""
     if not value.is_floating_point():
-        raise DataError("{file}: tensor {name} is of type {dtype}", "weights are floating-point numbers", file=file, name=name, dtype=value.dtype)
+        raise DataError(
+            "{file}: tensor {name} is of type {dtype}", "weights are floating-point numbers", file=file, name=name, dtype=value.dtype
+        )
     if check_finite and not bool(value.float().isfinite().all()):
-        raise DataError("{file}: tensor {name} holds NaN or infinity", "the training that wrote it diverged, or the file is damaged", file=file, name=name)
+        raise DataError(
+            "{file}: tensor {name} holds NaN or infinity",
+            "the training that wrote it diverged, or the file is damaged",
+            file=file,
+            name=name,
+        )
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     setattr(module, leaf, torch.nn.Parameter(value.to(device, dtype, copy=True)))
@@ -201,7 +215,9 @@ class _opened:
         except FileNotFoundError:
             raise DataError("{file} is missing", "the index names it", "restore the file", file=self.file) from None
         except (SafetensorError, OSError) as error:
-            raise DataError("{file} is damaged: {error}", "", "restore the file; was the download whole?", file=self.file, error=error) from None
+            raise DataError(
+                "{file} is damaged: {error}", "", "restore the file; was the download whole?", file=self.file, error=error
+            ) from None
 
     def __exit__(self, *problem: object) -> None:
         self.handle.__exit__(*problem)

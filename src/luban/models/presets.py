@@ -13,7 +13,14 @@ from luban.models.counts import flops_per_token, key_value_bytes, memory, parame
 from luban.models.shape import ShapeConfig
 
 _LLAMA2: dict[str, Any] = {"vocabulary_size": 32000, "maximum_positions": 4096, "norm_epsilon": 1e-5, "tied_embeddings": False}
-_QWEN3: dict[str, Any] = {"architecture": "qwen3", "vocabulary_size": 151936, "maximum_positions": 40960, "rope_theta": 1e6, "head_dim": 128, "key_value_heads": 8}
+_QWEN3: dict[str, Any] = {
+    "architecture": "qwen3",
+    "vocabulary_size": 151936,
+    "maximum_positions": 40960,
+    "rope_theta": 1e6,
+    "head_dim": 128,
+    "key_value_heads": 8,
+}
 
 # The numbers are those of each model's published config.json. The small ones leave the vocabulary to the tokenizer.
 PRESETS: Mapping[str, dict[str, Any]] = {
@@ -74,7 +81,10 @@ def describe(shape: ShapeConfig, *, sequence_length: int | None = None, rows: in
         (t("operations a token, training"), count_text(flops_per_token(shape, length))),
         (t("operations a token, reading"), count_text(flops_per_token(shape, length, backward=False))),
         (t("weights in float32 / bfloat16"), f"{bytes_text(4 * count['total'])} / {bytes_text(2 * count['total'])}"),
-        (t("training: weights, gradients, optimizer"), bytes_text(training["weights"] + training["gradients"] + training["optimizer"] + training["casts"])),
+        (
+            t("training: weights, gradients, optimizer"),
+            bytes_text(training["weights"] + training["gradients"] + training["optimizer"] + training["casts"]),
+        ),
         (t("training: activations of {rows} rows of {length} tokens", rows=rows, length=length), bytes_text(training["activations"])),
         (t("key-value cache of 1,000 tokens in bfloat16"), bytes_text(key_value_bytes(shape, 1000, "bfloat16"))),
     ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, Config, build, field
 from luban.foundation.errors import ConfigError
 
 Architecture = Literal["llama", "qwen2", "qwen3", "mistral"]
 LayerType = Literal["full_attention", "sliding_attention"]
+MOST_LAYERS = 10_000  # a lying config.json must not keep the machine busy making layers
 
 
 class RopeScalingConfig(Config):
@@ -71,13 +72,15 @@ class ShapeConfig(Config):
 
     architecture: Architecture = field("llama", "Family whose parameter names and details are used: llama, qwen2, qwen3 or mistral.")
     vocabulary_size: PositiveInt | Auto = field("auto", "Rows of the embedding; auto takes the tokenizer's.", unit="tokens")
-    layers: PositiveInt | Auto = field("auto", "Number of layers; auto: the depth.")
+    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)] | Auto = field("auto", "Number of layers; auto: the depth.")
     hidden_size: PositiveInt | Auto = field("auto", "Width of the residual stream; auto: 64 a layer.")
     heads: PositiveInt | Auto = field("auto", "Number of attention heads; auto: one for every 64 of hidden_size.")
     key_value_heads: PositiveInt | Auto = field("auto", "Heads of keys and values, each shared by heads / key_value_heads; auto: heads.")
     head_dim: PositiveInt | Auto = field("auto", "Width of one head, even; auto: hidden_size / heads.")
     feed_forward_size: PositiveInt | Auto = field("auto", "Width inside SwiGLU; auto: 8/3 hidden_size, rounded up to a multiple of 64.")
-    maximum_positions: PositiveInt | Auto = field("auto", "Longest sequence the model is made for; auto: as long as it is trained on.", unit="tokens")
+    maximum_positions: PositiveInt | Auto = field(
+        "auto", "Longest sequence the model is made for; auto: as long as it is trained on.", unit="tokens"
+    )
     rope_theta: PositiveFloat = field(10000.0, "Base of the rotary wavelengths.")
     rope_scaling: RopeScalingConfig | None = field(None, "Stretching of the rotary positions.")
     norm_epsilon: PositiveFloat = field(1e-6, "Added to the mean square in RMSNorm.")
@@ -88,10 +91,13 @@ class ShapeConfig(Config):
     feed_forward_bias: bool = field(False, "Biases in SwiGLU (llama only).")
     query_key_norm: bool | Auto = field("auto", "RMSNorm on each head's queries and keys; auto: qwen3 has it, the others do not.")
     sliding_window: PositiveInt | None = field(None, "A token sees this many, itself included, in sliding layers.", unit="tokens")
-    layer_types: list[LayerType] | None = field(None, "full_attention or sliding_attention for each layer; when left out, all slide if sliding_window is given.")
+    layer_types: list[LayerType] | None = field(
+        None, "full_attention or sliding_attention for each layer; when left out, all slide if sliding_window is given."
+    )
     initializer: Literal["normal", "depth_scaled", "zero_output"] = field(
         "depth_scaled",
-        "First values of the matrices: normal; depth_scaled divides those that write to the residual stream by sqrt(2 layers); zero_output sets them to zero.",
+        "First values of the matrices: normal; depth_scaled divides those that write to the residual stream by sqrt(2 layers); "
+        "zero_output sets them to zero.",
     )
     initializer_deviation: PositiveFloat = field(0.02, "Standard deviation of the first values.")
 
@@ -133,14 +139,21 @@ class ShapeConfig(Config):
         if self.feed_forward_size == "auto":
             values["feed_forward_size"] = -(-8 * self.hidden_size // (3 * 64)) * 64
 
-    def resolved(self, *, depth: int | None = None, vocabulary_size: int | None = None, maximum_positions: int | None = None) -> ShapeConfig:
+    def resolved(
+        self, *, depth: int | None = None, vocabulary_size: int | None = None, maximum_positions: int | None = None
+    ) -> ShapeConfig:
         """The shape with every ``auto`` replaced: by the one dial ``depth``, the tokenizer's size and the length trained on.
 
         What is written in the shape stays. Raises ConfigError naming what is still auto.
         """
         values = {name: value for name, value in self.model_dump().items() if value != "auto"}
         depth = values.get("layers", depth)
-        given = {"layers": depth, "hidden_size": depth and 64 * depth, "vocabulary_size": vocabulary_size, "maximum_positions": maximum_positions}
+        given = {
+            "layers": depth,
+            "hidden_size": depth and 64 * depth,
+            "vocabulary_size": vocabulary_size,
+            "maximum_positions": maximum_positions,
+        }
         whole = build(ShapeConfig, {name: value for name, value in given.items() if value is not None} | values)
         whole.require_resolved()
         return whole
@@ -149,7 +162,10 @@ class ShapeConfig(Config):
         """Raise ConfigError if anything is still ``auto``."""
         if left := [name for name in type(self).model_fields if getattr(self, name) == "auto"]:
             raise ConfigError(
-                "the model's shape is not whole; still auto: {names}", "a model is built from numbers", "give them, or depth", names=", ".join(left)
+                "the model's shape is not whole; still auto: {names}",
+                "a model is built from numbers",
+                "give them, or depth",
+                names=", ".join(left),
             )
 
     def _fits_architecture(self) -> None:
@@ -165,7 +181,11 @@ class ShapeConfig(Config):
             raise ValueError("llama has no sliding_window; mistral, qwen2 and qwen3 have")
         if name == "mistral" and self.layer_types and len(set(self.layer_types)) > 1:
             raise ValueError("mistral has one kind of layer; qwen2 and qwen3 can mix")
-        if name == "qwen2" and "auto" not in (self.head_dim, self.heads, self.hidden_size) and self.head_dim * self.heads != self.hidden_size:
+        if (
+            name == "qwen2"
+            and "auto" not in (self.head_dim, self.heads, self.hidden_size)
+            and self.head_dim * self.heads != self.hidden_size
+        ):
             raise ValueError(f"qwen2 has no head_dim of its own: it is hidden_size / heads ({self.hidden_size} / {self.heads})")
 
     @property

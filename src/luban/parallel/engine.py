@@ -72,7 +72,7 @@ class TorchEngine:
 
     def clip(self, largest: float) -> torch.Tensor:
         """The gradient's norm; gradients above ``largest`` (if not 0) are scaled down to it."""
-        for optimizer, _ in self.optimizer.parts if self.scaler.is_enabled() else ():
+        for optimizer in self.optimizer.parts if self.scaler.is_enabled() else ():
             self.scaler.unscale_(optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])

@@ -59,7 +59,7 @@ def _page(run: RunFacts) -> dict[str, Any]:
         "tiles": _tiles(run),
         "groups": comparison(run.results),
         "verdicts": verdicts(run.results),
-        "conversation_groups": comparison({"rows": run.results.get("conversations", {}).get("rows", [])}, "loss"),
+        "conversation_groups": [("", bars) for _, bars in comparison({"rows": run.results.get("conversations", {}).get("rows", [])}, "loss")],
         "conversation_verdicts": verdicts(run.results.get("conversations", {}), run.results),
         "notes": run.results.get("notes", []),
         "written": [{**sample, "prompt": sample["prompt"].strip("\n"), "text": sample["text"].strip("\n")} for sample in run.results.get("samples", [])],

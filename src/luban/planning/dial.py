@@ -1,8 +1,8 @@
 """`depth`, the one dial of a new model, and what `auto` becomes when nothing else is said.
 
-The rules were fitted on small models here (docs/notebook.md) and follow what is customary above: width 64 a layer (Karpathy's
-nanochat), heads of 64, feed-forward 8/3 of the width, learning rates that fall with the square root of the width,
-batches that grow with the two-thirds power of the tokens read.
+The rules were fitted on small models here (docs/notebook.md) and follow what is customary above: width 48 a layer in small models
+and 64 in larger ones (Karpathy's nanochat), heads of 64, feed-forward 8/3 of the width, learning rates that fall with the square
+root of the width, batches that grow with about the square root of the tokens read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAD = 64
 
 def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> ShapeConfig:
     """A Qwen3-style decoder of ``depth`` layers; fields that ``given`` names itself are kept."""
-    width = HEAD * max(4, depth)
+    width = _multiple(48 * depth, HEAD) if depth < 12 else HEAD * depth
     derived = {
         "architecture": "qwen3",
         "layers": depth,
@@ -27,6 +27,7 @@ def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> Shap
         "feed_forward_size": _multiple(width * 8 / 3, 64),
         "maximum_positions": 512 if depth < 8 else 2048,
         "tied_embeddings": depth < 24,
+        "initializer": "zero_output",
     }
     kept = given.explicit()
     if "layers" in kept and "hidden_size" not in kept:
@@ -55,19 +56,26 @@ def vocabulary_for_bytes(size: int) -> int:
     return _multiple(min(65536, max(1024, 4096 * (size / 2**21) ** (1 / 3))), 256)
 
 
-def learning_rates(width: int, objective: str, from_model: bool) -> dict[str, float]:
-    """Peak rates: ``adamw`` for all parameters, ``matrices`` for Muon's hidden matrices."""
-    rate = 3e-3 * math.sqrt(256 / width)
+def learning_rates(optimizer: str, width: int, objective: str, from_model: bool) -> dict[str, float]:
+    """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices.
+
+    Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
+    Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones).
+    """
+    narrow = math.sqrt(192 / width)
+    share = 1.0
     if objective == "instruction":
-        rate = 3e-4 * math.sqrt(256 / width) if width > 512 else 1e-3 * math.sqrt(256 / width)
+        share = 0.5 if width <= 512 else 0.1 if width <= 1024 else 0.05
     elif from_model:
-        rate /= 3
-    return {"adamw": _two_digits(rate), "matrices": _two_digits(2 * rate)}
+        share = 1 / 3
+    rate = 3e-3 * narrow * share
+    embedding = 3e-2 * narrow * share if optimizer == "muon" else rate
+    return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(embedding), "matrix_learning_rate": _two_digits(0.02 * share)}
 
 
 def batch_tokens(tokens: int, sequence_length: int, objective: str) -> int:
-    """Tokens a step for a run that reads ``tokens``: 4,096 at a million, 0.5 M at ten billion; whole rows."""
-    wanted = 4096 * (tokens / 1e6) ** 0.55
+    """Tokens a step for a run that reads ``tokens``: 2,048 at a million, 0.3 M at ten billion; whole rows."""
+    wanted = 2048 * (tokens / 1e6) ** 0.55
     if objective == "instruction":
         wanted = min(wanted, 65536)
     rows = 2 ** round(math.log2(max(1.0, min(wanted, 2**22) / sequence_length)))

@@ -43,11 +43,7 @@ def _train(config: Any, work: Work) -> Any:
     step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, config.objective)
     if step < sequence:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
-    rates = dial.learning_rates(shape.hidden_size, config.objective, bool(work.inputs.get("model")))
-    optimizer = config.optimizer.explicit()
-    for name, value in (("learning_rate", rates["adamw"]), ("matrix_learning_rate", rates["matrices"])):
-        if getattr(config.optimizer, name) == "auto":
-            optimizer[name] = value
+    optimizer = {**config.optimizer.explicit(), **_rates(config, shape, bool(work.inputs.get("model")))}
     chosen = {"shape": shape.model_dump(), "depth": shape.layers, "sequence_length": sequence, "batch_tokens": step, "optimizer": optimizer}
     said = {name: value for name, value in (("depth", shape.layers), ("sequence_length", sequence), ("batch_tokens", step)) if getattr(config, name) == "auto"}
     if config.optimizer.learning_rate == "auto":
@@ -55,6 +51,16 @@ def _train(config: Any, work: Work) -> Any:
     if said:
         say("auto: {choices}", choices=", ".join(f"{name} {value}" for name, value in said.items()))
     return config.updated(**chosen)
+
+
+def _rates(config: Any, shape: ShapeConfig, from_model: bool) -> dict[str, float]:
+    """The optimizer's fields that say auto."""
+    optimizer = config.optimizer
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, config.objective, from_model)
+    if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
+        suggested["embedding_learning_rate"] = optimizer.learning_rate
+    suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0
+    return {name: value for name, value in suggested.items() if getattr(optimizer, name) == "auto"}
 
 
 def train_facts(config: Any, work: Work) -> dict[str, int]:

@@ -16,9 +16,10 @@ class OptimizerConfig(Config):
     """How gradients become steps."""
 
     name: Literal["adamw", "muon"] = field("adamw", "adamw; or muon: Muon on the hidden matrices, AdamW on embeddings, norms and the head.")
-    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of AdamW; auto follows the model's size and the objective.")
+    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of AdamW; auto follows the model's width and the objective.")
+    embedding_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of the embeddings and the head; auto: learning_rate with adamw, ten times it with muon.")
     matrix_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of Muon's matrices (with muon only).")
-    weight_decay: NonNegativeFloat = field(0.1, "Decoupled weight decay, on matrices only.")
+    weight_decay: NonNegativeFloat | Auto = field("auto", "Decoupled weight decay, on matrices only; auto: 0.1 with adamw, 0 with muon.")
     betas: tuple[NonNegativeFloat, NonNegativeFloat] = field((0.9, 0.95), "AdamW's decay rates of the first and second moment.")
     epsilon: PositiveFloat = field(1e-8, "AdamW's term against division by zero.")
     momentum: NonNegativeFloat = field(0.95, "Muon's momentum.")
@@ -99,7 +100,7 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Saving the training state.")
     samples: SamplesConfig = field(SamplesConfig(), "Text written during the run.")
     track: TrackConfig = field(TrackConfig(), "Where the numbers go.")
-    callbacks: list[str] = field([], "Your own functions, my_callbacks.py:name, called with the run after each step.", input=True, role="machine")
+    callbacks: list[str] = field([], "Your own functions, my_callbacks.py:name, called with the run after each step.", input=True)
 
     foreign: ClassVar[dict[str, str]] = {
         "num_train_epochs": 'length: "3 epochs"',

@@ -22,6 +22,7 @@ class Validator:
     def after_step(self, run: Run) -> None:
         if self.batches and run.every(self.every):
             self.validate(run)
+            run.measure_peak()
 
     def validate(self, run: Run) -> dict[str, float]:
         scores = run.engine.evaluate(self.batches)

@@ -12,6 +12,7 @@ from luban.objectives.base import Loaders, Objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.config import TrainConfig
+from luban.training.precision import measured_peak_flops
 from luban.training.schedules import Schedule
 
 
@@ -35,7 +36,7 @@ class Run:
     schedule: Schedule
     step_tokens: int
     flops_per_token: float = 0.0
-    peak_flops: float = 0.0  # of this machine, measured at start; 0 when unknown
+    peak_flops: float = 0.0  # of this machine, measured; 0 before it is
     hooks: list[Hook] = field(default_factory=list)
     step: int = 0
     tokens: int = 0
@@ -44,6 +45,11 @@ class Run:
     last: dict[str, float] = field(default_factory=dict)  # numbers of the latest step
     stop_reason: str = ""
     started: float = field(default_factory=time.monotonic)
+
+    def measure_peak(self) -> None:
+        """Measure the machine again and keep the best: other work on a shared machine makes single measurements too low."""
+        device = next(self.model.parameters()).device
+        self.peak_flops = max(self.peak_flops, measured_peak_flops(device, self.engine.precision))
 
     @property
     def finished(self) -> bool:

@@ -26,7 +26,7 @@ from luban.training.guards import Guard, StopSignals
 from luban.training.hooks import Callback, Sampler, Validator
 from luban.training.loop import train
 from luban.training.optimizers import Optimizers
-from luban.training.precision import DTYPES, choose_device, choose_precision, measured_peak_flops, prepare_machine
+from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
 from luban.training.run import Run
 from luban.training.schedules import make_schedule
 from luban.training.tracking import Tracker
@@ -46,12 +46,12 @@ def run(config: TrainConfig, work: Work) -> None:
 
     tokenizer = _tokenizer(work)
     model = _model(config, work, tokenizer).to(device)
-    objective = load_objective(config.objective)
+    objective = load_objective(str(work.inputs.get("objective") or config.objective))
     loaders = objective.loaders(_data(config, work, tokenizer))
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
-    validator = _add_hooks(training, tracker)
+    validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in _listed(work, "callbacks")])
     if restore(training, not_after=training.schedule.total):
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
     tracker.open(training.step)
@@ -94,9 +94,7 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device) -> dict[st
 
 def _tokenizer(work: Work) -> Tokenizer:
     """The tokenizer that is named, or the model's own, or the one the data was encoded with."""
-    data = work.inputs["data"]
-    first = data[0] if isinstance(data, list) else data
-    for source in (work.inputs["tokenizer"], work.inputs["model"], first):
+    for source in (work.inputs["tokenizer"], work.inputs["model"], *_listed(work, "data")[:1]):
         path = getattr(source, "path", source)
         if path is None:
             continue
@@ -119,15 +117,17 @@ def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
     return model
 
 
-def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
-    def listed(name: str) -> list[Any]:
-        value = work.inputs.get(name)
-        return value if isinstance(value, list) else [value] if value is not None else []
+def _listed(work: Work, name: str) -> list[Any]:
+    """An input field's values, none, one or many, as a list."""
+    value = work.inputs.get(name)
+    return value if isinstance(value, list) else [value] if value is not None else []
 
+
+def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
     return DataRequest(
-        data=listed("data"),
-        validation=listed("validation_data"),
-        replay=listed("replay.data"),
+        data=_listed(work, "data"),
+        validation=_listed(work, "validation_data"),
+        replay=_listed(work, "replay.data"),
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
@@ -145,9 +145,9 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, 
     precision = DTYPES[choices["precision"]]
     optimizer = Optimizers(model, config.optimizer)
     if config.compile:
-        model.compile_blocks()
-    device = next(model.parameters()).device
-    return Run(
+        for block in model.model.layers:
+            block.compile()  # in place: parameter names stay
+    made = Run(
         config=config,
         folder=folder,
         model=model,
@@ -158,11 +158,12 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, 
         schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
         step_tokens=step_tokens,
         flops_per_token=flops_per_token(model.shape, config.sequence_length),
-        peak_flops=measured_peak_flops(device, precision),
     )
+    made.measure_peak()
+    return made
 
 
-def _add_hooks(training: Run, tracker: Tracker) -> Validator:
+def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validator:
     config, total = training.config, training.schedule.total
 
     def steps(every: Any, auto: int) -> int:
@@ -172,8 +173,7 @@ def _add_hooks(training: Run, tracker: Tracker) -> Validator:
     validator = Validator(steps(config.validation.every, total // 10), config.validation, training.loaders.validation, tracker)
     sampler = Sampler(steps(config.samples.every, total // 4), config.samples, training.objective.name == "instruction", tracker)
     checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
-    callbacks = [Callback(load_custom(reference)) for reference in config.callbacks]
-    training.hooks = [tracker, validator, sampler, *callbacks, checkpointer]
+    training.hooks = [tracker, validator, sampler, *map(Callback, callbacks), checkpointer]
     return validator
 
 

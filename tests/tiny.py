@@ -1,0 +1,47 @@
+"""A recipe that runs in seconds: a little text, a small vocabulary, a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+WORDS = "the king queen sword night love of and to in a shall thou art my lord 春 风 月 明 山 水 花 夜".split()
+
+
+def write_text(folder: Path, documents: int = 60, seed: int = 0) -> Path:
+    """A text file of blank-line-separated paragraphs; the same for the same seed."""
+    rng = random.Random(seed)
+    paragraphs = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(20, 60))) + "." for _ in range(documents)]
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    return path
+
+
+def tiny_recipe(folder: Path, **train: Any) -> dict[str, Any]:
+    """Plain data of a recipe up to a trained model; `train` adds to the train stage."""
+    write_text(folder)
+    shape = {"layers": 1, "hidden_size": 32, "heads": 2, "head_dim": 16, "feed_forward_size": 64, "maximum_positions": 64}
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "stages": {
+            "corpus": {"kind": "curate", "sources": "text.txt", "document_separator": "blank_line", "workers": 1, "split": {"validation": 0.1, "test": 0.1}},
+            "tokenizer": {"kind": "train_tokenizer", "corpus": "corpus", "vocabulary_size": 300},
+            "tokens": {"kind": "encode", "corpus": "corpus", "tokenizer": "tokenizer"},
+            "base": {
+                "kind": "train",
+                "data": "tokens",
+                "shape": shape,
+                "sequence_length": 32,
+                "batch_tokens": 128,
+                "length": "12 steps",
+                "optimizer": {"learning_rate": 1e-2},
+                "checkpoint": {"every": "3 steps"},
+                "determinism": "strict",
+                "threads": 1,
+                "track": {"tensorboard": False},
+                **train,
+            },
+        },
+    }
