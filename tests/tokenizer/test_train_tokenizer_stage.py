@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import pytest
-from luban.corpus.documents import Document
+from luban.tokenizer.texts import SampleText as Document
 from luban.foundation.artifacts import Artifact, Work
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, DataError

@@ -17,10 +17,10 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f\U00020
 _UNSPACED_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}_]+|[^\w\s]")
 _ALPHANUMERIC = re.compile(r"[^\W_]")
 _LETTER = re.compile(r"[^\W\d_]")
-_SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)]|$)|[。！？…]")
+_SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)]|$)|[。．！？…]")
 _BULLET = re.compile(r"\s*(?:[-*•●‣▪◦・]|\d+[.)、])")
 _PARAGRAPH = re.compile(r"\n{2,}")
-_TERMINAL = tuple(".!?;:,。！？；：，、…\"'”’」』）)")
+_TERMINAL = tuple(".!?;:,。．！？；：，、…\"'”’」』）)")
 _SHORT_LINE = 30  # characters; 15 where a word is a character
 
 

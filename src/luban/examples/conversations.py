@@ -152,4 +152,4 @@ def _check_mapping(mapping: dict) -> None:
                 part=part, guess=nearest(str(part), formats.PARTS) or "messages", parts=", ".join(formats.PARTS),
             )  # fmt: skip
     if "messages" not in mapping and not {"prompt", "answer"} <= set(mapping):
-        raise ConfigError("mapping: it names neither messages, nor prompt and answer", "", "write mapping: {{messages: column}} or mapping: {{prompt: column, answer: column}}")
+        raise ConfigError("mapping: it names neither messages, nor prompt and answer", "", "write mapping: {messages: column} or mapping: {prompt: column, answer: column}")

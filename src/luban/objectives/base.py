@@ -46,6 +46,7 @@ class Objective:
     name: str = ""
     unit: str = "token"  # or "example", "pair", "group"
     scope: str = "example"  # or "group", "batch"
+    conversational: bool = False  # samples are asked as a user's turn rather than continued
 
     def loaders(self, data: DataRequest) -> Loaders:
         """The training loader, the validation batches, and what to report."""

@@ -24,6 +24,7 @@ class Instruction(Objective):
     """Conversations in any recognised format, rendered with the tokenizer's own chat template."""
 
     name, unit, scope = "instruction", "token", "example"
+    conversational = True
 
     def loaders(self, data: DataRequest) -> Loaders:
         train, held_out, found = _conversations(data)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from luban.corpus.documents import Document
+from luban.tokenizer.texts import SampleText
 from luban.tokenizer.config import TrainTokenizerConfig
 
 # Letters of scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar, and Tibetan.
@@ -34,7 +34,7 @@ class Sample:
     rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, config: TrainTokenizerConfig, documents: Iterable[Document]) -> Sample:
+    def plan(cls, config: TrainTokenizerConfig, documents: Iterable[SampleText]) -> Sample:
         """Count the corpus once and settle the rates."""
         sample = cls(config)
         for document in documents:
@@ -48,7 +48,7 @@ class Sample:
         sample.rates = {language: wanted * weight / whole / sample.characters[language] for language, weight in weights.items()}
         return sample
 
-    def texts(self, documents: Callable[[], Iterable[Document]], seed: int) -> Iterator[str]:
+    def texts(self, documents: Callable[[], Iterable[SampleText]], seed: int) -> Iterator[str]:
         """The training text, one piece a document, in the corpus's order. At most one document is held."""
         run = re.compile(f"([{_UNSPACED}]{{{self.config.maximum_run_characters}}})(?=[{_UNSPACED}])")
         for document in documents():

@@ -39,7 +39,7 @@ def supervise(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | No
     fenced, tools = fixed.fence(messages), fixed.fence(tools)
     for message in fenced:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError("a message has no role", "", 'write {{"role": "user", "content": "…"}}')
+            raise DataError("a message has no role", "", 'write {"role": "user", "content": "…"}')
     spans = {index: _span(fixed, fenced, tools, index) for index, message in enumerate(fenced) if message["role"] == "assistant"}
     waiting = [index for index in spans if _weight(fenced[index]) != 0]
 

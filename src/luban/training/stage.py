@@ -171,7 +171,7 @@ def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validat
 
     decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
     validator = Validator(steps(config.validation.every, total // 10), config.validation, training.loaders.validation, tracker)
-    sampler = Sampler(steps(config.samples.every, total // 4), config.samples, training.objective.name == "instruction", tracker)
+    sampler = Sampler(steps(config.samples.every, total // 4), config.samples, training.objective.conversational, tracker)
     checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
     training.hooks = [tracker, validator, sampler, *map(Callback, callbacks), checkpointer]
     return validator

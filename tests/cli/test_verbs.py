@@ -1,0 +1,106 @@
+"""Every verb answers, in English and in Chinese, and mistakes cost no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from luban.cli.main import VERBS, cli
+from luban.foundation.config import walk_fields
+from luban.foundation.kinds import KINDS
+
+LUBAN = [sys.executable, "-m", "luban"]
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    ran = subprocess.run([*LUBAN, *arguments], capture_output=True, text=True)
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *(name.replace("_", "-") for name in KINDS)])
+def test_every_verb_has_help(verb):
+    result = CliRunner().invoke(cli, [verb, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_every_option_says_its_default_and_unit(kind):
+    output = " ".join(CliRunner().invoke(cli, [kind.name.replace("_", "-"), "--help"], terminal_width=100000).output.split())
+    for name, info in walk_fields(kind.config):
+        assert f"--{name.replace('_', '-')}" in output
+        assert info.description, f"{kind.name}.{name} has no documentation"
+        assert "default: " in output
+    result = CliRunner().invoke(cli, [kind.name.replace("_", "-"), "--help"]).output
+    assert result.count("default:") + result.count("required") >= len(list(walk_fields(kind.config))) - result.count("de-") - 3
+
+
+def test_schema_is_a_json_schema_that_the_shipped_recipe_fits():
+    import jsonschema
+    import yaml
+
+    from luban.cli.new import SHIPPED
+
+    schema = json.loads(run("schema"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for recipe in SHIPPED.glob("*/recipe.yaml"):
+        assert not list(validator.iter_errors(yaml.safe_load(recipe.read_text(encoding="utf-8"))))
+    assert list(validator.iter_errors({"stages": {"x": {"kind": "train", "data": "d", "depht": 3}}}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["rnu"], 2, "did you mean run"),
+        (["run", "absent.yaml"], 2, "no such file"),
+        (["show", "absent"], 3, "no such file"),
+        (["new", "quickstrat"], 2, "did you mean quickstart"),
+        (["train", "absent.txt", "--out", "x/y"], 3, "no such file"),
+        (["train", "absent.txt", "--depth", "none"], 2, "depth"),
+        (["clean", "absent"], 2, "does not exist"),
+        (["chat", "absent"], 3, "absent"),
+    ],
+)
+def test_mistakes_are_explained(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in run("--language", "en", *arguments, code=code)
+
+
+def test_messages_are_chinese_when_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "错误" in run("--language", "zh", "run", "absent.yaml", code=2)
+    assert "学习率" in run("--language", "zh", "train", "--help")
+
+
+def test_new_refuses_to_overwrite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("--language", "en", "new", "quickstart")
+    (tmp_path / "quickstart" / "recipe.yaml").write_text("mine")
+    assert "not empty" in run("--language", "en", "new", "quickstart", code=2)
+    assert (tmp_path / "quickstart" / "recipe.yaml").read_text() == "mine"
+    assert "quickstart" in run("new")
+
+
+def test_runs_show_check_and_clean_on_a_real_run(quickstart):
+    folder = str(quickstart / "runs")
+    assert "base" in run("--language", "en", "runs", folder)
+    for what in ("runs/quickstart", "runs/quickstart/corpus", "runs/quickstart/tokenizer", "runs/quickstart/base", "runs/quickstart/report", "data/chat.jsonl", "data/poems.jsonl", "data/shakespeare.txt"):
+        assert run("--language", "en", "show", str(quickstart / what))
+    assert "nothing to remove" in run("--language", "en", "clean", folder, "--yes")
+    checked = run("--language", "en", "check", str(quickstart / "recipe.yaml"))
+    assert "dry batch" in checked and "ready" in checked
+
+
+def test_check_names_what_is_wrong(quickstart, tmp_path):
+    import shutil
+
+    shutil.copytree(quickstart, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
+    (tmp_path / "copy" / "data" / "chat.jsonl").unlink()
+    assert "chat.jsonl: no such file" in run("--language", "en", "check", str(tmp_path / "copy" / "recipe.yaml"), "--no-dry-batch", code=1)

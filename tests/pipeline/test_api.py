@@ -1,0 +1,64 @@
+"""The same verbs in Python."""
+
+from __future__ import annotations
+
+import pandas
+import pytest
+from tiny import tiny_recipe, write_text
+
+import luban
+from luban.foundation.errors import ConfigError
+
+
+def test_run_a_dictionary_and_load_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    artifacts = luban.run(tiny_recipe(tmp_path), out=tmp_path / "made")
+    assert [artifact.kind for artifact in artifacts] == ["curate", "train_tokenizer", "encode", "train"]
+    model = luban.load(tmp_path / "made" / "base")
+    text = model.generate("the king")
+    assert isinstance(text, str) and text
+
+
+def test_verbs_take_paths_rows_and_frames(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"the king and queen number {n} shall love the night"} for n in range(30)]
+    from_rows = luban.curate(rows, out="rows", workers=1, deduplicate={"near": "off"})
+    from_frame = luban.curate(sources=pandas.DataFrame(rows), out="frame", workers=1, deduplicate={"near": "off"})
+    assert from_rows.metrics["documents"] == from_frame.metrics["documents"]
+    corpus = luban.curate(write_text(tmp_path), out="corpus", workers=1)
+    tokenizer = luban.train_tokenizer(corpus, out="tokenizer", vocabulary_size=300)
+    tokens = luban.encode(corpus=corpus, tokenizer=tokenizer, out="tokens")
+    assert tokens.path.name == "tokens"
+
+
+def test_wrong_fields_are_named():
+    with pytest.raises(ConfigError, match="did you mean sources"):
+        luban.curate(source="x")
+    with pytest.raises(AttributeError, match="trian"):
+        luban.trian
+    assert "train" in dir(luban)
+
+
+def test_train_on_a_text_file_needs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    shape = {"layers": 1, "hidden_size": 32, "heads": 2, "head_dim": 16, "feed_forward_size": 64, "maximum_positions": 64}
+    made = luban.train("text.txt", out="model", shape=shape, sequence_length=32, batch_tokens=64, length="2 steps")
+    assert made.kind == "train" and (tmp_path / "model" / "config.json").exists()
+    conversations = [{"messages": [{"role": "user", "content": f"who is {n}"}, {"role": "assistant", "content": f"king {n}"}]} for n in range(20)]
+    tuned = luban.train(conversations, model=made, objective="instruction", out="tuned", sequence_length=32, batch_tokens=64, length="2 steps", threads=1)
+    assert tuned.metrics["conversations"] > 0
+    assert luban.load(tuned.path).chat([{"role": "user", "content": "who is 3"}]) is not None
+
+
+def test_ones_own_objective_and_callback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from luban.objectives.base import Term\nfrom luban.objectives.causal import Causal\n"
+        "class Twice(Causal):\n    name = 'twice'\n    def terms(self, model, batch):\n        return {'loss': Term(super().terms(model, batch)['loss'].sum, weight=2.0)}\n"
+        "seen = []\ndef stop_at_three(run):\n    seen.append(run.step)\n    if run.step == 3:\n        run.stop_reason = 'enough'\n",
+        encoding="utf-8",
+    )
+    recipe = tiny_recipe(tmp_path, objective="mine.py:Twice", callbacks=["mine.py:stop_at_three"])
+    made = luban.run(recipe, out="made")[-1]
+    assert made.metrics["steps"] == 3
