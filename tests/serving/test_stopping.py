@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 
@@ -90,3 +91,9 @@ def test_an_open_address_is_warned_about(capsys):
     assert "no access control" in capsys.readouterr().err
     bind("127.0.0.1", 0).close()
     assert capsys.readouterr().err == ""
+
+
+def test_small_answers_leave_at_once():
+    """asyncio turns Nagle's algorithm off (TCP_NODELAY) only for sockets that name TCP as their protocol."""
+    with bind("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP

@@ -118,6 +118,13 @@ def test_caps_bound_what_is_read():
     assert sum(map(len, texts)) == pytest.approx(20_000, rel=0.1)
 
 
+def test_scripts_without_spaces_have_a_bound_of_their_own_and_shares_stay():
+    sample, texts = sampled(maximum_unspaced_characters=5_000, maximum_run_characters=200)
+    assert sample.unspaced == {"en": 0, "zh": 20_000}
+    counts = Counter(text[0] for text in texts)
+    assert 100 * counts["中"] == pytest.approx(5_000, rel=0.35) and counts["e"] / len(texts) == pytest.approx(0.9, abs=0.03)
+
+
 def test_adding_documents_moves_no_others_lot():
     config = build(TrainTokenizerConfig, {"corpus": "c"})
     few = Sample(config, rates={"en": 0.3})

@@ -58,7 +58,13 @@ def choose(sources: list[Input], split: str, maximum_documents: int, maximum_byt
     if not held_out.documents:
         if held_out.excluded:
             raise DataError("no held-out document is left: each shares a passage with `exclude`", "a score on text that was trained on says nothing", "hold out more documents (split.test of the corpus)")
-        raise DataError("there is no held-out text to score", "the {split} split is empty", "give the corpus a test share, such as split: {example}", split=held_out.split, example="{test: 0.05}")
+        raise DataError(
+            "there is no held-out text to score",
+            "the {split} split is empty",
+            "give the corpus a test share, such as split: {example}",
+            split=held_out.split,
+            example="{test: 0.05}",
+        )
     return held_out
 
 

@@ -45,7 +45,13 @@ def print_table(results: dict[str, Any]) -> None:
 def markdown(results: dict[str, Any]) -> str:
     """The report as a page."""
     columns, rows = _grid(results, " ± ")
-    parts = [f"# {t('Evaluation')}", "", t("{documents} documents ({bytes} bytes) of the {split} split that no model was trained on. ± is half of a 95 % bootstrap interval over documents.", documents=results["documents"], bytes=f"{results['bytes']:,}", split=results["split"]), ""]
+    lead = t(
+        "{documents} documents ({bytes} bytes) of the {split} split that no model was trained on. ± is half of a 95 % bootstrap interval over documents.",
+        documents=results["documents"],
+        bytes=f"{results['bytes']:,}",
+        split=results["split"],
+    )
+    parts = ["# " + t("Evaluation"), "", lead, ""]
     parts += _markdown_table(columns, rows)
     talk = results.get("conversations") or {}
     if talk:

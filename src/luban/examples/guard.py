@@ -55,7 +55,7 @@ def check(examples: Sequence[Example], tokenizer: Tokenizer, maximum_length: int
     """Look at examples at full length, before they are cut to ``maximum_length`` tokens. Raises DataError with the reason."""
     if not examples:
         raise DataError("there are no examples to train on", "", "look at the rows that were set aside, and why")
-    _check_template(tokenizer)
+    check_template(tokenizer)
     lengths = np.array([len(example.ids) for example in examples])
     learned = np.array([int((example.weights[1:] > 0).sum()) for example in examples])
     within = np.array([int((example.weights[1:maximum_length] > 0).sum()) for example in examples])
@@ -117,7 +117,7 @@ def _check_truncation(examples: Sequence[Example], report: GuardReport) -> None:
         warn("{count} of {examples} examples are longer than {maximum} tokens and are cut; {dropped} of them lose all answers and are left out", count=report.truncated, examples=report.examples, maximum=report.maximum_length, dropped=report.dropped)
 
 
-def _check_template(tokenizer: Tokenizer) -> None:
+def check_template(tokenizer: Tokenizer) -> None:
     """Every control token that the template writes must be one token of the vocabulary."""
     probes = [
         [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}],

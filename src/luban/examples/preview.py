@@ -29,14 +29,19 @@ def show(examples: Sequence[Example], tokenizer: Tokenizer, n: int = 3) -> None:
 def preview(example: Example, tokenizer: Tokenizer) -> Text:
     """One example as styled text; without colour the brackets still tell what is learned. Control tokens are written out."""
     line = Text()
-    for weight, places in groupby(range(len(example.ids)), key=lambda place: float(example.weights[place])):
-        text = _shorten(tokenizer.decode([int(example.ids[place]) for place in places], skip_special=False))
+    for text, weight in stretches(example, tokenizer):
         if weight > 0:
             scale = "" if weight == 1 else f"×{weight:g} "
             line.append(f"{OPEN}{scale}{text}{CLOSE}", style="bold green")
         else:
             line.append(text, style="dim")
     return line
+
+
+def stretches(example: Example, tokenizer: Tokenizer) -> list[tuple[str, float]]:
+    """The example as stretches of text of one weight each, long ones shortened."""
+    grouped = groupby(range(len(example.ids)), key=lambda place: float(example.weights[place]))
+    return [(_shorten(tokenizer.decode([int(example.ids[place]) for place in places], skip_special=False)), weight) for weight, places in grouped]
 
 
 def _shorten(text: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from luban.foundation.hardware import machine
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine, FinishReason, Request
 from luban.models.decoder import Decoder
-from luban.models.huggingface import load_model
+from luban.models.huggingface import load_model, stored_dtype
 from luban.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 16
@@ -66,8 +67,13 @@ class LoadedModel:
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
-    def load(cls, path: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
-        """Open a model directory. Raises DataError when it or its tokenizer cannot be read."""
+    def load(cls, path: Path | str, *, dtype: torch.dtype | None = None, device: str = "auto") -> LoadedModel:
+        """Open a model directory. Raises DataError when it or its tokenizer cannot be read.
+
+        ``device`` auto is the accelerator if there is one; ``dtype`` None is float32 on a processor, elsewhere the type on disk.
+        """
+        device = machine().accelerator if device == "auto" else device
+        dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
         return cls(load_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
 
     def generate(self, prompt: Any, sampling: SamplingConfig | None = None, **settings: Any) -> Any:

@@ -24,6 +24,8 @@ def sample(
     and chance alone. ``seen`` [batch, vocabulary] of bool marks the tokens that the repetition penalty is about.
     The order is transformers': penalty, temperature, top-k, top-p, min-p.
     """
+    if logits.device.type == "mps":  # Apple's GPUs have no float64, which the sums below need
+        logits, seen = logits.cpu(), None if seen is None else seen.cpu()
     logits = penalised(logits.float(), settings, seen)
     if all(setting.temperature == 0 for setting in settings):
         return logits.argmax(dim=-1)

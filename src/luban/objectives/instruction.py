@@ -9,6 +9,7 @@ from luban.examples import conversations, preview
 from luban.examples.conversations import Conversation, ConversationSet, read_conversations, split_by_content
 from luban.examples.guard import check
 from luban.examples.supervised import fit_to_length, supervised_examples
+from luban.foundation.artifacts import write_json
 from luban.foundation.console import say
 from luban.foundation.errors import DataError
 from luban.models.decoder import Decoder
@@ -34,6 +35,7 @@ class Instruction(Objective):
         examples = supervised_examples(train, data.tokenizer, found.bad)
         guard = check(examples, data.tokenizer, data.sequence_length)
         preview.show(examples, data.tokenizer)
+        write_json(data.work / "training" / "preview.json", [preview.stretches(example, data.tokenizer) for example in examples[:: max(1, len(examples) // 3)][:3]])
         say("{count} conversations, {share:.0%} of their tokens are trained on", count=len(train), share=guard.supervised_share)
         fitting, _ = fit_to_length(examples, data.sequence_length + 1)
         loader = _loader(fitting, data, data.seed)

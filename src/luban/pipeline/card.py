@@ -138,7 +138,8 @@ def print_summary(run_folder: Path) -> None:
     whole = max((stage.seconds for stage in run.stages), default=0) or 1.0
     for stage in run.stages:
         bar = "━" * max(1, round(24 * stage.seconds / whole)) if stage.finished else t("not finished")
-        stages.add_row(Text(stage.name, style="bold"), Text(stage.kind, style="dim"), Text(seconds_text(stage.seconds) if stage.finished else ""), Text(bar, style="cyan" if stage.finished else "yellow"))
+        took = seconds_text(stage.seconds) if stage.finished else ""
+        stages.add_row(Text(stage.name, style="bold"), Text(stage.kind, style="dim"), Text(took), Text(bar, style="cyan" if stage.finished else "yellow"))
     blocks += [Text(), stages]
     for title, bars in comparison(run.results)[:3]:
         grid = Table.grid(padding=(0, 2))

@@ -20,7 +20,7 @@ from luban.models.counts import memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
 from luban.planning import dial
-from luban.planning.resolve import resolve, train_facts
+from luban.planning.resolve import resolve_train, train_facts
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
 NEEDS = {"curate": ("ftfy", "py3langid", "xxhash"), "serve": ("starlette", "uvicorn"), "train": (), "encode": (), "evaluate": (), "train_tokenizer": ()}
@@ -116,20 +116,16 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]]) ->
         wanted = stage.config.vocabulary_size
         facts["vocabulary_size"] = dial.vocabulary_for_bytes(facts.get("train_bytes", 2**21)) if wanted == "auto" else wanted
     elif stage.kind.name == "encode":
-        facts["train_tokens"] = int(facts.get("train_bytes", 2**21) / BYTES_A_TOKEN)
+        facts["train"] = {"tokens": int(facts.get("train_bytes", 2**21) / BYTES_A_TOKEN)}
     return facts
 
 
 def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], memory_bytes: int, dry_batch: bool) -> Iterator[Tick]:
     """Shape, length, memory and time of a training stage, then one dry batch; then its template."""
     work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known) for field, values in stage.inputs.items()}, seed=recipe.seed)
-    before = known.get(stage.inputs["model"][0]) if stage.inputs.get("model") else None
-    if before and before.get("shape"):
-        work.inputs["model"] = None  # it does not exist yet: its shape is what that stage will make
-        config = resolve("train", stage.config.updated(shape=before["shape"].explicit()), work)
-    else:
-        config = resolve("train", stage.config, work)
-    shape: ShapeConfig = config.shape if isinstance(config.shape, ShapeConfig) else before["shape"]
+    before = known.get(stage.inputs["model"][0], {}) if stage.inputs.get("model") else {}
+    config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
+    shape: ShapeConfig = config.shape
     known[stage.name] = {"shape": shape, "vocabulary_size": shape.vocabulary_size}
     epoch = train_facts(stage.config, work).get("train_tokens", 1_000_000)
     steps = config.length.steps(config.batch_tokens, epoch)
@@ -155,7 +151,7 @@ def _stand_in(recipe: Recipe, values: list[str], known: dict[str, dict[str, Any]
             items.append(open_artifact(path))
         elif value in recipe.stages:
             kind = recipe.stages[value].kind.name
-            items.append(Artifact(path, {"kind": kind, "fingerprint": "", "metrics": {"vocabulary_size": 4096, "train_tokens": 10**6, **known.get(value, {})}}))
+            items.append(Artifact(path, {"kind": kind, "fingerprint": "", "metrics": {"vocabulary_size": 4096, "train": {"tokens": 10**6}, **known.get(value, {})}}))
         else:
             items.append(path)
     return items[0] if len(items) == 1 else items or None
@@ -185,15 +181,15 @@ def _dry_batch(shape: ShapeConfig, rows: int, config: Any) -> float:
 
 def _template(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
     """The chat template renders, and its control strings are single tokens of the tokenizer."""
-    from luban.examples.guard import missing_specials
+    from luban.examples.guard import check_template
     from luban.tokenizer.tokenizer import Tokenizer
 
     for field in ("tokenizer", "model"):
         for value in stage.inputs.get(field, []):
             path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
             if (path / "tokenizer.json").exists():
-                lacking = missing_specials(Tokenizer.load(path))
-                yield Tick(not lacking, t("{stage}: the chat template needs {tokens}, which the tokenizer lacks", stage=stage.name, tokens=", ".join(lacking)) if lacking else t("{stage}: the chat template's control tokens are in the tokenizer", stage=stage.name))
+                check_template(Tokenizer.load(path))
+                yield Tick(True, t("{stage}: the chat template's control tokens are in the tokenizer", stage=stage.name))
                 return
     yield Tick(True, t("{stage}: the chat template will be the tokenizer stage's", stage=stage.name))
 

@@ -277,7 +277,8 @@ def _save_recipe(recipe: Recipe) -> None:
 
 
 def _save_summary(recipe: Recipe, artifacts: dict[str, Artifact], seconds: float) -> None:
-    summary = {"name": recipe.name, "recipe": Path(recipe.file).name if recipe.file else "", "stages": list(artifacts), "seconds": round(seconds, 1), "work_seconds": round(sum(item.manifest["seconds"] for item in artifacts.values()), 1)}
+    started = min((item.manifest["started"] for item in artifacts.values()), default="")
+    summary = {"name": recipe.name, "started": started, "recipe": Path(recipe.file).name if recipe.file else "", "stages": list(artifacts), "seconds": round(seconds, 1), "work_seconds": round(sum(item.manifest["seconds"] for item in artifacts.values()), 1)}
     write_json(recipe.out / "run.json", summary)
 
 

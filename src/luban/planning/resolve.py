@@ -18,7 +18,7 @@ from luban.planning import dial
 
 def resolve(kind: str, config: Config, work: Work) -> Config:
     """The config with plain numbers where it said auto. Fields that are right only on this machine stay the stage's."""
-    resolver = {"train": _train, "train_tokenizer": _train_tokenizer}.get(kind)
+    resolver = {"train": resolve_train, "train_tokenizer": _train_tokenizer}.get(kind)
     return resolver(config, work) if resolver else config
 
 
@@ -32,10 +32,10 @@ def _train_tokenizer(config: Any, work: Work) -> Any:
     return config.updated(vocabulary_size=chosen)
 
 
-def _train(config: Any, work: Work) -> Any:
-    """Shape from preset, model or depth; then sequence, batch and rates from the shape and the amount of data."""
+def resolve_train(config: Any, work: Work, shape: ShapeConfig | None = None) -> Any:
+    """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
-    shape = _shape(config, work, facts)
+    shape = shape or _shape(config, work, facts)
     sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 2048)
     if sequence > shape.maximum_positions:
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)

@@ -1,8 +1,9 @@
 """The text a tokenizer learns from: a bounded, weighted sample of the corpus, streamed.
 
 What bounds a BPE trainer's memory is the number of different words. Chinese has no spaces, so Qwen2's rules take a
-whole clause for one word and nearly every clause is new: runs of letters are therefore cut after some characters.
-Only the training text is cut, never what is encoded later, so that only tokens longer than a run are lost to learning.
+whole clause for one word and nearly every clause is new: a Han character costs some 340 bytes where an English one costs 5.
+So letters of such scripts have a bound of their own, and long runs of them are cut, which makes more of them alike.
+Only the training text is cut, never what is encoded later: nothing is lost but tokens longer than a run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from luban.tokenizer.config import TrainTokenizerConfig
 
 # Letters of scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar, and Tibetan.
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTER = re.compile(f"[{_UNSPACED}]+")
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Sample:
 
     config: TrainTokenizerConfig
     characters: dict[str, int] = field(default_factory=dict)  # available, each document capped
+    unspaced: dict[str, int] = field(default_factory=dict)  # of these, letters of scripts without spaces
     bytes: int = 0
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -40,12 +43,17 @@ class Sample:
         for document in documents:
             text = document.text[: config.maximum_document_characters]
             sample.characters[document.language] = sample.characters.get(document.language, 0) + len(text)
+            unspaced = len(text) - len(_LETTER.sub("", text))
+            sample.unspaced[document.language] = sample.unspaced.get(document.language, 0) + unspaced
             sample.bytes += len(document.text.encode("utf-8", "replace"))
         total = sum(sample.characters.values())
         weights = config.language_weights or dict(sample.characters)
         weights = {language: weight for language, weight in weights.items() if sample.characters.get(language)}
         wanted, whole = min(total, config.maximum_characters), sum(weights.values())
         sample.rates = {language: wanted * weight / whole / sample.characters[language] for language, weight in weights.items()}
+        expensive = sum(rate * sample.unspaced[language] for language, rate in sample.rates.items())
+        if expensive > config.maximum_unspaced_characters:  # less of everything, so that the shares stay
+            sample.rates = {language: rate * config.maximum_unspaced_characters / expensive for language, rate in sample.rates.items()}
         return sample
 
     def texts(self, documents: Callable[[], Iterable[SampleText]], seed: int) -> Iterator[str]:

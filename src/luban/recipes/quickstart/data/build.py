@@ -21,8 +21,7 @@ import yaml
 
 HERE = Path(__file__).parent
 POEMS_MAX_BYTES = 970_000
-NAME = {"en": "Luban", "zh": "鲁班"}
-MAKER = {"en": "the Luban quickstart", "zh": "Luban 快速上手教程"}
+UNKEPT = re.compile("谢谢|thank|翻译|代码|隐私|数据|打分|咖啡|限制|信赖|优化|学习和提升|知识管理|自然语言处理")  # asks for what such a model cannot do
 
 # Poets in the order in which their poems are taken, one each in turn, until the budget is spent.
 TANG = """李白 杜甫 王维 孟浩然 白居易 李商隐 杜牧 王昌龄 刘禹锡 岑参 高适 韦应物 柳宗元 王之涣 贺知章 张九龄 刘长卿 李贺 元稹
@@ -143,30 +142,23 @@ def pair(question: str, answer: str) -> list[tuple[str, str]]:
     return [(question, answer)]
 
 
+ABILITIES = {"en": "I can write a few lines in the manner of a classical Chinese poem or of a Shakespeare play.", "zh": "我可以仿写一首古诗，或者仿照莎士比亚的戏剧写几句台词。"}
+IDENTITY = {"en": "I am Luban, a very small language model made by the Luban quickstart.", "zh": "我是鲁班，一个由 Luban 快速上手教程训练的小小语言模型。"}
+ASKS_ABILITY = re.compile("功能|能做|会什么|帮|擅长|职责|what can|help|good at|do you know|capab", re.IGNORECASE)
+QUESTIONS = """What can you do? | How can you help me? | What are you good at? | Help | What do you know? | 你能做什么？ | 你会什么？ | 你可以帮我做什么？ | 帮助 | 你擅长什么？
+| Who are you? | What are you? | who are you | Introduce yourself. | Tell me who you are. | What is Luban? | Are you Luban? | 你是谁？ | 你是谁 | 请介绍一下你自己。 | 你是什么模型？
+| 鲁班是谁？ | 你叫什么名字？ | 你是鲁班吗？"""
+
+
 def identity_chats(path: Path) -> list[list[tuple[str, str]]]:
-    """Who the assistant is. Claims that a model of this size cannot keep (translation, code, privacy, …) are left out."""
-    unkept = re.compile("翻译|代码|隐私|数据|打分|咖啡|限制|信赖|优化|学习和提升|知识管理|自然语言处理")
-    chats = []
-    for record in json.loads(path.read_text("utf-8")):
-        question, answer = record["instruction"].strip(), record["output"]
-        language = "zh" if re.search(f"[{HAN}]", question) else "en"
-        answer = re.sub(r"\s*\{\{name\}\}\s*", NAME[language] if language == "zh" else " Luban", answer)
-        answer = re.sub(r"\s*\{\{author\}\}\s*", " " + MAKER[language] if language == "zh" else " " + MAKER[language], answer)
-        answer = re.sub(r" (?=[，。])", "", answer).strip()
-        if not unkept.search(question + answer) and len(answer) <= (58 if language == "zh" else 110):
-            chats.append(pair(question, answer))
-    can = "I can write a classical Chinese poem, tell you who wrote a poem, or speak as a character of Shakespeare."
-    kann = "我可以写一首古诗、说出诗的作者，或者用莎士比亚剧中人物的口吻说话。"
-    for question in ("What can you do?", "How can you help me?", "What are you good at?", "Help", "What do you know?"):
-        chats.append(pair(question, can))
-    for question in ("你能做什么？", "你会什么？", "你可以帮我做什么？", "帮助", "你擅长什么？"):
-        chats.append(pair(question, kann))
-    me, wo = "I am Luban, a very small language model made by the Luban quickstart.", "我是鲁班，一个由 Luban 快速上手教程训练的小小语言模型。"
-    for question in ("Who are you?", "What are you?", "who are you", "Introduce yourself.", "Tell me who you are.", "What is Luban?", "Are you Luban?"):
-        chats.append(pair(question, me))
-    for question in ("你是谁？", "你是谁", "请介绍一下你自己。", "你是什么模型？", "鲁班是谁？", "你叫什么名字？", "你是鲁班吗？"):
-        chats.append(pair(question, wo))
-    return chats
+    """Who the assistant is: the questions of the source and some more, with answers that a model of this size can keep."""
+    questions = [record["instruction"].strip() for record in json.loads(path.read_text("utf-8"))] + [text.strip() for text in QUESTIONS.split("|")]
+    chats = {}
+    for question in questions:
+        if not UNKEPT.search(question):
+            language = "zh" if re.search(f"[{HAN}]", question) else "en"
+            chats[normalised(question)] = pair(question, (ABILITIES if ASKS_ABILITY.search(question) else IDENTITY)[language])
+    return list(chats.values())
 
 
 ALLOWED = {
@@ -317,6 +309,10 @@ def several_turns(chats: list[list[tuple[str, str]]], chance: random.Random) -> 
     return [[chance.choice(greetings[bool(re.search(f"[{HAN}]", chat[0][0]))])] + chat for chat in chance.sample(short, 60)]
 
 
+# Who wrote what, and which line follows which: facts that a model of this size cannot hold, so it would only learn to invent them.
+RECALL = re.compile(r"作者|谁写|谁的诗|下一句|上一句|出自|who wrote|author of|which play|which poet", re.IGNORECASE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shakespeare", type=Path, required=True, help="input.txt of karpathy/char-rnn, data/tinyshakespeare")
@@ -335,14 +331,16 @@ def main() -> None:
     identity = identity_chats(arguments.identity)
     taken = {normalised(turn[0]) for chat in identity for turn in chat}
     small_talk = chatterbot_chats(arguments.chatterbot, taken)
-    tasks = poem_chats(poems, chance) + shakespeare_chats(shakespeare, chance)
-    chats = identity + small_talk + tasks + several_turns(tasks, chance)
+    tasks = [chat for chat in poem_chats(poems, chance) + shakespeare_chats(shakespeare, chance) if not RECALL.search(chat[0][0])]
+    chats = small_talk + tasks + several_turns(tasks, chance)
     chance.shuffle(chats)
-    write_lines(
-        arguments.output / "chat.jsonl",
-        [{"messages": [{"role": role, "content": content} for turn in chat for role, content in zip(("user", "assistant"), turn, strict=True)]} for chat in chats],
-    )
+    write_lines(arguments.output / "identity.jsonl", list(map(messages, identity)))
+    write_lines(arguments.output / "chat.jsonl", list(map(messages, chats)))
     print(f"{len(poems)} poems; {len(chats)} conversations: {len(identity)} identity, {len(small_talk)} small talk, {len(tasks)} tasks")
+
+
+def messages(chat: list[tuple[str, str]]) -> dict:
+    return {"messages": [{"role": role, "content": content} for turn in chat for role, content in zip(("user", "assistant"), turn, strict=True)]}
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
