@@ -9,6 +9,7 @@ Words are drawn from a made vocabulary with Zipf's law, so no data is needed; a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -31,22 +32,17 @@ def make_input(path: Path, megabytes: float) -> None:
     weights = [1 / (rank + 10) for rank in range(max(len(english), len(chinese)))]
     rng.shuffle(english)
     rng.shuffle(chinese)
-    cumulative = {id(words): [sum(weights[:0])] for words in (english, chinese)}
-    for words in (english, chinese):
-        total, sums = 0.0, []
-        for weight in weights[: len(words)]:
-            total += weight
-            sums.append(total)
-        cumulative[id(words)] = sums
+    sums = list(itertools.accumulate(weights))
+    cumulative = {"zh": sums[: len(chinese)], "en": sums[: len(english)]}
     size, number, last = 0, 0, ""
     with path.open("wb") as stream:
         while size < megabytes * 1e6:
             if number % 10 == 9:
                 text = last.replace(last[40:60], "", 1)
             elif number % 3 == 0:
-                text = "。\n\n".join("".join(rng.choices(chinese, cum_weights=cumulative[id(chinese)], k=120)) for _ in range(8)) + "。"
+                text = "。\n\n".join("".join(rng.choices(chinese, cum_weights=cumulative["zh"], k=120)) for _ in range(8)) + "。"
             else:
-                text = ".\n\n".join(" ".join(rng.choices(english, cum_weights=cumulative[id(english)], k=90)) for _ in range(5)) + "."
+                text = ".\n\n".join(" ".join(rng.choices(english, cum_weights=cumulative["en"], k=90)) for _ in range(5)) + "."
             line = json.dumps({"text": text, "number": number}, ensure_ascii=False).encode() + b"\n"
             stream.write(line)
             size, number, last = size + len(line), number + 1, text

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import html
+import io
 import os
 import pty
 import re
@@ -19,6 +21,7 @@ import tempfile
 import termios
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -27,16 +30,14 @@ BIN = Path(sys.executable).parent
 COLUMNS, ROWS = 100, 50
 LARGEST_BYTES = 120_000
 PROMPT = "$ "
-KEEP = re.compile(
-    r"""^\$\s                                   # a command
-    |^[\w-]+\ \((curate|train_tokenizer|encode|train|evaluate)\)$   # the title of a stage
-    |^✓\ |records:|^learned\ |parameters,|are\ trained\ on$
-    |\|\ [\d.hms]+\ left$                        # a step of training
-    |^\ \ validation\ at|\ →\ |⟦                # held-out scores, samples, what is supervised
-    |^(you|model)\ +>|^serving|is\ ready\ at""",
-    re.VERBOSE,
-)
-WHOLE_FROM = re.compile(r"^(you\ +>|╭)")  # from the questions on, and every card, nothing is left out
+CELL_WIDTH = 12.2  # rich's, for its characters of 20 pixels
+TITLE = re.compile(r"^[\w-]+ \((curate|train_tokenizer|encode|train|evaluate)\)$")
+STEP = re.compile(r"^step \d+/")
+SCORE = re.compile(r"^  validation at step")
+SAMPLE = re.compile(r"^  (?!base |chat ).* → ")
+SECTION = re.compile(rf"{TITLE.pattern}|^serving at")  # an empty line comes before
+QUESTION = re.compile(r"^you +>")  # from here on nothing is left out
+KEEP = re.compile(rf"^\$ |^✓ |records:|^learned |parameters, \d|are trained on$|^serving at|{TITLE.pattern}|{STEP.pattern}|{SCORE.pattern}|{SAMPLE.pattern}")
 FORMAT = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
   <style>
@@ -61,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*", help="commands to record, each one shell line; none: the quickstart")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "quickstart.svg", help="the picture")
-    parser.add_argument("--title", default="Luban", help="text in the window's frame")
+    parser.add_argument("--title", default="Luban 鲁班", help="text in the window's frame")
     parser.add_argument("--folder", type=Path, help="where the commands run; none: an empty temporary folder")
     parser.add_argument("--override", action="append", default=[], help="override for the quickstart recipe, such as base.length='20 steps'")
     parser.add_argument("--whole", action="store_true", help="leave nothing out")
@@ -131,43 +132,48 @@ def screen(raw: str) -> list[Text]:
 
 
 def abridge(lines: list[Text]) -> list[Text]:
-    """The lines that tell the story; of the steps of a stage the first and the last two, of its samples the last two."""
+    """The lines that tell the story, with an ellipsis for steps that are left out; of several cards the last."""
+    last_card = max((index for index, line in enumerate(lines) if line.plain.startswith("╭")), default=0)
     kept: list[Text] = []
     whole = gap = False
     for index, line in enumerate(lines):
-        whole = whole or bool(WHOLE_FROM.search(line.plain))
+        whole = (whole or bool(QUESTION.search(line.plain)) or index == last_card) and not (line.plain.startswith("╭") and index < last_card)
+        step = bool(STEP.search(line.plain))
         if whole or (KEEP.search(line.plain) and not _superseded(lines, index)):
-            if gap and not whole:
-                kept.append(Text("  ⋯", style="dim"))
+            if gap and step:
+                kept.append(Text("⋯", style="dim"))
+            kept += [Text()] if SECTION.search(line.plain) else []
             kept.append(line)
             gap = False
-        elif line.plain.strip():
-            gap = True
-        if line.plain.startswith("╰"):
-            whole = False
+        gap = gap or (step and line is not kept[-1])
     return kept
 
 
 def _superseded(lines: list[Text], index: int) -> bool:
     """True for a step, a score or a sample that later ones of the same stage say better."""
-    kinds = (r"\| [\d.hms]+ left$", r"^  validation at", r" → |⟦")
-    kind = next((pattern for pattern in kinds if re.search(pattern, lines[index].plain)), None)
+    kind = next((pattern for pattern in (STEP, SCORE, SAMPLE) if pattern.search(lines[index].plain)), None)
     if kind is None or re.search(r"^step 1/|at step 0 ", lines[index].plain):
         return False
     later = 0
     for line in lines[index + 1 :]:
         if line.plain.startswith("✓"):
             break
-        later += bool(re.search(kind, line.plain))
-    return later >= 2
+        later += bool(kind.search(line.plain))
+    return later >= (1 if kind is SCORE else 2)
 
 
 def draw(lines: list[Text], title: str) -> str:
     """The lines as an SVG in a terminal's frame; it loads nothing from anywhere."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"), force_terminal=True, color_system="truecolor")  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in lines:
         console.print(line, overflow="fold", no_wrap=False)
-    return console.export_svg(title=title, code_format=FORMAT, unique_id="luban")
+    svg = console.export_svg(title=title, code_format=FORMAT, unique_id="luban")
+    return re.sub(r'(?<=textLength=")[\d.]+(?="[^>]*>([^<]*)</text>)', _true_length, svg)
+
+
+def _true_length(found: re.Match) -> str:
+    """The width of a text in cells: rich takes a Chinese character for one, and draws it at half its width."""
+    return f"{cell_len(html.unescape(found[1])) * CELL_WIDTH:g}"
 
 
 if __name__ == "__main__":

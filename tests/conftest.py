@@ -25,6 +25,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(left_out)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny models are fastest on one thread, and much slower on two when the machine is busy."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def english():
     """Messages in English, whatever the locale; a test that wants Chinese sets it."""
@@ -43,6 +51,8 @@ QUICK = (
     "base.sequence_length=128",
     "base.length=12 steps",
     "base.samples.sampling={maximum_tokens: 8}",
+    "base.threads=1",
+    "chat.threads=1",
     "chat.length=8 steps",
     "chat.samples.sampling={maximum_tokens: 8}",
     "report.maximum_documents=40",

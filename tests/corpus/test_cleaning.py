@@ -114,7 +114,10 @@ def test_good_prose_passes_the_web_rules(text, language):
         ("\n".join("- " + line for line in GOOD.replace("\n", " ").split(". ")), "gopher_quality: bullet_lines 1 > 0.9"),
         (GOOD.replace(".", "...\n"), "gopher_quality: ellipsis_lines"),
         ("1234 5678 9012 " * 30 + GOOD[:200], "gopher_quality: alphabetic_words"),
-        ("Lorries carry goods. " * 3 + "Wagons hauled timber northwards. Farmers sold barley, hops, wool, oats. " + " ".join(f"village{i} market{i}" for i in range(40)), "gopher_quality: stop_words 0 < 2"),
+        (
+            "Lorries carry goods. " * 3 + "Wagons hauled timber northwards. Farmers sold barley, hops, wool, oats. " + " ".join(f"village{i} market{i}" for i in range(40)),
+            "gopher_quality: stop_words 0 < 2",
+        ),
         (GOOD + "the same line again and again\n" * 4, "gopher_repetition: duplicate_lines"),
         (GOOD.replace("\n", " ") + "bright lamp. " * 25, "gopher_repetition: top_2gram"),
         (GOOD.replace("\n", " ") * 2, "gopher_repetition: duplicate_5gram"),

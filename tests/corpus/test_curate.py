@@ -78,7 +78,7 @@ PAGE = """<!DOCTYPE html><html><head><title>t</title><script>var x = "hidden"</s
 
 def test_html_keeps_the_article_and_drops_the_frame(tmp_path):
     (tmp_path / "page.html").write_text(PAGE, encoding="utf-8")
-    (tmp_path / "page2.html.gz").write_bytes(gzip.compress(PAGE.replace("灯塔", "风车").replace('<head>', '<head><meta charset="gbk">').encode("gbk")))
+    (tmp_path / "page2.html.gz").write_bytes(gzip.compress(PAGE.replace("灯塔", "风车").replace("<head>", '<head><meta charset="gbk">').encode("gbk")))
     write_jsonl(tmp_path / "pages.jsonl", [{"url": "http://a.example/", "html": PAGE.replace("灯塔", "水井")}])
     curate(tmp_path / "c", [tmp_path / "page.html", tmp_path / "page2.html.gz", tmp_path / "pages.jsonl"], quality="off", deduplicate={"near": "off"}, split={"validation": 0})
     for text, word in zip(texts(tmp_path / "c"), ("灯塔", "风车", "水井"), strict=True):
@@ -177,7 +177,9 @@ def test_a_slice_takes_the_first_records(tmp_path):
 
 def test_the_users_own_filter(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a short one"}, {"text": "a very much longer one than that"}])
-    (tmp_path / "mine.py").write_text("def long(text):\n    return True if len(text) > 20 else (False, f'{len(text)} characters')\ndef odd(text):\n    return 'yes'\ndef fails(text):\n    return text.nothing\n")
+    (tmp_path / "mine.py").write_text(
+        "def long(text):\n    return True if len(text) > 20 else (False, f'{len(text)} characters')\ndef odd(text):\n    return 'yes'\ndef fails(text):\n    return text.nothing\n"
+    )
     options = {"quality": "off", "split": {"validation": 0}}
     curate(tmp_path / "c", [path], filters=[f"{tmp_path}/mine.py:long"], **options)
     assert texts(tmp_path / "c") == ["a very much longer one than that"]
@@ -336,7 +338,11 @@ def test_licences(tmp_path, files, licence, expected):
 
 # ---------------------------------------------------------------------------------------------------- fuzzing
 
-LINES = st.lists(st.sampled_from([b'{"text": "hello there, world"}', b'{"text": 1}', b"{", b"", b"\xff\xfe\x00", b"\x00", b"plain words, many", "诗，词。".encode(), b"a,b,c", b'"', b"[", b"<html>", b"---"]) | st.binary(max_size=60), max_size=30)
+LINES = st.lists(
+    st.sampled_from([b'{"text": "hello there, world"}', b'{"text": 1}', b"{", b"", b"\xff\xfe\x00", b"\x00", b"plain words, many", "诗，词。".encode(), b"a,b,c", b'"', b"[", b"<html>", b"---"])
+    | st.binary(max_size=60),
+    max_size=30,
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tokenizer"))
 
-from tokenizer_samples import tokenizer_of  # noqa: E402
+from tokenizer_samples import tokenizer_of
 
 
 @pytest.fixture(scope="session")

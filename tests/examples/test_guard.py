@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from luban.examples.conversations import Conversation
 from luban.examples.guard import check
 from luban.examples.supervised import fit_to_length, supervised_examples
@@ -109,7 +110,13 @@ def test_some_examples_without_answers_are_warned_of(bpe, capsys):
 
 
 def test_conversations_that_the_template_refuses_are_set_aside_with_the_reason(bpe):
-    picky = Tokenizer(bpe.core, {**bpe.config, "chat_template": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + bpe.chat_template})
+    picky = Tokenizer(
+        bpe.core,
+        {
+            **bpe.config,
+            "chat_template": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + bpe.chat_template,
+        },
+    )
     system = Conversation([{"role": "system", "content": "x"}, *chat().messages], None, "chat.jsonl:7")
     bad = []
     assert len(supervised_examples([chat(), system], picky, bad)) == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 
+from rich.console import Console
+
 from luban.examples import preview
 from luban.examples.conversations import Conversation
 from luban.examples.preview import show
 from luban.examples.supervised import supervised_examples
 from luban.foundation import console
-from rich.console import Console
 
 EXPECTED = """<|im_start|>user
 你是谁？ <b>[bold]<|im_end|>
@@ -47,7 +48,10 @@ def test_with_colour_what_is_learned_is_green_and_the_rest_dim(bpe, monkeypatch)
 
 
 def test_three_are_shown_spread_over_the_set_and_long_ones_shortened(bpe, monkeypatch):
-    chats = [Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": f"answer {i} " * 200}], None, f"f:{i}") for i in range(9)]
+    chats = [
+        Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": f"answer {i} " * 200}], None, f"f:{i}")
+        for i in range(9)
+    ]
     text = printed(monkeypatch, bpe, supervised_examples(chats, bpe), no_color=True)
     assert [f"f:{i}:" in text for i in range(9)] == [True, False, False] * 3
     assert "…" in text and len(text) < 3500

@@ -15,6 +15,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from luban.examples.conversations import Conversation, read_conversations, show, split_by_content
 from luban.foundation.errors import ConfigError, DataError
 
@@ -84,7 +85,11 @@ def test_openai_messages_with_tools_and_weights():
         "messages": [
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "天气?"}]},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "北京"}'}}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "北京"}'}}],
+            },
             {"role": "tool", "content": "clear", "tool_call_id": "c1"},
             {"role": "assistant", "content": "晴", "weight": 0.5},
         ],
@@ -98,11 +103,13 @@ def test_openai_messages_with_tools_and_weights():
 def test_only_the_completion_of_a_conversational_pair_is_learned():
     row = {"prompt": [*PLAIN, {"role": "user", "content": "more"}], "completion": "再见"}
     (conversation,) = read_conversations([row]).conversations
-    assert [message.get("weight", 1) for message in conversation.messages] == [1, 0, 1, 1] and conversation.messages[-1]["content"] == "再见"
+    assert [message.get("weight", 1) for message in conversation.messages] == [1, 0, 1, 1] and conversation.messages[-1][
+        "content"
+    ] == "再见"
 
 
 def test_every_kind_of_file(tmp_path):
-    rows = [{"question": f"问 {index}", "answer": f"line\nbreak, \"quoted\" {index}"} for index in range(3)]
+    rows = [{"question": f"问 {index}", "answer": f'line\nbreak, "quoted" {index}'} for index in range(3)]
     write(tmp_path / "a.jsonl", rows)
     (tmp_path / "b.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     text = io.StringIO(newline="")
@@ -125,9 +132,13 @@ def test_every_kind_of_file(tmp_path):
 
 def test_lists_and_frames():
     rows = [{"prompt": "a", "completion": "b", "system": None}, {"prompt": "c", "completion": "d", "system": "s"}]
-    for given in (rows, pandas.DataFrame(rows), [Conversation(PLAIN, None), *rows]):
-        found = read_conversations(given)
-        assert found.conversations[-1].messages == [{"role": "system", "content": "s"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    for table in (rows, pandas.DataFrame(rows), [Conversation(PLAIN, None), *rows]):
+        found = read_conversations(table)
+        assert found.conversations[-1].messages == [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d"},
+        ]
         assert len(found.conversations[-2].messages) == 2  # None (NaN in a frame) is no system message
 
 
@@ -157,7 +168,10 @@ BAD = [
     ('{"instruction": "a", "output": "b", "history": [["x"]]}', "history"),
     ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x", "weight": -1}]}', "weight"),
     ('{"title": "a", "text": "b"}', "columns: title, text"),
-    ('{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}], "chosen": {}, "rejected": {}}', "preference pair"),
+    (
+        '{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}], "chosen": {}, "rejected": {}}',
+        "preference pair",
+    ),
     ('{"chosen": "a", "rejected": "b"}', "preference pair"),
     ('{"prompt": "a", "completion": "b", "tools": "["}', "tools is no JSON"),
     ("[1, 2]", "not an object"),
@@ -166,7 +180,9 @@ BAD = [
 
 def test_bad_rows_are_named_with_their_line_and_reason_and_kept(tmp_path):
     path = tmp_path / "mixed.jsonl"
-    path.write_text("\n".join([json.dumps({"messages": PLAIN}), *(line for line, _ in BAD), "", json.dumps(FORMATS["alpaca"][0])]), encoding="utf-8")
+    path.write_text(
+        "\n".join([json.dumps({"messages": PLAIN}), *(line for line, _ in BAD), "", json.dumps(FORMATS["alpaca"][0])]), encoding="utf-8"
+    )
     found = read_conversations([path])
     assert len(found.conversations) == 2 and found.format == "messages, alpaca"
     assert [bad.line for bad in found.bad] == list(range(2, len(BAD) + 2)) and {bad.file for bad in found.bad} == {str(path)}
@@ -197,9 +213,39 @@ def test_what_was_recognised_is_shown(tmp_path, capsys):
         assert part in said
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
-keys = st.sampled_from(["messages", "conversations", "instruction", "output", "prompt", "completion", "system", "tools", "history", "input", "from", "value", "role", "content", "tool_calls", "weight"])
-rows = st.dictionaries(keys, json_values | st.lists(st.dictionaries(keys, json_values | st.sampled_from(["user", "assistant", "human", "gpt", "function_call"]), max_size=4), max_size=3), max_size=5)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    [
+        "messages",
+        "conversations",
+        "instruction",
+        "output",
+        "prompt",
+        "completion",
+        "system",
+        "tools",
+        "history",
+        "input",
+        "from",
+        "value",
+        "role",
+        "content",
+        "tool_calls",
+        "weight",
+    ]
+)
+rows = st.dictionaries(
+    keys,
+    json_values
+    | st.lists(
+        st.dictionaries(keys, json_values | st.sampled_from(["user", "assistant", "human", "gpt", "function_call"]), max_size=4), max_size=3
+    ),
+    max_size=5,
+)
 
 
 @given(st.lists(rows, max_size=4))

@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from serving_lab import RunningServer, make_model, make_scribe  # noqa: E402
+from serving_lab import RunningServer, make_model, make_scribe
 
-from luban.inference.generate import LoadedModel  # noqa: E402
+from luban.inference.generate import LoadedModel
 
 
 @pytest.fixture(scope="session")

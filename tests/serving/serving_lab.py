@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -87,6 +88,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["luban.serving.stage", "luban.serving.worker"])
 
 LOGS = tempfile.TemporaryDirectory(prefix="luban-serving-")
+NUMBERS = itertools.count()
 
 
 def _serve(settings: dict, stderr: str) -> None:
@@ -111,7 +113,7 @@ class RunningServer:
     """The serve stage as a process of its own."""
 
     def __init__(self, model: Path, **settings: object):
-        self.log = Path(LOGS.name) / f"{id(self)}.log"
+        self.log = Path(LOGS.name) / f"{next(NUMBERS)}.log"
         self.log.touch()
         self.process = FORKS.Process(target=_serve, args=({"model": str(model), "port": 0, "name": "tiny", **settings}, str(self.log)), daemon=True)
         self.process.start()

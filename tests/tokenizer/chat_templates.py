@@ -95,7 +95,11 @@ NEVER_ENDS = (
 
 SPECIALS = {
     "smollm2": (SMOLLM2, ["<|im_start|>", "<|im_end|>"], {"eos_token": "<|im_end|>"}),
-    "llama3": (LLAMA3, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
+    "llama3": (
+        LLAMA3,
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"],
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+    ),
     "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], {"bos_token": "<s>", "eos_token": "</s>"}),
     "gemma": (GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], {"bos_token": "<bos>", "eos_token": "<eos>"}),
     "thinking": (THINKING, ["<|im_start|>", "<|im_end|>"], {"eos_token": "<|im_end|>"}),

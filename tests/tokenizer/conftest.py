@@ -9,9 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tokenizer_samples import tokenizer_of  # noqa: E402
+from tokenizer_samples import tokenizer_of
 
-from luban.tokenizer.tokenizer import Tokenizer  # noqa: E402
+from luban.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

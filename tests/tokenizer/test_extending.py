@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from tokenizer_samples import chinese, english, tokenizer_of
+from transformers import AutoTokenizer
+
 from luban.foundation.errors import ConfigError
 from luban.tokenizer.extending import _next_merges, extend
 from luban.tokenizer.tokenizer import Tokenizer
-from tokenizer_samples import chinese, english, tokenizer_of
-from transformers import AutoTokenizer
 
 WORDS = ["客服机器人", "LoRA", "量子"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from luban.foundation.errors import DataError
 from luban.tokenizer.tokenizer import Tokenizer
 
@@ -18,7 +19,10 @@ def learned(tokenizer: Tokenizer, ids: list[int], weights: list[float]) -> str:
     return tokenizer.decode([index for index, weight in zip(ids, weights, strict=True) if weight], skip_special=False)
 
 
-@pytest.mark.parametrize("name,end", [("smollm2", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>"), ("mistral", "</s>"), ("dated", "<|im_end|>")])
+@pytest.mark.parametrize(
+    "name,end",
+    [("smollm2", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>"), ("mistral", "</s>"), ("dated", "<|im_end|>")],
+)
 def test_words_and_end_of_turn_of_real_families(family, name, end):
     tokenizer = family(name)
     ids, weights = tokenizer.encode_supervised(CHAT)
@@ -52,14 +56,25 @@ def test_tool_calls_are_learned_and_results_are_not(bpe):
         {"role": "assistant", "content": "Clear."},
     ]
     ids, weights = bpe.encode_supervised(chat, tools=[{"type": "function", "function": {"name": "weather"}}])
-    assert learned(bpe, ids, weights) == 'Looking.\n<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call><|im_end|>Clear.<|im_end|>'
+    assert (
+        learned(bpe, ids, weights)
+        == 'Looking.\n<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call><|im_end|>Clear.<|im_end|>'
+    )
 
 
 def test_thinking_that_is_taken_out_later_is_learned_in_an_example_of_its_own(family):
     tokenizer = family("thinking")
-    chat = [CHAT[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nLuban."}, CHAT[2], {"role": "assistant", "content": "<think>\nwell\n</think>\n\nLa."}]
+    chat = [
+        CHAT[0],
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nLuban."},
+        CHAT[2],
+        {"role": "assistant", "content": "<think>\nwell\n</think>\n\nLa."},
+    ]
     examples = tokenizer.encode_examples(chat)
-    assert [learned(tokenizer, item.ids, item.weights) for item in examples] == ["<think>\nwell\n</think>\n\nLa.<|im_end|>", "<think>\nhm\n</think>\n\nLuban.<|im_end|>"]
+    assert [learned(tokenizer, item.ids, item.weights) for item in examples] == [
+        "<think>\nwell\n</think>\n\nLa.<|im_end|>",
+        "<think>\nhm\n</think>\n\nLuban.<|im_end|>",
+    ]
     assert [tokenizer.decode(item.ids, skip_special=False) for item in examples] == [tokenizer.render(chat), tokenizer.render(chat[:2])]
     plain = tokenizer.encode_examples(CHAT)  # nothing to take out: one example
     assert len(plain) == 1 and learned(tokenizer, plain[0].ids, plain[0].weights) == "我是鲁班。<|im_end|>白日依山尽 la la<|im_end|>"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from luban.foundation.errors import ConfigError
-from luban.tokenizer.algorithms import QWEN2_PATTERN, automatic_vocabulary_size
-from luban.tokenizer.evaluation import every_byte_survives, evaluate
+from tokenizer_samples import chinese, english, tokenizer_of
 from transformers.models.qwen2 import tokenization_qwen2
 
-from tokenizer_samples import chinese, english, tokenizer_of
+from luban.foundation.errors import ConfigError
+from luban.tokenizer.algorithms import QWEN2_PATTERN, automatic_vocabulary_size
+from luban.tokenizer.evaluation import evaluate, every_byte_survives
 
 ALGORITHMS = ("byte_bpe", "wordpiece", "unigram", "word", "character")
 MIXED = "Speak, speak! 白日依山尽。\n\n\tnaïve café  𠮷野家 👩‍👩‍👧 <|im_end|>"

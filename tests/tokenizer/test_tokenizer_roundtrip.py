@@ -7,13 +7,26 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_samples import tokenizer_of
+
 from luban.foundation.errors import DataError
 from luban.tokenizer.evaluation import _EVERY_UTF8_BYTE, every_byte_survives
 from luban.tokenizer.tokenizer import Tokenizer
 
-from tokenizer_samples import tokenizer_of
-
-HARD = ["👨‍👩‍👧‍👦🏳️‍🌈", "𠮷野家で𩸽を食べた", "龘靐齉爩", "a\u0301 é", "\x00\x01\x7f", "مرحبا", "ไทย", "\ufeff\u200b\u3000", "\r\n\r \t", "��", "1234567890" * 3, ""]
+HARD = [
+    "👨‍👩‍👧‍👦🏳️‍🌈",
+    "𠮷野家で𩸽を食べた",
+    "龘靐齉爩",
+    "a\u0301 é",
+    "\x00\x01\x7f",
+    "مرحبا",
+    "ไทย",
+    "\ufeff\u200b\u3000",
+    "\r\n\r \t",
+    "��",
+    "1234567890" * 3,
+    "",
+]
 
 
 def normal(tokenizer: Tokenizer, text: str) -> str:
@@ -87,7 +100,13 @@ def test_fingerprint_sees_vocabulary_template_and_special_tokens(bpe):
     def variant(**changes):
         return Tokenizer(bpe.core, {**bpe.config, **changes}).fingerprint()
 
-    prints = {bpe.fingerprint(), variant(chat_template=bpe.chat_template + " "), variant(pad_token="<|im_end|>"), variant(eos_token="<|im_end|>"), tokenizer_of("byte_bpe", 1999).fingerprint()}
+    prints = {
+        bpe.fingerprint(),
+        variant(chat_template=bpe.chat_template + " "),
+        variant(pad_token="<|im_end|>"),
+        variant(eos_token="<|im_end|>"),
+        tokenizer_of("byte_bpe", 1999).fingerprint(),
+    }
     assert len(prints) == 5
 
 

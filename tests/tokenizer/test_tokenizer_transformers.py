@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import pytest
-from luban.foundation.errors import DataError
-from luban.tokenizer.tokenizer import Tokenizer
 from tokenizer_samples import tokenizer_of
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
-TEXTS = ["First Citizen:\nBefore we proceed", "白日依山尽，黄河入海流。", "café naïve  1234567\t\t\n\n x", "👩‍👩‍👧 𠮷野家", "", " ", "a\u0301"]
-CHAT = [{"role": "user", "content": "Who wrote this?  "}, {"role": "assistant", "content": "李白 did."}, {"role": "user", "content": "再来一首"}]
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "the weather 天气", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
+from luban.foundation.errors import DataError
+from luban.tokenizer.tokenizer import Tokenizer
+
+TEXTS = [
+    "First Citizen:\nBefore we proceed",
+    "白日依山尽，黄河入海流。",
+    "café naïve  1234567\t\t\n\n x",
+    "👩‍👩‍👧 𠮷野家",
+    "",
+    " ",
+    "a\u0301",
+]
+CHAT = [
+    {"role": "user", "content": "Who wrote this?  "},
+    {"role": "assistant", "content": "李白 did."},
+    {"role": "user", "content": "再来一首"},
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "the weather 天气",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
 TOOL_CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Weather in 北京?"},
-    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "北京", "days": 2}}}]},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "北京", "days": 2}}}],
+    },
     {"role": "tool", "content": '{"sky": "clear"}'},
     {"role": "tool", "content": '{"wind": "low"}'},
     {"role": "assistant", "content": "Clear <b>skies</b>."},
@@ -49,7 +75,9 @@ def test_chats_of_real_families_read_the_same(family, name, generation, tmp_path
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for chat in (CHAT, CHAT[:2], CHAT[:1]):
-        assert ours.render(chat, add_generation_prompt=generation) == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
+        assert ours.render(chat, add_generation_prompt=generation) == theirs.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=generation
+        )
         ids = theirs.apply_chat_template(chat, tokenize=True, add_generation_prompt=generation, return_dict=False)
         assert ours.encode_chat(chat, add_generation_prompt=generation) == ids
 
@@ -59,7 +87,9 @@ def test_chats_of_real_families_read_the_same(family, name, generation, tmp_path
 def test_chatml_with_tools_reads_the_same(bpe, chat, tools, tmp_path):
     bpe.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert bpe.render(chat, tools=tools, add_generation_prompt=True) == theirs.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=True)
+    assert bpe.render(chat, tools=tools, add_generation_prompt=True) == theirs.apply_chat_template(
+        chat, tools=tools, tokenize=False, add_generation_prompt=True
+    )
 
 
 def test_a_directory_that_transformers_wrote_opens(family, tmp_path):
@@ -83,9 +113,18 @@ def test_stop_tokens_come_from_template_config_and_generation_config(family, tmp
 
 
 def test_openai_arguments_as_text_read_like_an_object(bpe):
-    as_text = [*TOOL_CHAT[:2], {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "北京", "days": 2}'}}]}]
+    as_text = [
+        *TOOL_CHAT[:2],
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "北京", "days": 2}'}}],
+        },
+    ]
     assert bpe.render(as_text) == bpe.render(TOOL_CHAT[:3])
-    assert bpe.render([{"role": "user", "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]}]) == bpe.render([{"role": "user", "content": "你好"}])
+    assert bpe.render([{"role": "user", "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]}]) == bpe.render(
+        [{"role": "user", "content": "你好"}]
+    )
 
 
 def test_a_message_cannot_forge_a_turn(bpe):

@@ -6,16 +6,17 @@ import json
 from collections import Counter
 
 import pytest
-from luban.tokenizer.texts import SampleText as Document
+from tokenizer_samples import chinese, english, tokenizer_of, write_corpus
+from transformers import AutoTokenizer
+
 from luban.foundation.artifacts import Artifact, Work
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, DataError
 from luban.tokenizer import stage
 from luban.tokenizer.config import TrainTokenizerConfig
 from luban.tokenizer.sampling import Sample
+from luban.tokenizer.texts import SampleText as Document
 from luban.tokenizer.tokenizer import Tokenizer
-from tokenizer_samples import chinese, english, tokenizer_of, write_corpus
-from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,14 @@ def corpus(tmp_path_factory):
 def run(tmp_path, corpus, pretrained=None, name="tokenizer", **fields):
     path = tmp_path / name
     path.mkdir()
-    work = Work(path, {"corpus": Artifact(corpus, {"kind": "curate", "licences": ["CC0"]}) if corpus else None, "pretrained": pretrained, "chat_template_file": fields.pop("file", None)})
+    work = Work(
+        path,
+        {
+            "corpus": Artifact(corpus, {"kind": "curate", "licences": ["CC0"]}) if corpus else None,
+            "pretrained": pretrained,
+            "chat_template_file": fields.pop("file", None),
+        },
+    )
     given = {"corpus": "corpus"} if corpus else {}
     stage.run(build(TrainTokenizerConfig, {**given, **({"pretrained": "p"} if pretrained else {}), **fields}), work)
     return work

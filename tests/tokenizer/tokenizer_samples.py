@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import luban
 import pyarrow.parquet as pq
+
+import luban
 from luban.corpus.documents import Document, documents_table
 from luban.tokenizer import templates
 from luban.tokenizer.algorithms import Plan, learn

@@ -9,12 +9,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tokenizer"))
 
-from tokenizer_samples import chinese, english, tokenizer_of, write_corpus  # noqa: E402
+from tokenizer_samples import chinese, english, tokenizer_of, write_corpus
 
-from luban.foundation.artifacts import Artifact, Work  # noqa: E402
-from luban.foundation.config import build  # noqa: E402
-from luban.tokens import stage  # noqa: E402
-from luban.tokens.config import EncodeConfig  # noqa: E402
+from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.config import build
+from luban.tokens import stage
+from luban.tokens.config import EncodeConfig
 
 TRAIN = [("en", text[:700]) for text in english(200_000)] + [("zh", text) for text in chinese(150)] + [("en", ""), ("", "x" * 3000)]
 

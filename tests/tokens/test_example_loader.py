@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+
 from luban.foundation.errors import DataError
 from luban.tokens.batch import Example
 from luban.tokens.loader import ExampleLoader
@@ -17,7 +18,13 @@ def examples_of(count, seed=0, longest=60):
     made = []
     for index in range(count):
         size = int(rng.integers(2, longest))
-        made.append(Example(np.arange(size, dtype=np.int32) + 1000 * (index + 1), (rng.random(size) < 0.5).astype(np.float32) * (1 + index % 2), f"chat.jsonl:{index + 1}"))
+        made.append(
+            Example(
+                np.arange(size, dtype=np.int32) + 1000 * (index + 1),
+                (rng.random(size) < 0.5).astype(np.float32) * (1 + index % 2),
+                f"chat.jsonl:{index + 1}",
+            )
+        )
     return made
 
 
@@ -33,7 +40,9 @@ def pairs(batches):
 def test_padded_and_packed_hold_the_same_targets():
     examples = examples_of(100)
     expected = Counter(
-        (int(example.ids[i]), int(example.ids[i + 1]), float(example.weights[i + 1]), i) for example in examples for i in range(len(example.ids) - 1)
+        (int(example.ids[i]), int(example.ids[i + 1]), float(example.weights[i + 1]), i)
+        for example in examples
+        for i in range(len(example.ids) - 1)
     )
     for packing in ("none", "best_fit"):
         loader = ExampleLoader(examples, sequence_length=64, rows_per_step=8, seed=1, packing=packing)

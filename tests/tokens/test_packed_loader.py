@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from luban.foundation.errors import ConfigError, DataError
 from luban.tokens.loader import PackedLoader
 from luban.tokens.order import ConcatenatedRows, FixedRows, Mixture, permutation
@@ -20,7 +21,12 @@ PACKINGS = ("concatenate", "best_fit", "none")
 
 def store_of(folder, documents, begin=None, name="store"):
     """A store whose document i is ``documents[i]``; end of text is 0."""
-    made = StoreWriter(folder / name / "train", vocabulary_size=5000, shard_tokens=50, facts={"tokenizer": "t", "end_of_text_id": 0, "begin_of_text_id": begin})
+    made = StoreWriter(
+        folder / name / "train",
+        vocabulary_size=5000,
+        shard_tokens=50,
+        facts={"tokenizer": "t", "end_of_text_id": 0, "begin_of_text_id": begin},
+    )
     for index, tokens in enumerate(documents):
         made.add(tokens, language="en", identity=f"d{index}", size_bytes=len(tokens))
     made.finish()
@@ -36,10 +42,13 @@ SIZES = [3, 0, 17, 5, 40, 1, 8, 8, 2, 29, 11, 6]
 
 
 def same(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) if getattr(one, name) is not None else getattr(other, name) is None
-        for name in ("inputs", "targets", "weights", "positions", "segments")
-    ) and one.sources == other.sources
+    return (
+        all(
+            torch.equal(getattr(one, name), getattr(other, name)) if getattr(one, name) is not None else getattr(other, name) is None
+            for name in ("inputs", "targets", "weights", "positions", "segments")
+        )
+        and one.sources == other.sources
+    )
 
 
 def pieces_of(batch):
@@ -56,7 +65,9 @@ def pieces_of(batch):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_epoch_holds_every_target_once(tmp_path, packing, shuffle):
     documents = numbered(SIZES)
-    loader = PackedLoader([(store_of(tmp_path, documents), 1.0)], sequence_length=16, rows_per_step=1, seed=3, packing=packing, shuffle=shuffle)
+    loader = PackedLoader(
+        [(store_of(tmp_path, documents), 1.0)], sequence_length=16, rows_per_step=1, seed=3, packing=packing, shuffle=shuffle
+    )
     expected = Counter(token for document in documents for token in [*document, 0])
     assert loader.epoch_tokens == sum(expected.values())
     for epoch in range(3):
@@ -90,7 +101,10 @@ def test_best_fit_cuts_only_what_no_row_can_hold(tmp_path):
     for document in documents:
         if len(document) + 1 <= 16:
             assert [*document, 0] in found
-    assert loader.rows_per_epoch < PackedLoader(loader_stores(loader), sequence_length=16, rows_per_step=1, seed=0, packing="none").rows_per_epoch
+    assert (
+        loader.rows_per_epoch
+        < PackedLoader(loader_stores(loader), sequence_length=16, rows_per_step=1, seed=0, packing="none").rows_per_epoch
+    )
 
 
 def loader_stores(loader):
@@ -213,7 +227,12 @@ def test_any_weights_give_consecutive_rows_of_each_store(weights, block):
 
 def test_mistakes_are_told(tmp_path):
     store = store_of(tmp_path, numbered([3]))
-    for stores, match in (([], "no tokens"), ([(store, 0)], "above zero"), ([(store, 1)] * 33, "33"), ([(store_of(tmp_path, [], name="empty"), 1)], "no documents")):
+    for stores, match in (
+        ([], "no tokens"),
+        ([(store, 0)], "above zero"),
+        ([(store, 1)] * 33, "33"),
+        ([(store_of(tmp_path, [], name="empty"), 1)], "no documents"),
+    ):
         with pytest.raises((ConfigError, DataError), match=match):
             PackedLoader(stores, sequence_length=8, rows_per_step=1, seed=0)
     odd = store_of(tmp_path, numbered([3]), name="odd")

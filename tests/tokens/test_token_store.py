@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from luban.corpus.documents import Document
 from luban.foundation.errors import DataError
 from luban.tokenizer.tokenizer import Tokenizer
@@ -97,7 +98,9 @@ def test_a_kill_between_files_and_index_leaves_no_trace(tokens, encode, tmp_path
 
 def test_leftovers_of_another_tokenizer_are_not_continued(tmp_path):
     for facts in ({"tokenizer": "a"}, {"tokenizer": "b"}):
-        store = StoreWriter(tmp_path / "train", vocabulary_size=10, shard_tokens=2, facts={**facts, "end_of_text_id": 0, "begin_of_text_id": None})
+        store = StoreWriter(
+            tmp_path / "train", vocabulary_size=10, shard_tokens=2, facts={**facts, "end_of_text_id": 0, "begin_of_text_id": None}
+        )
         assert store.documents == 0
         for _ in range(3):
             store.add([1, 2], language="en", identity="x", size_bytes=2)
@@ -147,7 +150,12 @@ def test_an_empty_corpus_is_refused(encode, tmp_path):
 
 def test_wide_ids_take_four_bytes(tmp_path):
     assert dtype_for(65_536) == np.uint16 and dtype_for(65_537) == np.uint32
-    store = StoreWriter(tmp_path / "train", vocabulary_size=151_665, shard_tokens=1000, facts={"tokenizer": "t", "end_of_text_id": 151_643, "begin_of_text_id": None})
+    store = StoreWriter(
+        tmp_path / "train",
+        vocabulary_size=151_665,
+        shard_tokens=1000,
+        facts={"tokenizer": "t", "end_of_text_id": 151_643, "begin_of_text_id": None},
+    )
     store.add([151_664, 1], language="zh", identity="一", size_bytes=5)
     store.finish()
     opened = TokenStore(tmp_path, "train")
@@ -157,7 +165,18 @@ def test_wide_ids_take_four_bytes(tmp_path):
 def test_a_large_store_opens_without_reading_it(tmp_path):
     """10,000 shards: only the index is read (each shard would be mapped at first use)."""
     facts = {"files": dict.fromkeys(writer.PARTS, 1), "xxh3": {}, "tokens": 10**8, "documents": 10**5, "bytes": 1}
-    index = {"format": 1, "dtype": "<u2", "complete": True, "tokens": 10**12, "documents": 10**9, "bytes": 1, "languages": ["en"], "by_language": {}, "end_of_text_id": 0, "begin_of_text_id": None}
+    index = {
+        "format": 1,
+        "dtype": "<u2",
+        "complete": True,
+        "tokens": 10**12,
+        "documents": 10**9,
+        "bytes": 1,
+        "languages": ["en"],
+        "by_language": {},
+        "end_of_text_id": 0,
+        "begin_of_text_id": None,
+    }
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "index.json").write_text(json.dumps({**index, "shards": [{"name": f"{i:05d}", **facts} for i in range(10_000)]}))
     start = time.perf_counter()

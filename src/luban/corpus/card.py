@@ -42,6 +42,7 @@ def collect(working: Path, plan: Plan, config: CurateConfig, licences: dict[str,
     facts["set_aside"] = sum(rule["count"] for rule in facts["rejected"].values())
     facts["languages"] = dict(sorted(facts["languages"].items(), key=lambda item: (-item[1]["bytes"], item[0])))
     facts["lengths"] = {key: facts["lengths"][key] for key in sorted(facts["lengths"], key=int)}
+    facts["rejected"] = dict(sorted(facts["rejected"].items(), key=lambda item: (-item[1]["count"], item[0])))
     facts["bad_lines"] = facts["rejected"].get("unreadable", {}).get("examples", [])
     facts["files"] = [
         {

@@ -20,7 +20,7 @@ def render(facts: dict[str, Any], language: str) -> str:
     template = environment.get_template("card.html.j2")
     lengths = [(f"{2 ** int(power):,}–{2 ** (int(power) + 1) - 1:,}", count, f"{count:,}") for power, count in facts["lengths"].items()]
     languages = [(name, figures["bytes"], f"{bytes_text(figures['bytes'])} · {figures['documents']:,}") for name, figures in facts["languages"].items()]
-    removed = [(rule, found["count"], f"{found['count']:,}") for rule, found in sorted(facts["rejected"].items(), key=lambda item: (-item[1]["count"], item[0]))]
+    removed = [(rule, found["count"], f"{found['count']:,}") for rule, found in facts["rejected"].items()]
     return template.render(
         facts=facts, language=language, t=t, size=bytes_text, lengths=bars(lengths), languages=bars(languages), removed=bars(removed),
         total_bytes=sum(split["bytes"] for split in facts["splits"].values()), total_characters=sum(split["characters"] for split in facts["splits"].values()),

@@ -39,12 +39,8 @@ class LanguageConfig(Config):
 class QualityConfig(Config):
     """Rules that reject a document, after Gopher, C4 and FineWeb, with Chinese ones from FineWeb-2."""
 
-    preset: Preset = field(
-        "auto", "web: all rules; prose: only rules against damage, so that poems, plays and short texts survive; auto: web for HTML and for records with a url, else prose."
-    )
-    thresholds: dict[str, dict[str, float | None]] = field(
-        {}, "Other limits per language, such as {zh: {minimum_words: 20}}; the language * stands for all, null switches a rule off."
-    )
+    preset: Preset = field("auto", "web: all rules; prose: only rules against damage, so that poems, plays and short texts survive; auto: web for HTML and for records with a url, else prose.")
+    thresholds: dict[str, dict[str, float | None]] = field({}, "Other limits per language, such as {zh: {minimum_words: 20}}; the language * stands for all, null switches a rule off.")
 
     _off = field_validator("preset", mode="before")(_off)
 
@@ -96,7 +92,11 @@ class SplitConfig(Config):
 class CurateConfig(Config):
     """Raw text of any format becomes clean, deduplicated, split documents with a data card."""
 
-    sources: str | list[str] = field(..., "Files and folders to read: plain text, markdown, HTML, jsonl, JSON, csv, tsv, parquet, WARC; also .gz and .zst of each. A #500 at the end takes the first 500 records.", input=True)
+    sources: str | list[str] = field(
+        ...,
+        "Files and folders to read: plain text, markdown, HTML, jsonl, JSON, csv, tsv, parquet, WARC; also .gz and .zst of each. A #500 at the end takes the first 500 records.",
+        input=True,
+    )
     format: Literal["auto", "text", "markdown", "html", "jsonl", "json", "csv", "tsv", "parquet", "warc"] = field("auto", "The format of all sources; auto looks at content and ending of each file.")
     text_field: str = field("auto", 'The column that holds the text, or a pattern over columns such as "{title}\\n\\n{body}"; auto looks for one and says which.')
     document_separator: str = field(

@@ -49,8 +49,8 @@ _PROSE: dict[str, float | None] = {
 CHARACTERS_A_WORD = 1.6
 UNSPACED = ("zh", "ja", "th")
 STOP_WORDS: dict[str, frozenset[str]] = {
-    "en": frozenset("the be to of and that have with".split()),
-    "zh": frozenset("的 年 在 月 是 和 日 了 於 · 為 有 被 人 中 为 他 與 後 也 而 由".split()),
+    "en": frozenset(["the", "be", "to", "of", "and", "that", "have", "with"]),
+    "zh": frozenset(["的", "年", "在", "月", "是", "和", "日", "了", "於", "·", "為", "有", "被", "人", "中", "为", "他", "與", "後", "也", "而", "由"]),
 }
 
 

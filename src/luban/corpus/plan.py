@@ -148,7 +148,13 @@ def _find_text(path: Path, layout: Layout, wanted: str) -> tuple[list[str], str]
     if wanted != "auto":
         if columns and "{" not in wanted and wanted not in columns:
             raise ConfigError(
-                "text_field: {file} has no column {name!r}", "its columns are {columns}", "did you mean {guess}?", file=path, name=wanted, columns=", ".join(columns), guess=nearest(wanted, columns) or "auto"
+                "text_field: {file} has no column {name!r}",
+                "its columns are {columns}",
+                "did you mean {guess}?",
+                file=path,
+                name=wanted,
+                columns=", ".join(columns),
+                guess=nearest(wanted, columns) or "auto",
             )
         return columns, wanted
     lengths = {name: sum(len(row[name]) for row in sample if isinstance(row.get(name), str)) for name in columns}

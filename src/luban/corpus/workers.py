@@ -75,7 +75,9 @@ def _in_processes(phase: str, working: Path, units: Sequence[int], processes: in
                     answered.wait()
                 index, answer = answers.pop(0)
             if answer is None:
-                raise LubanError("a worker process ended (exit code {code})", "it may have run out of memory", "run the same command again: it continues; fewer workers need less memory", code=workers[index].wait())
+                raise LubanError(
+                    "a worker process ended (exit code {code})", "it may have run out of memory", "run the same command again: it continues; fewer workers need less memory", code=workers[index].wait()
+                )
             if "error" in answer:
                 raise _ERRORS.get(answer["error"], LubanError)(*answer["parts"], **answer["values"])
             done += 1

@@ -82,7 +82,12 @@ def read_conversations(paths: Sequence[Path] | Sequence[dict] | Any, mapping: di
 
 def show(found: ConversationSet) -> None:
     """Print what was recognised and what was set aside."""
-    say("{count} conversations in {files} (format: {format})", count=len(found.conversations), files=", ".join(found.files[:3]) + (" …" if len(found.files) > 3 else ""), format=found.format)
+    say(
+        "{count} conversations in {files} (format: {format})",
+        count=len(found.conversations),
+        files=", ".join(found.files[:3]) + (" …" if len(found.files) > 3 else ""),
+        format=found.format,
+    )
     table("", [t("part"), t("column")], [(part, column) for part, column in found.mapping.items() if part != "format"])
     flags = [name for name in found.unused if name.lower() in ("label", "kto_tag")]
     if flags:
@@ -95,7 +100,9 @@ def show(found: ConversationSet) -> None:
             say("  {place}: {reason}", place=f"{bad.file}:{bad.line}", reason=bad.reason)
 
 
-def split_by_content(conversations: Sequence[Conversation], share: float, key: Callable[[Conversation], Any] | None = None) -> tuple[list[Conversation], list[Conversation]]:
+def split_by_content(
+    conversations: Sequence[Conversation], share: float, key: Callable[[Conversation], Any] | None = None
+) -> tuple[list[Conversation], list[Conversation]]:
     """Training and validation conversations. Which side one falls on depends on its questions alone.
 
     So the same question never stands on both sides, and adding conversations moves no other. ``share`` is the expected part that is
@@ -109,7 +116,9 @@ def split_by_content(conversations: Sequence[Conversation], share: float, key: C
             held = {index for value, index in place if value == values[0]}
         elif len(held) == len(place):
             held -= {index for value, index in place if value == values[-1]}
-    return [item for index, item in enumerate(conversations) if index not in held], [item for index, item in enumerate(conversations) if index in held]
+    return [item for index, item in enumerate(conversations) if index not in held], [
+        item for index, item in enumerate(conversations) if index in held
+    ]
 
 
 def _content(item: Conversation, key: Callable[[Conversation], Any] | None) -> bytes:
@@ -152,4 +161,8 @@ def _check_mapping(mapping: dict) -> None:
                 part=part, guess=nearest(str(part), formats.PARTS) or "messages", parts=", ".join(formats.PARTS),
             )  # fmt: skip
     if "messages" not in mapping and not {"prompt", "answer"} <= set(mapping):
-        raise ConfigError("mapping: it names neither messages, nor prompt and answer", "", "write mapping: {messages: column} or mapping: {prompt: column, answer: column}")
+        raise ConfigError(
+            "mapping: it names neither messages, nor prompt and answer",
+            "",
+            "write mapping: {messages: column} or mapping: {prompt: column, answer: column}",
+        )

@@ -50,7 +50,16 @@ def recognise(row: Row) -> Mapping | None:
     if answer is None or prompt is None or prompt == answer:
         return None
     alpaca = str(prompt).strip().lower() in ("instruction", "指令")
-    return _clean({"format": "alpaca" if alpaca else "pairs", "prompt": prompt, "input": first(INPUTS, prompt, answer) if alpaca else None, "answer": answer, "history": first(("history",)), **extra})
+    return _clean(
+        {
+            "format": "alpaca" if alpaca else "pairs",
+            "prompt": prompt,
+            "input": first(INPUTS, prompt, answer) if alpaca else None,
+            "answer": answer,
+            "history": first(("history",)),
+            **extra,
+        }
+    )
 
 
 def complete(mapping: Mapping) -> Mapping:
@@ -124,7 +133,10 @@ def _from_columns(row: Row, mapping: Mapping) -> list[dict]:
     prompt, answer = row[mapping["prompt"]], row[mapping["answer"]]
     if isinstance(prompt, list) or isinstance(answer, list):  # conversational prompt and completion: only the completion is learned
         given = {"messages": "m", "role": "role", "content": "content"}
-        as_list = [value if isinstance(value, list) else [{"role": role, "content": _text(value)}] for value, role in ((prompt, "user"), (answer, "assistant"))]
+        as_list = [
+            value if isinstance(value, list) else [{"role": role, "content": _text(value)}]
+            for value, role in ((prompt, "user"), (answer, "assistant"))
+        ]
         before, after = (_from_list({"m": value}, given) for value in as_list)
         return [*({**message, "weight": 0} if message["role"] == "assistant" else message for message in before), *after]
     messages = []
@@ -133,7 +145,11 @@ def _from_columns(row: Row, mapping: Mapping) -> list[dict]:
             raise ValueError("history holds something else than [question, answer] pairs")
         messages += [{"role": "user", "content": _text(turn[0])}, {"role": "assistant", "content": _text(turn[1])}]
     parts = [_text(prompt), _text(row.get(mapping.get("input")))]
-    return [*messages, {"role": "user", "content": "\n".join(part for part in parts if part)}, {"role": "assistant", "content": _text(answer)}]
+    return [
+        *messages,
+        {"role": "user", "content": "\n".join(part for part in parts if part)},
+        {"role": "assistant", "content": _text(answer)},
+    ]
 
 
 def _check(messages: list[dict]) -> None:

@@ -114,7 +114,13 @@ def _check_truncation(examples: Sequence[Example], report: GuardReport) -> None:
             "raise the maximum length: {length} tokens hold 95 % of the examples whole", maximum=report.maximum_length, count=report.dropped, examples=report.examples, length=report.length_95,
         )  # fmt: skip
     if report.truncated:
-        warn("{count} of {examples} examples are longer than {maximum} tokens and are cut; {dropped} of them lose all answers and are left out", count=report.truncated, examples=report.examples, maximum=report.maximum_length, dropped=report.dropped)
+        warn(
+            "{count} of {examples} examples are longer than {maximum} tokens and are cut; {dropped} of them lose all answers and are left out",
+            count=report.truncated,
+            examples=report.examples,
+            maximum=report.maximum_length,
+            dropped=report.dropped,
+        )
 
 
 def check_template(tokenizer: Tokenizer) -> None:

@@ -22,7 +22,12 @@ def show(examples: Sequence[Example], tokenizer: Tokenizer, n: int = 3) -> None:
     heading("What is learned: {open}green, in brackets{close}; the rest is given", open=OPEN, close=CLOSE)
     step = max(1, len(examples) // n)
     for example in examples[::step][:n]:
-        say("{source}: {tokens} tokens, {learned} of them learned", source=example.source or "?", tokens=len(example.ids), learned=int((example.weights > 0).sum()))
+        say(
+            "{source}: {tokens} tokens, {learned} of them learned",
+            source=example.source or "?",
+            tokens=len(example.ids),
+            learned=int((example.weights > 0).sum()),
+        )
         console().print(preview(example, tokenizer))
 
 
@@ -41,7 +46,10 @@ def preview(example: Example, tokenizer: Tokenizer) -> Text:
 def stretches(example: Example, tokenizer: Tokenizer) -> list[tuple[str, float]]:
     """The example as stretches of text of one weight each, long ones shortened."""
     grouped = groupby(range(len(example.ids)), key=lambda place: float(example.weights[place]))
-    return [(_shorten(tokenizer.decode([int(example.ids[place]) for place in places], skip_special=False)), weight) for weight, places in grouped]
+    return [
+        (_shorten(tokenizer.decode([int(example.ids[place]) for place in places], skip_special=False)), weight)
+        for weight, places in grouped
+    ]
 
 
 def _shorten(text: str) -> str:

@@ -32,7 +32,9 @@ def supervised_examples(conversations: Sequence[Conversation], tokenizer: Tokeni
             file, _, line = conversation.source.rpartition(":")
             bad.append(BadLine(file, int(line) if line.isdigit() else 0, str(error).replace("\n", "; "), str(conversation.messages)[:2000]))
             continue
-        examples += [Example(np.array(item.ids, dtype=np.int32), np.array(item.weights, dtype=np.float32), conversation.source) for item in found]
+        examples += [
+            Example(np.array(item.ids, dtype=np.int32), np.array(item.weights, dtype=np.float32), conversation.source) for item in found
+        ]
     if failure is not None and not examples:
         raise failure
     return examples
@@ -42,7 +44,11 @@ def fit_to_length(examples: Sequence[Example], maximum_length: int) -> tuple[lis
     """Examples cut to ``maximum_length`` tokens at their end, without those that then have nothing to learn; and how many those are."""
     kept = []
     for example in examples:
-        short = example if len(example.ids) <= maximum_length else Example(example.ids[:maximum_length], example.weights[:maximum_length], example.source)
+        short = (
+            example
+            if len(example.ids) <= maximum_length
+            else Example(example.ids[:maximum_length], example.weights[:maximum_length], example.source)
+        )
         if short.weights[1:].any():
             kept.append(short)
     return kept, len(examples) - len(kept)

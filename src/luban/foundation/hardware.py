@@ -60,10 +60,14 @@ def resident_bytes() -> int:
 
 def peak_bytes() -> int:
     """The most memory this process has held."""
-    import resource
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
+            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # not Linux: getrusage, which a child may inherit from its parent
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def keep_freed_memory() -> bool:

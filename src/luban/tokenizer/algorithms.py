@@ -52,11 +52,20 @@ def learn(plan: Plan, texts: Texts) -> tuple[Core, dict[str, str]]:
     special = [*CONTROL, *(BERT if plan.algorithm == "wordpiece" else []), *plan.special]
     named = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     if plan.algorithm == "wordpiece":
-        named = {"eos_token": END_OF_TEXT, "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+        named = {
+            "eos_token": END_OF_TEXT,
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        }
     elif plan.algorithm == "word" or (plan.algorithm in ("unigram", "character") and not plan.byte_fallback):
         special.append("<unk>")
         named["unk_token"] = "<unk>"
-    needed = len(special) + (256 if plan.algorithm == "byte_bpe" or (plan.byte_fallback and plan.algorithm in ("unigram", "character")) else 1)
+    needed = len(special) + (
+        256 if plan.algorithm == "byte_bpe" or (plan.byte_fallback and plan.algorithm in ("unigram", "character")) else 1
+    )
     if plan.size < needed:
         raise ConfigError(
             "vocabulary_size: {size} is too small for {algorithm}", "{needed} places are taken by special tokens and bytes", "give at least {needed}",
@@ -126,15 +135,28 @@ def _unigram(plan: Plan, special: list[str], texts: Texts) -> Core:
     core.normalizer = normalizer = _normalizer(plan)
     # The learner must keep every character it sees; the rare ones would leave no room for words.
     kept = _frequent_characters(plan, texts, normalizer, (plan.size - len(special) - 257) // 2)
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\s*[\r\n]+"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s*[\r\n]+"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    )
     trainer = trainers.UnigramTrainer(
-        vocab_size=plan.size - (256 if plan.byte_fallback else 0), special_tokens=[*special, *(["<unk>"] if plan.byte_fallback else [])], unk_token="<unk>", show_progress=False
+        vocab_size=plan.size - (256 if plan.byte_fallback else 0),
+        special_tokens=[*special, *(["<unk>"] if plan.byte_fallback else [])],
+        unk_token="<unk>",
+        show_progress=False,
     )
     known = set(kept)
-    core.train_from_iterator(("".join(c if c in known or c == " " else "\n" for c in normalizer.normalize_str(text)) for text in texts()), trainer)
+    core.train_from_iterator(
+        ("".join(c if c in known or c == " " else "\n" for c in normalizer.normalize_str(text)) for text in texts()), trainer
+    )
     # Sums in parallel differ in the last digits from run to run: scores are rounded, and equal ones sorted by token.
-    learned = [(token, round(score, 4)) for token, score in json.loads(core.to_str())["model"]["vocab"] if token != "<unk>" and token not in special]
-    learned = sorted(learned, key=lambda item: (-item[1], item[0]))[: plan.size - len({*special, "<unk>"}) - (256 if plan.byte_fallback else 0)]
+    learned = [
+        (token, round(score, 4))
+        for token, score in json.loads(core.to_str())["model"]["vocab"]
+        if token != "<unk>" and token not in special
+    ]
+    learned = sorted(learned, key=lambda item: (-item[1], item[0]))[
+        : plan.size - len({*special, "<unk>"}) - (256 if plan.byte_fallback else 0)
+    ]
     lowest = min((score for _, score in learned), default=0.0) - 10  # a byte is the last resort
     control = [(token, 0.0) for token in [*special, *(["<unk>"] if plan.byte_fallback else [])]]
     tail = [(byte, lowest) for byte in BYTES] if plan.byte_fallback else []
@@ -150,7 +172,10 @@ def _word(plan: Plan, special: list[str], texts: Texts) -> Core:
     core.normalizer = _normalizer(plan)
     core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")
     core.decoder = decoders.Fuse()
-    core.train_from_iterator(texts(), trainers.WordLevelTrainer(vocab_size=plan.size, min_frequency=plan.minimum_frequency, special_tokens=special, show_progress=False))
+    core.train_from_iterator(
+        texts(),
+        trainers.WordLevelTrainer(vocab_size=plan.size, min_frequency=plan.minimum_frequency, special_tokens=special, show_progress=False),
+    )
     return core
 
 
@@ -160,7 +185,9 @@ def _character(plan: Plan, special: list[str], texts: Texts) -> Core:
     base = [*special, *(BYTES if plan.byte_fallback else [])]
     kept = _frequent_characters(plan, texts, normalizer, plan.size - len(base))
     vocabulary = {token: index for index, token in enumerate([*base, *kept])}
-    core = Core(models.BPE(vocab=vocabulary, merges=[], byte_fallback=plan.byte_fallback, unk_token=None if plan.byte_fallback else "<unk>"))
+    core = Core(
+        models.BPE(vocab=vocabulary, merges=[], byte_fallback=plan.byte_fallback, unk_token=None if plan.byte_fallback else "<unk>")
+    )
     core.normalizer = normalizer
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from luban.tokenizer.texts import SampleText
 from luban.foundation.console import table
 from luban.foundation.messages import t
+from luban.tokenizer.texts import SampleText
 from luban.tokenizer.tokenizer import Tokenizer
 
 
@@ -33,7 +33,9 @@ def evaluate(tokenizer: Tokenizer, texts: dict[str, list[str]]) -> dict[str, Any
         "vocabulary_size": tokenizer.vocabulary_size,
         "fingerprint": tokenizer.fingerprint(),
         "every_byte_survives": every_byte_survives(tokenizer),
-        "documents_survive": _share(sum(figures.pop("survived") for figures in languages.values()), sum(figures["documents"] for figures in languages.values())),
+        "documents_survive": _share(
+            sum(figures.pop("survived") for figures in languages.values()), sum(figures["documents"] for figures in languages.values())
+        ),
         "longest_token_bytes": int(tokenizer.token_bytes().max(initial=0)),
         "languages": languages,
     }
@@ -71,13 +73,18 @@ def _measure(tokenizer: Tokenizer, samples: list[str]) -> dict[str, Any]:
     plain = [normalizer.normalize_str(text) if normalizer else text for text in samples]
     decoded = [tokenizer.decode(ids) for ids in encoded]
     distinct = sorted({character for text in plain for character in text})
-    whole = sum(len(ids) == 1 and tokenizer.decode(ids) == character for character, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True))
+    whole = sum(
+        len(ids) == 1 and tokenizer.decode(ids) == character
+        for character, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)
+    )
     used = np.unique(np.concatenate([np.array(ids, dtype=np.int64) for ids in encoded]))
     return {
         "documents": len(samples),
         "bytes_per_token": round(size / max(tokens, 1), 4),
         "characters_per_token": round(characters / max(tokens, 1), 4),
-        "characters_covered": _share(sum(1 for character in distinct if tokenizer.decode(tokenizer.encode(character)) == character), len(distinct)),
+        "characters_covered": _share(
+            sum(1 for character in distinct if tokenizer.decode(tokenizer.encode(character)) == character), len(distinct)
+        ),
         "characters_in_one_token": _share(whole, len(distinct)),
         "vocabulary_used": _share(len(used), tokenizer.vocabulary_size),
         "survived": sum(before == after for before, after in zip(plain, decoded, strict=True)),
@@ -90,9 +97,23 @@ def _share(part: float, whole: float) -> float:
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as a small table."""
-    columns = [t("language"), t("documents"), t("bytes a token"), t("characters a token"), t("characters in one token"), t("vocabulary used")]
+    columns = [
+        t("language"),
+        t("documents"),
+        t("bytes a token"),
+        t("characters a token"),
+        t("characters in one token"),
+        t("vocabulary used"),
+    ]
     rows = [
-        [language or "?", item["documents"], f"{item['bytes_per_token']:.2f}", f"{item['characters_per_token']:.2f}", f"{item['characters_in_one_token']:.1%}", f"{item['vocabulary_used']:.1%}"]
+        [
+            language or "?",
+            item["documents"],
+            f"{item['bytes_per_token']:.2f}",
+            f"{item['characters_per_token']:.2f}",
+            f"{item['characters_in_one_token']:.1%}",
+            f"{item['vocabulary_used']:.1%}",
+        ]
         for language, item in figures["languages"].items()
     ]
     table(t("tokenizer"), columns, rows)

@@ -56,7 +56,12 @@ def _describe(old: Tokenizer, new: Tokenizer, index: int) -> Added:
 
 def _check(tokenizer: Tokenizer, word: str) -> None:
     if not word or word != word.strip():
-        raise ConfigError("extend: {word!r} is empty or has white space at an end", "such a word would never match as meant", "write the word alone", word=word)
+        raise ConfigError(
+            "extend: {word!r} is empty or has white space at an end",
+            "such a word would never match as meant",
+            "write the word alone",
+            word=word,
+        )
     mapping = byte_of_character()
     if tokenizer.byte_level and not word.isascii() and all(character in mapping for character in word):
         raise ConfigError(
@@ -73,7 +78,9 @@ def _next_merges(core: Core, texts: Iterator[str], count: int) -> list[tuple[str
     (Sennrich et al. 2016, with an index from pairs to words).
     """
     if json.loads(core.to_str())["model"]["type"] != "BPE":
-        raise ConfigError("extend_learned works with BPE tokenizers", "this one has no merges that could go on", "list the words under extend")
+        raise ConfigError(
+            "extend_learned works with BPE tokenizers", "this one has no merges that could go on", "list the words under extend"
+        )
     words = Counter[str]()
     for text in texts:
         normal = core.normalizer.normalize_str(text) if core.normalizer else text
@@ -143,7 +150,14 @@ def _with_merges(core: Core, merges: list[tuple[str, str]]) -> Core:
     for left, right in merges:
         vocabulary[left + right] = following
         following += 1
-    data["model"]["merges"] = [*old, *([[left, right] for left, right in merges] if not old or isinstance(old[0], list) else [f"{left} {right}" for left, right in merges])]
+    data["model"]["merges"] = [
+        *old,
+        *(
+            [[left, right] for left, right in merges]
+            if not old or isinstance(old[0], list)
+            else [f"{left} {right}" for left, right in merges]
+        ),
+    ]
     try:
         return Core.from_str(json.dumps(data))
     except Exception as error:  # tokenizers raises the bare class

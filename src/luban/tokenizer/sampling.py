@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from luban.tokenizer.texts import SampleText
 from luban.tokenizer.config import TrainTokenizerConfig
+from luban.tokenizer.texts import SampleText
 
 # Letters of scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar, and Tibetan.
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

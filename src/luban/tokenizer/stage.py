@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from luban.tokenizer.texts import SampleText, read_texts
 from luban.foundation.artifacts import Artifact, Work, write_json
 from luban.foundation.console import bytes_text, count_text, say, track, warn
 from luban.foundation.errors import ConfigError, DataError
@@ -14,6 +13,7 @@ from luban.tokenizer import evaluation, extending, templates
 from luban.tokenizer.algorithms import Plan, automatic_vocabulary_size, learn
 from luban.tokenizer.config import TrainTokenizerConfig
 from luban.tokenizer.sampling import Sample
+from luban.tokenizer.texts import SampleText, read_texts
 from luban.tokenizer.tokenizer import Tokenizer
 
 VERSION = 1
@@ -28,7 +28,9 @@ def run(config: TrainTokenizerConfig, work: Work) -> None:
 
     sample = Sample.plan(config, _documents(corpora)) if corpora else None
     if corpora and not sum(sample.characters.values()):
-        raise DataError("{corpus} holds no training text", "", "look at what its filters removed: luban show", corpus=", ".join(map(str, corpora)))
+        raise DataError(
+            "{corpus} holds no training text", "", "look at what its filters removed: luban show", corpus=", ".join(map(str, corpora))
+        )
     if sample:
         _check_languages(config, sample)
 
@@ -50,7 +52,11 @@ def run(config: TrainTokenizerConfig, work: Work) -> None:
 
     tokenizer.save(work.path)
     write_json(work.path / "evaluation.json", figures)
-    work.metrics = {"vocabulary_size": tokenizer.vocabulary_size, "fingerprint": tokenizer.fingerprint(), "bytes_per_token": {language: item["bytes_per_token"] for language, item in figures["languages"].items()}}
+    work.metrics = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "fingerprint": tokenizer.fingerprint(),
+        "bytes_per_token": {language: item["bytes_per_token"] for language, item in figures["languages"].items()},
+    }
 
 
 def _learn(config: TrainTokenizerConfig, work: Work, sample: Sample, corpora: list[Path]) -> Tokenizer:
@@ -63,11 +69,22 @@ def _learn(config: TrainTokenizerConfig, work: Work, sample: Sample, corpora: li
     def texts() -> Iterator[str]:
         return track(sample.texts(lambda: _documents(corpora), work.seed), "reading text for the tokenizer")
 
-    core, named = learn(Plan(config.algorithm, size, config.minimum_frequency, config.byte_fallback, config.lowercase, tuple(config.special_tokens)), texts)
+    core, named = learn(
+        Plan(config.algorithm, size, config.minimum_frequency, config.byte_fallback, config.lowercase, tuple(config.special_tokens)), texts
+    )
     found = core.get_vocab_size(with_added_tokens=True)
     if found < size:
-        say("the text gives {found} tokens, not {size}: nothing else occurs {times} times", found=found, size=size, times=config.minimum_frequency)
-    say("learned {found} tokens from {characters} characters", found=found, characters=count_text(min(sum(sample.characters.values()), config.maximum_characters)))
+        say(
+            "the text gives {found} tokens, not {size}: nothing else occurs {times} times",
+            found=found,
+            size=size,
+            times=config.minimum_frequency,
+        )
+    say(
+        "learned {found} tokens from {characters} characters",
+        found=found,
+        characters=count_text(min(sum(sample.characters.values()), config.maximum_characters)),
+    )
     return Tokenizer(core, {"tokenizer_class": "PreTrainedTokenizerFast", **named, "clean_up_tokenization_spaces": False})
 
 

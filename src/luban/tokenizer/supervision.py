@@ -92,7 +92,9 @@ def _span(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, 
 
 def _by_sentinel(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, index: int, whole: str) -> int | None:
     """Where the words of a turn start, found by rendering the turn with other words; None if that changes what comes before."""
-    other = {key: value for key, value in messages[index].items() if key not in ("tool_calls", "reasoning_content", "thinking", "reasoning")}
+    other = {
+        key: value for key, value in messages[index].items() if key not in ("tool_calls", "reasoning_content", "thinking", "reasoning")
+    }
     changed = tokenizer.render([*messages[:index], {**other, "content": _SENTINEL}], tools=tools)
     place = changed.find(_SENTINEL)
     return place if place >= 0 and changed[:place] == whole[:place] else None
@@ -117,5 +119,10 @@ def _weigh(tokenizer: Tokenizer, text: str, turns: dict[int, tuple[int, int]], m
 def _weight(message: dict) -> float:
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise DataError("a message's weight is {weight!r}", "it scales how much the message counts in training", "write a number of 0 or more", weight=weight)
+        raise DataError(
+            "a message's weight is {weight!r}",
+            "it scales how much the message counts in training",
+            "write a number of 0 or more",
+            weight=weight,
+        )
     return float(weight)

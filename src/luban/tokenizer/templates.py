@@ -108,7 +108,15 @@ def compile_template(template: str, clock: Callable[[], datetime] = datetime.now
         ) from None  # fmt: skip
 
 
-def render(template: str, messages: list[dict], *, add_generation_prompt: bool, tools: list[dict] | None, specials: dict[str, str], clock: Callable[[], datetime] = datetime.now) -> str:
+def render(
+    template: str,
+    messages: list[dict],
+    *,
+    add_generation_prompt: bool,
+    tools: list[dict] | None,
+    specials: dict[str, str],
+    clock: Callable[[], datetime] = datetime.now,
+) -> str:
     """The text of a conversation. ``specials`` are the variables such as ``bos_token`` that templates may use.
 
     Raises DataError with the template's own words when it refuses the conversation (an order of roles, say).

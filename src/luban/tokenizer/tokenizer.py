@@ -33,7 +33,9 @@ class Tokenizer:
     characters, not the token.
     """
 
-    def __init__(self, core: Core, config: dict[str, Any], generation: dict[str, Any] | None = None, clock: Callable[[], datetime] = datetime.now):
+    def __init__(
+        self, core: Core, config: dict[str, Any], generation: dict[str, Any] | None = None, clock: Callable[[], datetime] = datetime.now
+    ):
         core.no_truncation()
         core.no_padding()
         self.core, self.config, self.generation, self.clock = core, config, generation or {}, clock
@@ -68,7 +70,10 @@ class Tokenizer:
         config = {key: value for key, value in self.config.items() if key != "added_tokens_decoder"}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config})
+        write_json(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config},
+        )
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # an older one would hide the template
 
     # ---- what it is
@@ -122,7 +127,9 @@ class Tokenizer:
             found = self.core.token_to_id(name) if name else None
             if found is not None:
                 return found
-        raise DataError("the tokenizer has no end-of-text token", "documents could not be kept apart", "name one as eos_token in tokenizer_config.json")
+        raise DataError(
+            "the tokenizer has no end-of-text token", "documents could not be kept apart", "name one as eos_token in tokenizer_config.json"
+        )
 
     @cached_property
     def begin_of_text_id(self) -> int | None:
@@ -177,7 +184,10 @@ class Tokenizer:
         if data["model"]["type"] == "Unigram":
             # Its search would read a control token out of text by itself (its score is often 0, the best there is), so these
             # get names that no text can hold. Their ids stay.
-            data["model"]["vocab"] = [(f"{_OPEN}{index}" if token in self.special_ids and index != data["model"]["unk_id"] else token, score) for index, (token, score) in enumerate(data["model"]["vocab"])]
+            data["model"]["vocab"] = [
+                (f"{_OPEN}{index}" if token in self.special_ids and index != data["model"]["unk_id"] else token, score)
+                for index, (token, score) in enumerate(data["model"]["vocab"])
+            ]
         core = Core.from_str(json.dumps(data))
         core.encode_special_tokens = True
         return core
@@ -216,8 +226,19 @@ class Tokenizer:
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False, tools: list[dict] | None = None) -> str:
         """The text of a conversation by the tokenizer's own template."""
         if self.chat_template is None:
-            raise DataError("the tokenizer has no chat template", "it does not say how turns are written", "set chat_template in tokenizer_config.json, or train the tokenizer with chat_template: chatml")
-        return templates.render(self.chat_template, messages, add_generation_prompt=add_generation_prompt, tools=tools, specials=self.special_tokens, clock=self.clock)
+            raise DataError(
+                "the tokenizer has no chat template",
+                "it does not say how turns are written",
+                "set chat_template in tokenizer_config.json, or train the tokenizer with chat_template: chatml",
+            )
+        return templates.render(
+            self.chat_template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            specials=self.special_tokens,
+            clock=self.clock,
+        )
 
     def encode_chat(self, messages: list[dict], *, add_generation_prompt: bool = False, tools: list[dict] | None = None) -> list[int]:
         """Token ids of a conversation. The template's control tokens count; the same text inside a message is text."""

@@ -33,7 +33,13 @@ class _Loader:
     def step(self, index: int, rank: int = 0, ranks: int = 1) -> Batch:
         """Optimizer step ``index``: its rows, or the share of one of ``ranks``. Steps go on through as many epochs as asked for."""
         if self.rows_per_step % ranks:
-            raise ConfigError("{rows} rows a step cannot be shared by {ranks} processes", "each must take the same number", "choose a multiple of {ranks}", rows=self.rows_per_step, ranks=ranks)
+            raise ConfigError(
+                "{rows} rows a step cannot be shared by {ranks} processes",
+                "each must take the same number",
+                "choose a multiple of {ranks}",
+                rows=self.rows_per_step,
+                ranks=ranks,
+            )
         share = self.rows_per_step // ranks
         first = index * self.rows_per_step
         rows = [self._global_row(row) for row in range(first, first + self.rows_per_step)]
@@ -98,7 +104,16 @@ class PackedLoader(_Loader):
     ``stores``: pairs (store, weight); weights are shares of rows. Each store is read epoch by epoch in an order of its own.
     """
 
-    def __init__(self, stores: Sequence[tuple[TokenStore, float]], *, sequence_length: int, rows_per_step: int, seed: int, packing: Packing = "concatenate", shuffle: bool = True):
+    def __init__(
+        self,
+        stores: Sequence[tuple[TokenStore, float]],
+        *,
+        sequence_length: int,
+        rows_per_step: int,
+        seed: int,
+        packing: Packing = "concatenate",
+        shuffle: bool = True,
+    ):
         _check_stores(stores)
         self.stores = [store for store, _ in stores]
         self.sequence_length, self.rows_per_step, self.seed = sequence_length, rows_per_step, seed
@@ -127,7 +142,9 @@ class PackedLoader(_Loader):
         share = self.rows_per_step // ranks
         rows = [(number, index) for number, order in enumerate(self._orders) for index in range(order.rows_per_epoch)]
         for first in range(0, len(rows), self.rows_per_step):
-            chosen: list[tuple[int, list[Piece]]] = [(number, self._orders[number].row(0, index)) for number, index in rows[first : first + self.rows_per_step]]
+            chosen: list[tuple[int, list[Piece]]] = [
+                (number, self._orders[number].row(0, index)) for number, index in rows[first : first + self.rows_per_step]
+            ]
             chosen += [(0, [])] * (self.rows_per_step - len(chosen))
             yield self._assemble(chosen[rank * share : (rank + 1) * share], self.sequence_length)
 
@@ -158,7 +175,17 @@ class ExampleLoader(_Loader):
     in a step; a step is as wide as its longest row, rounded up to 8.
     """
 
-    def __init__(self, examples: Sequence[Example], *, sequence_length: int, rows_per_step: int, seed: int, packing: Literal["none", "best_fit"] = "none", pad_id: int = 0, shuffle: bool = True):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        sequence_length: int,
+        rows_per_step: int,
+        seed: int,
+        packing: Literal["none", "best_fit"] = "none",
+        pad_id: int = 0,
+        shuffle: bool = True,
+    ):
         if not examples:
             raise DataError("there are no examples to train on", "", "look at what was set aside, and why")
         self.examples = examples
@@ -185,19 +212,38 @@ class ExampleLoader(_Loader):
         if len(example.ids) < 2:  # nothing to predict: one place of weight 0
             return np.full(1, self.pad_id), np.full(1, self.pad_id), np.zeros(1, np.float32), example.source
         ids, weights = np.asarray(example.ids), np.asarray(example.weights, dtype=np.float32)
-        return ids[piece.start : piece.stop], ids[piece.start + 1 : piece.stop + 1], weights[piece.start + 1 : piece.stop + 1], example.source
+        return (
+            ids[piece.start : piece.stop],
+            ids[piece.start + 1 : piece.stop + 1],
+            weights[piece.start + 1 : piece.stop + 1],
+            example.source,
+        )
 
 
 def _check_stores(stores: Sequence[tuple[TokenStore, float]]) -> None:
     if not stores:
         raise DataError("there are no tokens to train on", "", "name an encode stage")
     if len(stores) > _MOST_STORES:
-        raise ConfigError("{count} stores are more than a mixture takes ({most})", "", "encode several corpora into one store", count=len(stores), most=_MOST_STORES)
+        raise ConfigError(
+            "{count} stores are more than a mixture takes ({most})",
+            "",
+            "encode several corpora into one store",
+            count=len(stores),
+            most=_MOST_STORES,
+        )
     first = stores[0][0]
     for store, weight in stores:
         if not weight > 0:
-            raise ConfigError("{name}: the weight {weight} is not above zero", "", "leave the store out instead", name=store.name, weight=weight)
+            raise ConfigError(
+                "{name}: the weight {weight} is not above zero", "", "leave the store out instead", name=store.name, weight=weight
+            )
         if not store.documents:
             raise DataError("{path} holds no documents", "", "look at what its filters removed: luban show", path=store.folder)
         if store.index["tokenizer"] != first.index["tokenizer"]:
-            raise DataError("{one} and {other} were encoded with different tokenizers", "their ids mean different words", "encode both with one tokenizer", one=first.folder, other=store.folder)
+            raise DataError(
+                "{one} and {other} were encoded with different tokenizers",
+                "their ids mean different words",
+                "encode both with one tokenizer",
+                one=first.folder,
+                other=store.folder,
+            )

@@ -38,7 +38,7 @@ class Remembered:
     def __init__(self, make: Callable[[int], object]):
         self.make, self.kept = make, OrderedDict()
 
-    def __call__(self, number: int):  # noqa: ANN204 - whatever ``make`` gives
+    def __call__(self, number: int):
         if number not in self.kept:
             self.kept[number] = self.make(number)
             while len(self.kept) > 2:
@@ -111,7 +111,9 @@ class FixedRows:
         self.width, self.seed, self.shuffle = sequence_length, seed, shuffle
         items, starts, stops = _cut(lengths, sequence_length)
         if packing == "best_fit":
-            rows = _best_fit(stops - starts, sequence_length, permutation(len(items), seed, 2**63) if shuffle else np.arange(len(items)), window)
+            rows = _best_fit(
+                stops - starts, sequence_length, permutation(len(items), seed, 2**63) if shuffle else np.arange(len(items)), window
+            )
             flat = np.array([piece for row in rows for piece in row], dtype=np.int64)
             first = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
             self.table = _Table(first, items[flat], starts[flat], stops[flat]) if len(flat) else _Table(first, items, starts, stops)
@@ -149,7 +151,9 @@ class FixedRows:
         """The pieces of a row, in order."""
         row = int(self._order(epoch)[index])
         table = self.table
-        return [Piece(int(table.items[i]), int(table.starts[i]), int(table.stops[i])) for i in range(table.first[row], table.first[row + 1])]
+        return [
+            Piece(int(table.items[i]), int(table.starts[i]), int(table.stops[i])) for i in range(table.first[row], table.first[row + 1])
+        ]
 
     def row_lengths(self) -> np.ndarray:
         """Targets in each row, before shuffling [rows]."""

@@ -32,9 +32,15 @@ def run(config: EncodeConfig, work: Work) -> None:
     if not indexes["train"]["tokens"]:
         raise DataError("the corpus has no training text to encode", "", "look at what its filters removed: luban show")
 
-    rows = [[split, index["documents"], count_text(index["tokens"]), f"{index['bytes'] / max(index['tokens'], 1):.2f}", len(index["shards"])] for split, index in indexes.items()]
+    rows = [
+        [split, index["documents"], count_text(index["tokens"]), f"{index['bytes'] / max(index['tokens'], 1):.2f}", len(index["shards"])]
+        for split, index in indexes.items()
+    ]
     table(t("tokens"), [t("split"), t("documents"), t("tokens"), t("bytes a token"), t("shards")], rows)
-    work.metrics = {split: {"documents": index["documents"], "tokens": index["tokens"], "bytes": index["bytes"], "by_language": index["by_language"]} for split, index in indexes.items()}
+    work.metrics = {
+        split: {"documents": index["documents"], "tokens": index["tokens"], "bytes": index["bytes"], "by_language": index["by_language"]}
+        for split, index in indexes.items()
+    }
 
 
 def _encode_split(config: EncodeConfig, work: Work, tokenizer: Tokenizer, corpora: list[Path], split: str) -> dict:

@@ -125,7 +125,9 @@ class TokenStore:
             file = self.folder / f"{facts['name']}{part}"
             size = file.stat().st_size if file.is_file() else -1
             if size != facts["files"][part]:
-                raise self._damaged(file, f"{bytes_text(facts['files'][part])} were written, {bytes_text(size) if size >= 0 else 'nothing'} is there")
+                raise self._damaged(
+                    file, f"{bytes_text(facts['files'][part])} were written, {bytes_text(size) if size >= 0 else 'nothing'} is there"
+                )
             if part == ".bin":
                 self._maps[shard, part] = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
             else:
@@ -133,7 +135,14 @@ class TokenStore:
         return self._maps[shard, part]
 
     def _damaged(self, file: Path, reason: str) -> DataError:
-        return DataError("{file} is damaged: {reason}", "", "restore the file, or remove {path} and run its recipe again", file=file, reason=reason, path=self.path)
+        return DataError(
+            "{file} is damaged: {reason}",
+            "",
+            "restore the file, or remove {path} and run its recipe again",
+            file=file,
+            reason=reason,
+            path=self.path,
+        )
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum. Raises DataError that names the damaged one."""

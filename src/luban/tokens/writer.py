@@ -76,7 +76,11 @@ class StoreWriter:
         if language not in names:
             names.append(language)
             if len(names) > 256:
-                raise DataError("the corpus names more than 256 languages", "a language is kept in one byte", "label the documents' languages with codes such as en and zh")
+                raise DataError(
+                    "the corpus names more than 256 languages",
+                    "a language is kept in one byte",
+                    "label the documents' languages with codes such as en and zh",
+                )
         self._lengths.append(len(tokens))
         self._languages.append(names.index(language))
         self._ids.append(identity.encode("utf-8", "replace"))
@@ -130,7 +134,9 @@ class StoreWriter:
         except OSError as error:
             raise from_os_error(error, self.folder) from error
         sizes = {part: (self.folder / f"{name}{part}").stat().st_size for part in PARTS}
-        self.index["shards"].append({"name": name, "tokens": self._tokens, "documents": len(self._lengths), "bytes": self._bytes, "files": sizes, "xxh3": checksums})
+        self.index["shards"].append(
+            {"name": name, "tokens": self._tokens, "documents": len(self._lengths), "bytes": self._bytes, "files": sizes, "xxh3": checksums}
+        )
         self.index["tokens"] += self._tokens
         self.index["documents"] += len(self._lengths)
         self.index["bytes"] += self._bytes

@@ -55,7 +55,7 @@ class SamplesConfig(Config):
 
     every: Duration | Auto = field("auto", "Length between samples; auto is a quarter of the run.", role="machine")
     prompts: list[str] = field([], "What to continue (causal) or ask (instruction); none means no samples.", role="machine")
-    sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn.", role="machine")
+    sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn; also written into generation_config.json, so that chat and serve draw likewise.")
 
 
 class TrackConfig(Config):

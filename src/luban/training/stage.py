@@ -67,8 +67,9 @@ def run(config: TrainConfig, work: Work) -> None:
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
     model.eval()
-    save_model(model.to("cpu"), work.path)
+    save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
     tokenizer.save(work.path)
+    write_json(work.path / "generation_config.json", _generation(config, tokenizer))
     _report(training, work, choices)
     write_model_card(work)
 
@@ -106,15 +107,34 @@ def _tokenizer(work: Work) -> Tokenizer:
 
 
 def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
-    """The model directory's weights, or new ones; the vocabulary must be the tokenizer's."""
-    if source := work.inputs["model"]:
-        model = load_model(getattr(source, "path", source))
+    """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights."""
+    if not (source := work.inputs["model"]):
+        return Decoder(config.shape).initialize(work.seed)
+    folder = getattr(source, "path", source)
+    model = load_model(folder)
+    if (folder / "tokenizer.json").exists():
+        own = Tokenizer.load(folder)
+        _check_same_words(own, tokenizer, folder)
         if model.shape.vocabulary_size < tokenizer.vocabulary_size:
-            model.resize_vocabulary(tokenizer.vocabulary_size, tokenizer.added_pieces())
-        return model
-    model = Decoder(config.shape)
-    model.initialize(work.seed)
+            added = range(model.shape.vocabulary_size, tokenizer.vocabulary_size)
+            model.resize_vocabulary(tokenizer.vocabulary_size, {index: own.encode(tokenizer.decode([index], skip_special=False)) for index in added})
+            say("{count} new tokens start as the mean of the pieces they replace", count=len(added))
     return model
+
+
+def _check_same_words(own: Tokenizer, tokenizer: Tokenizer, folder: Path) -> None:
+    """A model knows its tokens by their numbers: each of its own must be the same token in the tokenizer of the data."""
+    theirs = tokenizer.core.get_vocab(with_added_tokens=True)
+    moved = [token for token, index in own.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
+    if moved:
+        raise ConfigError(
+            "the data's tokenizer is not that of {model}: {count} of its tokens have another number, {example!r} for one",
+            "the model would read other words than were written",
+            "encode the data with the model's own tokenizer, or with one that extends it (train_tokenizer with pretrained and extend)",
+            model=folder,
+            count=len(moved),
+            example=moved[0],
+        )
 
 
 def _listed(work: Work, name: str) -> list[Any]:
@@ -190,6 +210,15 @@ def _introduce(training: Run, choices: dict[str, Any]) -> None:
         threads=choices["threads"],
         peak=training.peak_flops / 1e9,
     )
+
+
+def _generation(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Stop tokens, and how to sample: what the recipe says for its samples, over what the model it started from said."""
+    sampling = config.samples.sampling.explicit()
+    chosen = {name: sampling[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if name in sampling}
+    if chosen:
+        chosen["do_sample"] = chosen.get("temperature", 1.0) > 0
+    return {**tokenizer.generation, **chosen, "eos_token_id": tokenizer.stop_ids, "pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.begin_of_text_id}
 
 
 def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
