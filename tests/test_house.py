@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "luban"
 ROOMS = (
-    "foundation models tokenizer inference corpus tokens examples metrics objectives adapters parallel training evaluation explain "
+    "foundation models corpus tokenizer inference tokens examples metrics objectives adapters parallel training evaluation explain "
     "compression export planning serving tuning pipeline board cli"
 ).split()
 FILES = sorted(SOURCE.rglob("*.py"))

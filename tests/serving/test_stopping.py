@@ -34,14 +34,14 @@ class Reader(threading.Thread):
                     self.events.append(line.removeprefix("data: "))
 
     def finish(self) -> list[str]:
-        self.join(timeout=30)
+        self.join(timeout=200)
         assert not self.is_alive()
         return self.events
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_drain_finishes_what_was_begun(start, sig):
-    server = start()
+    server = start(drain_seconds=300)
     reader = Reader(server, 1500)
     server.send_signal(sig)
     server.wait_for(lambda: httpx.get(server.url + "/ready").status_code == 503)
@@ -51,7 +51,7 @@ def test_drain_finishes_what_was_begun(start, sig):
     assert server.metric("luban_draining") == 1
     events = reader.finish()
     assert events[-1] == "[DONE]" and json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
-    assert server.wait() == 0
+    assert server.wait(60) == 0
     assert server.lines[-1] == "stopped" and any("1 requests are finished first" in line for line in server.lines)
     assert not any("Traceback" in line for line in server.lines)
 

@@ -114,8 +114,12 @@ class Conversation:
 
 def _greet(path: Path, loaded: LoadedModel) -> None:
     shape = loaded.model.shape
-    say("{name}: {count} parameters, reads {limit} tokens; small models know little and make things up", name=path.resolve().name,
-        count=count_text(parameters(shape)["total"]), limit=shape.maximum_positions)
+    say(
+        "{name}: {count} parameters, reads {limit} tokens; small models know little and make things up",
+        name=path.resolve().name,
+        count=count_text(parameters(shape)["total"]),
+        limit=shape.maximum_positions,
+    )
     if loaded.tokenizer.chat_template is None:
         warn("this model has no chat template: it does not answer, it continues what you write")
     say(HELP)
@@ -155,6 +159,8 @@ def _write(pieces: Iterable[str]) -> str:
 
 def _printable(text: str) -> str:
     """Without control characters: what a model writes must not steer the terminal."""
-    kept = "".join(character for character in text if character in "\n\t" or not ("\x00" <= character < "\x20" or "\x7f" <= character < "\xa0"))
+    kept = "".join(
+        character for character in text if character in "\n\t" or not ("\x00" <= character < "\x20" or "\x7f" <= character < "\xa0")
+    )
     encoding = sys.stdout.encoding or "utf-8"
     return kept.encode(encoding, "replace").decode(encoding)

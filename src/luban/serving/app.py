@@ -47,10 +47,17 @@ def make_app(service: Service) -> ASGIApp:
         Route("/ready", _ready(service), methods=["GET"]),
         Route("/metrics", _metrics(service), methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {ApiError: _on_api_error, HTTPException: _on_http_error, ClientDisconnect: _on_disconnect, Exception: _on_bug}
+    handlers: dict[Any, Any] = {
+        ApiError: _on_api_error,
+        HTTPException: _on_http_error,
+        ClientDisconnect: _on_disconnect,
+        Exception: _on_bug,
+    }
     middleware = []
     if service.config.cors_origins:
-        middleware = [Middleware(CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])]
+        middleware = [
+            Middleware(CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        ]
     return Gate(Starlette(routes=routes, middleware=middleware, exception_handlers=handlers), service, {route.path for route in routes})
 
 
@@ -100,7 +107,12 @@ class Gate:
             return ApiError(403, "the host {host} is not this machine's own address", code="wrong_host", host=ascii(host))
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and scope["method"] != "OPTIONS" and _place_of(origin) != host.lower() and not {origin, "*"} & set(config.cors_origins):
-            return ApiError(403, "web pages of {origin} may not call this server; cors_origins names those that may", code="wrong_origin", origin=ascii(origin))
+            return ApiError(
+                403,
+                "web pages of {origin} may not call this server; cors_origins names those that may",
+                code="wrong_origin",
+                origin=ascii(origin),
+            )
         return None
 
 
@@ -142,7 +154,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     templates = {404: "there is no {path} here", 405: "{path} does not take {method}"}
     template = templates.get(error.status_code, "{path}: the request cannot be answered")
     path = ascii(request.url.path)[1:-1][:200]
-    response = _error_response(ApiError(error.status_code, template, code="not_found" if error.status_code == 404 else None, path=path, method=request.method))
+    response = _error_response(
+        ApiError(error.status_code, template, code="not_found" if error.status_code == 404 else None, path=path, method=request.method)
+    )
     response.headers.update(error.headers or {})
     return response
 
@@ -157,6 +171,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 async def _read_body(request: Request, limit: int) -> bytes:
     """The whole body, if it is not too large and comes in time."""
+
     def too_large() -> ApiError:
         return ApiError(413, "the body is larger than the {limit} bytes that this server reads", code="body_too_large", limit=limit)
 
@@ -264,7 +279,9 @@ def _tokenize(service: Service) -> Handler:
     async def handle(request: Request) -> Response:
         body = parse(TokenizeBody, read_json(await _read_body(request, service.config.maximum_body_bytes)))
         ids = await asyncio.to_thread(service.tokenize, body)
-        return JSONResponse({"count": len(ids), "max_model_len": service.maximum_length, "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]})
+        return JSONResponse(
+            {"count": len(ids), "max_model_len": service.maximum_length, "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]}
+        )
 
     return handle
 

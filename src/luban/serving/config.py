@@ -23,7 +23,9 @@ class ServeConfig(Config):
     model: str = field(..., "The model to serve: a stage that trains one, or a model directory.", input=True)
     host: str = field("127.0.0.1", "The address to listen on; 127.0.0.1 is reached from this machine only.", role="machine")
     port: NonNegativeInt = field(8000, "The port to listen on; 0 takes a free one and prints it.", role="machine", le=65535)
-    name: str | Auto = field("auto", "The name that requests give as `model`; auto: the name of the model's folder.", role="machine", min_length=1)
+    name: str | Auto = field(
+        "auto", "The name that requests give as `model`; auto: the name of the model's folder.", role="machine", min_length=1
+    )
     slots: PositiveInt = field(8, "How many sequences are generated at once, in one batch.", unit="sequences", role="machine")
     maximum_length: PositiveInt | Auto = field(
         "auto", "The most tokens of prompt and answer together; auto: what the model was made for.", unit="tokens", role="machine"

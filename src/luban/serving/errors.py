@@ -6,14 +6,28 @@ from typing import Any
 
 from luban.foundation.messages import t
 
-_TYPES = {403: "permission_error", 408: "timeout_error", 429: "rate_limit_error", 500: "server_error", 503: "unavailable_error", 504: "timeout_error"}
+_TYPES = {
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
     """A refusal with its HTTP status. ``template`` and ``values`` make the message; ``param`` names the field."""
 
     def __init__(
-        self, status: int, template: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None, **values: object
+        self,
+        status: int,
+        template: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        **values: object,
     ):
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
         self.message = t(template, param=param, **values)

@@ -181,8 +181,14 @@ def _explain(cls: type[Body], error: ValidationError) -> ApiError:
         return ApiError(400, hint, param=param, code="unknown_parameter", guess=guess)
     if detail["type"] == "missing":
         return ApiError(400, "{param}: a value is required", param=param, code="missing_required_parameter")
-    return ApiError(400, "{param}: {problem} (given: {given})", param=param, code="invalid_type" if "type" in detail["type"] else "invalid_value",
-                    problem=detail["msg"], given=repr(detail["input"])[:80])
+    return ApiError(
+        400,
+        "{param}: {problem} (given: {given})",
+        param=param,
+        code="invalid_type" if "type" in detail["type"] else "invalid_value",
+        problem=detail["msg"],
+        given=repr(detail["input"])[:80],
+    )
 
 
 def _plain(message: Message, index: int) -> dict[str, Any]:

@@ -22,17 +22,31 @@ def bind(host: str, port: int) -> socket.socket:
         # Only on sockets that name TCP does asyncio set TCP_NODELAY; without it the first token waits 40 ms for an acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
-        raise LubanError("{host}: no such address ({error})", "", "give host an address of this machine; 127.0.0.1 is reached from it only",
-                         host=host, error=error.strerror or error) from None
+        raise LubanError(
+            "{host}: no such address ({error})",
+            "",
+            "give host an address of this machine; 127.0.0.1 is reached from it only",
+            host=host,
+            error=error.strerror or error,
+        ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise LubanError("cannot listen on {host}:{port} ({error})", "another program may have the port already", "choose another port; port=0 takes a free one",
-                         host=host, port=port, error=error.strerror or error) from None
+        raise LubanError(
+            "cannot listen on {host}:{port} ({error})",
+            "another program may have the port already",
+            "choose another port; port=0 takes a free one",
+            host=host,
+            port=port,
+            error=error.strerror or error,
+        ) from None
     if host not in LOOPBACK:
-        warn("{host} can be reached from other machines, and this server has no access control yet: anyone who reaches it may use the model", host=host)
+        warn(
+            "{host} can be reached from other machines, and this server has no access control yet: anyone who reaches it may use the model",
+            host=host,
+        )
     return listener
 
 
@@ -44,8 +58,17 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, service: Service, listener: socket.socket):
-        super().__init__(uvicorn.Config(make_app(service), lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-                                        timeout_keep_alive=30, server_header=False))
+        super().__init__(
+            uvicorn.Config(
+                make_app(service),
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                timeout_keep_alive=30,
+                server_header=False,
+            )
+        )
         self.service, self.listener = service, listener
         self.drained: asyncio.Task | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -69,8 +92,11 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         service, seconds = self.service, self.service.config.drain_seconds
         if service.in_flight:
-            say("stopping: {count} requests are finished first, for at most {seconds} s; a second signal (Ctrl-C) stops at once",
-                count=service.in_flight, seconds=f"{seconds:g}")
+            say(
+                "stopping: {count} requests are finished first, for at most {seconds} s; a second signal (Ctrl-C) stops at once",
+                count=service.in_flight,
+                seconds=f"{seconds:g}",
+            )
         deadline = time.monotonic() + seconds
         while service.in_flight and time.monotonic() < deadline and not self.should_exit:
             await asyncio.sleep(0.02)
@@ -102,5 +128,3 @@ def serve_until_stopped(service: Service, listener: socket.socket) -> None:
         service.thread.stop()
         listener.close()
     say("stopped")
-
-

@@ -36,7 +36,16 @@ class Order:
 class Service:
     """Admits requests, hands them to the model thread and collects what comes back. Lives on the event loop."""
 
-    def __init__(self, config: ServeConfig, name: str, tokenizer: Tokenizer, thread: ModelThread, metrics: Metrics, parameters: int, maximum_length: int):
+    def __init__(
+        self,
+        config: ServeConfig,
+        name: str,
+        tokenizer: Tokenizer,
+        thread: ModelThread,
+        metrics: Metrics,
+        parameters: int,
+        maximum_length: int,
+    ):
         self.config, self.name, self.tokenizer, self.thread, self.metrics = config, name, tokenizer, thread, metrics
         self.parameters = parameters
         self.maximum_length = maximum_length
@@ -52,8 +61,14 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """A request may leave the model out; if it names one, it is this one."""
         if name is not None and name != self.name:
-            raise ApiError(404, "the model {model} does not exist here; this server has {name}", param="model", code="model_not_found",
-                           model=repr(name)[:200], name=repr(self.name))
+            raise ApiError(
+                404,
+                "the model {model} does not exist here; this server has {name}",
+                param="model",
+                code="model_not_found",
+                model=repr(name)[:200],
+                name=repr(self.name),
+            )
 
     def completion_order(self, body: CompletionBody) -> Order:
         """Encode the prompts of /v1/completions and make their sequences."""
@@ -77,13 +92,18 @@ class Service:
 
     def chat_ids(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         if self.tokenizer.chat_template is None:
-            raise ApiError(400, "this model has no chat template: it continues text and does not chat; use /v1/completions",
-                           param="messages", code="no_chat_template")
+            raise ApiError(
+                400,
+                "this model has no chat template: it continues text and does not chat; use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
         try:
             return self.tokenizer.encode_chat(messages, add_generation_prompt=add_generation_prompt)
         except LubanError as error:
-            raise ApiError(400, "the chat template cannot render these messages: {reason}", param="messages", code="invalid_value",
-                           reason=str(error)) from None
+            raise ApiError(
+                400, "the chat template cannot render these messages: {reason}", param="messages", code="invalid_value", reason=str(error)
+            ) from None
 
     def tokenize(self, body: TokenizeBody) -> list[int]:
         self.check_model(body.model)
@@ -96,8 +116,14 @@ class Service:
     def check_ids(self, ids: list[int], param: str) -> None:
         for id in ids:
             if not 0 <= id < self.tokenizer.vocabulary_size:
-                raise ApiError(400, "{param}: {id} is no token id; they go from 0 to {last}", param=param, code="invalid_value",
-                               id=str(id)[:40], last=self.tokenizer.vocabulary_size - 1)
+                raise ApiError(
+                    400,
+                    "{param}: {id} is no token id; they go from 0 to {last}",
+                    param=param,
+                    code="invalid_value",
+                    id=str(id)[:40],
+                    last=self.tokenizer.vocabulary_size - 1,
+                )
 
     def _echo(self, prompt: str | list[int], ids: list[int]) -> Echo:
         """The prompt as text, with the place of each token in it."""
@@ -123,13 +149,23 @@ class Service:
     ) -> Order:
         count = body.n or 1
         if len(prompts) * count > self.config.slots + self.config.maximum_waiting:
-            raise ApiError(400, "{count} answers are asked for at once; this server takes at most {limit}", param="prompt" if len(prompts) > 1 else "n",
-                           code="too_many_sequences", count=len(prompts) * count, limit=self.config.slots + self.config.maximum_waiting)
+            raise ApiError(
+                400,
+                "{count} answers are asked for at once; this server takes at most {limit}",
+                param="prompt" if len(prompts) > 1 else "n",
+                code="too_many_sequences",
+                count=len(prompts) * count,
+                limit=self.config.slots + self.config.maximum_waiting,
+            )
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "{param} needs stream to be true", param="stream_options", code="invalid_value")
         samplings = []
         for ids, echo in zip(prompts, echoes, strict=True):
-            record = {"top_logprobs": top, "prompt_logprobs": echo is not None and top is not None, "maximum_tokens": self._room(ids, maximum_tokens, answer_class)}
+            record = {
+                "top_logprobs": top,
+                "prompt_logprobs": echo is not None and top is not None,
+                "maximum_tokens": self._room(ids, maximum_tokens, answer_class),
+            }
             samplings.append(self._sampling(body).model_copy(update=record))
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         answer = answer_class(self.name, self.names, sum(map(len, prompts)), len(prompts) * count, top is not None, include_usage)
@@ -147,11 +183,24 @@ class Service:
         room = self.maximum_length - len(ids)
         param = "messages" if answer_class is ChatAnswer else "prompt"
         if asked is None and room < 1 or room < 0:
-            raise ApiError(400, "the prompt has {length} tokens; prompt and answer together may have {limit}", param=param,
-                           code="context_length_exceeded", length=len(ids), limit=self.maximum_length)
+            raise ApiError(
+                400,
+                "the prompt has {length} tokens; prompt and answer together may have {limit}",
+                param=param,
+                code="context_length_exceeded",
+                length=len(ids),
+                limit=self.maximum_length,
+            )
         if asked is not None and asked > room:
-            raise ApiError(400, "the prompt has {length} tokens and {asked} more are asked for; together they may be {limit}", param=param,
-                           code="context_length_exceeded", length=len(ids), asked=asked, limit=self.maximum_length)
+            raise ApiError(
+                400,
+                "the prompt has {length} tokens and {asked} more are asked for; together they may be {limit}",
+                param=param,
+                code="context_length_exceeded",
+                length=len(ids),
+                asked=asked,
+                limit=self.maximum_length,
+            )
         return min(self.config.sampling.maximum_tokens, room) if asked is None else asked
 
     def _sampling(self, body: GenerationBody) -> SamplingConfig:
@@ -177,8 +226,14 @@ class Service:
         count = len(order.sequences)
         if self.open_sequences + count > self.config.slots + self.config.maximum_waiting:
             seconds = max(1, math.ceil(self.thread.mean_seconds * self.open_sequences / self.config.slots))
-            raise ApiError(429, "{waiting} sequences are running or waiting already; try again in {seconds} s", code="queue_full",
-                           retry_after=min(seconds, 60), waiting=self.open_sequences, seconds=min(seconds, 60))
+            raise ApiError(
+                429,
+                "{waiting} sequences are running or waiting already; try again in {seconds} s",
+                code="queue_full",
+                retry_after=min(seconds, 60),
+                waiting=self.open_sequences,
+                seconds=min(seconds, 60),
+            )
         self.open_sequences += count
         order.open = set(range(count))
         self.orders.add(order)
@@ -196,8 +251,12 @@ class Service:
                     sequence, piece = await order.channel.get()
             except TimeoutError:
                 if time.monotonic() >= order.deadline:
-                    raise ApiError(504, "the answer took longer than {seconds} s (request_seconds of this server)", code="timeout",
-                                   seconds=f"{self.config.request_seconds:g}") from None
+                    raise ApiError(
+                        504,
+                        "the answer took longer than {seconds} s (request_seconds of this server)",
+                        code="timeout",
+                        seconds=f"{self.config.request_seconds:g}",
+                    ) from None
                 yield None
                 continue
             if piece.finish_reason or piece.error:
@@ -223,8 +282,12 @@ class Service:
                 order.channel.put_nowait((sequence, Piece(error=self.stopping_error())))
 
     def stopping_error(self) -> ApiError:
-        return ApiError(503, "the server is stopping; send the request again to its successor", code="shutting_down",
-                        retry_after=max(1, math.ceil(self.config.drain_seconds)))
+        return ApiError(
+            503,
+            "the server is stopping; send the request again to its successor",
+            code="shutting_down",
+            retry_after=max(1, math.ceil(self.config.drain_seconds)),
+        )
 
     def describe(self) -> dict[str, Any]:
         """The model as /v1/models shows it; what the chat page needs stands under `luban`."""

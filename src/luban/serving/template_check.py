@@ -19,7 +19,9 @@ def trained_fingerprint(model_dir: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError) as error:
-        raise DataError("{path} is damaged: {error}", "", "remove the folder and run its recipe again", path=model_dir / MANIFEST, error=error) from None
+        raise DataError(
+            "{path} is damaged: {error}", "", "remove the folder and run its recipe again", path=model_dir / MANIFEST, error=error
+        ) from None
 
 
 def check_template(model_dir: Path, tokenizer: Tokenizer) -> None:

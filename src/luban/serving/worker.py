@@ -98,9 +98,8 @@ class ModelThread(threading.Thread):
 
     def _receive(self) -> None:
         """Take in what has come; sleep if there is nothing to do."""
-        if not self.running and not self.waiting:
-            if (sequence := self.inbox.get()) is not None:
-                self.waiting.append(sequence)
+        if not self.running and not self.waiting and (sequence := self.inbox.get()) is not None:
+            self.waiting.append(sequence)
         while not self.inbox.empty():
             if (sequence := self.inbox.get()) is not None:
                 self.waiting.append(sequence)
@@ -116,7 +115,9 @@ class ModelThread(threading.Thread):
             try:
                 sequence.request = self.engine.submit(sequence.prompt_ids, sequence.sampling, self._listener(sequence))
             except LubanError as error:  # the service checks first; the engine has the last word
-                self.outbox.append((sequence, Piece(error=ApiError(400, "the prompt cannot be read: {reason}", code="invalid_value", reason=str(error)))))
+                self.outbox.append(
+                    (sequence, Piece(error=ApiError(400, "the prompt cannot be read: {reason}", code="invalid_value", reason=str(error))))
+                )
                 self.metrics.finished("error")
                 continue
             self.running.append(sequence)
