@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "luban"
-ROOMS = (
-    "foundation models corpus tokenizer inference tokens examples metrics objectives adapters parallel training evaluation explain "
-    "compression export planning serving tuning pipeline board cli"
-).split()
+ROOMS = ["foundation", "models", "corpus", "tokenizer", "inference", "tokens", "examples", "metrics", "objectives", "adapters", "parallel", "training", "evaluation", "explain", "compression", "export", "planning", "serving", "tuning", "pipeline", "board", "cli"]
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

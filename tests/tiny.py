@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = "the king queen sword night love of and to in a shall thou art my lord 春 风 月 明 山 水 花 夜".split()
+WORDS = ["the", "king", "queen", "sword", "night", "love", "of", "and", "to", "in", "a", "shall", "thou", "art", "my", "lord", "春", "风", "月", "明", "山", "水", "花", "夜"]
 
 
 def write_text(folder: Path, documents: int = 60, seed: int = 0) -> Path:

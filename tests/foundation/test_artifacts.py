@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from luban.foundation.artifacts import finish, fingerprint, fingerprint_path, locked, open_artifact, write_bytes
+from luban.foundation.artifacts import fingerprint, fingerprint_path, finish, locked, open_artifact, write_bytes
 from luban.foundation.errors import DataError, LockedError
 
 

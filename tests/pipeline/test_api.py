@@ -24,7 +24,7 @@ def test_verbs_take_paths_rows_and_frames(tmp_path, monkeypatch):
     rows = [{"text": f"the king and queen number {n} shall love the night"} for n in range(30)]
     from_rows = luban.curate(rows, out="rows", workers=1, deduplicate={"near": "off"})
     from_frame = luban.curate(sources=pandas.DataFrame(rows), out="frame", workers=1, deduplicate={"near": "off"})
-    assert from_rows.metrics["documents"] == from_frame.metrics["documents"]
+    assert from_rows.metrics["train_documents"] == from_frame.metrics["train_documents"] == 30
     corpus = luban.curate(write_text(tmp_path), out="corpus", workers=1)
     tokenizer = luban.train_tokenizer(corpus, out="tokenizer", vocabulary_size=300)
     tokens = luban.encode(corpus=corpus, tokenizer=tokenizer, out="tokens")
@@ -35,7 +35,7 @@ def test_wrong_fields_are_named():
     with pytest.raises(ConfigError, match="did you mean sources"):
         luban.curate(source="x")
     with pytest.raises(AttributeError, match="trian"):
-        luban.trian
+        getattr(luban, "trian")  # noqa: B009
     assert "train" in dir(luban)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_run import make_run, results, training_log, write, write_stage  # noqa: E402
+from made_run import make_run, results, training_log, write, write_stage
 
 from luban.foundation.errors import LubanError
 from luban.foundation.messages import set_language, t

@@ -9,13 +9,13 @@ import pytest
 from tokenizer_samples import chinese, english, tokenizer_of, write_corpus
 from transformers import AutoTokenizer
 
+from luban.corpus.documents import Document
 from luban.foundation.artifacts import Artifact, Work
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, DataError
 from luban.tokenizer import stage
 from luban.tokenizer.config import TrainTokenizerConfig
 from luban.tokenizer.sampling import Sample
-from luban.tokenizer.texts import SampleText as Document
 from luban.tokenizer.tokenizer import Tokenizer
 
 

@@ -79,6 +79,7 @@ class DataRequest:
     seed: int
     packing: str
     validation_share: float
+    mapping: dict[str, str]
     work: Path
 
 

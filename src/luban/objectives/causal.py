@@ -47,11 +47,11 @@ def _weighted(stores: list[TokenStore], replayed: list[TokenStore], share: float
 
 
 def _validation(data: DataRequest) -> list[Batch]:
-    """Held-out documents packed in stored order, at most 64 batches: the validation split, or all of `validation_data`."""
+    """Held-out documents in a fixed order, at most 64 batches of them: the validation split, or all of `validation_data`."""
     split = "train" if data.validation else "validation"
     stores = [TokenStore(_encoded(source).path, split) for source in (data.validation or data.data)]
     stores = [store for store in stores if store.documents]
     if not stores:
         return []
-    loader = PackedLoader(_weighted(stores, [], 0.0), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=0, shuffle=False)
+    loader = PackedLoader(_weighted(stores, [], 0.0), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=0)
     return list(islice(loader.pass_once(), VALIDATION_BATCHES))

@@ -33,7 +33,7 @@ class Instruction(Objective):
             raise DataError("there is no conversation to train on in {files}", "{bad} rows were set aside", "luban show FILE says how a file is read", files=", ".join(map(_name, data.data)), bad=len(found.bad))
         conversations.show(found)
         examples = supervised_examples(train, data.tokenizer, found.bad)
-        guard = check(examples, data.tokenizer, data.sequence_length)
+        guard = check(examples, data.tokenizer, data.sequence_length + 1)
         preview.show(examples, data.tokenizer)
         write_json(data.work / "training" / "preview.json", [preview.stretches(example, data.tokenizer) for example in examples[:: max(1, len(examples) // 3)][:3]])
         say("{count} conversations, {share:.0%} of their tokens are trained on", count=len(train), share=guard.supervised_share)
@@ -48,9 +48,9 @@ class Instruction(Objective):
 
 def _conversations(data: DataRequest) -> tuple[list[Conversation], list[Conversation], ConversationSet]:
     """Training and held-out conversations; without files of their own the latter are chosen by content hash."""
-    found = read_conversations([Path(_name(source)) for source in data.data])
+    found = read_conversations([Path(_name(source)) for source in data.data], data.mapping or None)
     if data.validation:
-        return found.conversations, read_conversations([Path(_name(source)) for source in data.validation]).conversations, found
+        return found.conversations, read_conversations([Path(_name(source)) for source in data.validation], data.mapping or None).conversations, found
     train, held_out = split_by_content(found.conversations, data.validation_share)
     return train, held_out, found
 

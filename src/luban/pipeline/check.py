@@ -19,8 +19,8 @@ from luban.foundation.messages import t
 from luban.models.counts import memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
-from luban.planning import dial
 from luban.planning.resolve import resolve_train, train_facts
+from luban.tokenizer.algorithms import automatic_vocabulary_size
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
 NEEDS = {"curate": ("ftfy", "py3langid", "xxhash"), "serve": ("starlette", "uvicorn"), "train": (), "encode": (), "evaluate": (), "train_tokenizer": ()}
@@ -46,7 +46,10 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
     for stage in recipe.stages.values():
         yield from _packages(stage)
         try:
-            yield from _inputs(recipe, stage)
+            ticks = list(_inputs(recipe, stage))
+            yield from ticks
+            if not all(tick.passed for tick in ticks):
+                continue
             if stage.kind.name == "train":
                 yield from _training(recipe, stage, known, here.memory_bytes, dry_batch)
             elif not stage.kind.terminal:
@@ -114,7 +117,7 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]]) ->
         facts["train_bytes"] = sum(file.stat().st_size for file in files)
     elif stage.kind.name == "train_tokenizer":
         wanted = stage.config.vocabulary_size
-        facts["vocabulary_size"] = dial.vocabulary_for_bytes(facts.get("train_bytes", 2**21)) if wanted == "auto" else wanted
+        facts["vocabulary_size"] = automatic_vocabulary_size(facts.get("train_bytes", 2**21)) if wanted == "auto" else wanted
     elif stage.kind.name == "encode":
         facts["train"] = {"tokens": int(facts.get("train_bytes", 2**21) / BYTES_A_TOKEN)}
     return facts

@@ -121,9 +121,8 @@ def _check_name(value: str, earlier: dict[str, Stage], where: str) -> None:
     if stage and stage.kind.terminal:
         raise ConfigError("{where}: {value} makes no artifact", where=where, value=value)
     looks_like_name = not any(letter in value for letter in "/\\.#")
-    if stage is None and looks_like_name and earlier and not Path(value).exists():
-        if guess := nearest(value, earlier):
-            raise ConfigError("{where}: no stage above is called {value!r}", "", "did you mean {guess}?", where=where, value=value, guess=guess)
+    if stage is None and looks_like_name and not Path(value).exists() and (guess := nearest(value, earlier)):
+        raise ConfigError("{where}: no stage above is called {value!r}", "", "did you mean {guess}?", where=where, value=value, guess=guess)
 
 
 def input_values(config: Config, prefix: str = "") -> list[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from luban import __version__
-from luban.foundation.artifacts import Artifact, Work, finish, fingerprint, fingerprint_path, from_os_error, is_artifact, locked, open_artifact, write_bytes, write_json
+from luban.foundation.artifacts import Artifact, Work, fingerprint, fingerprint_path, finish, from_os_error, is_artifact, locked, open_artifact, write_bytes, write_json
 from luban.foundation.config import Config, fields_with_role
 from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
@@ -26,7 +26,6 @@ from luban.pipeline.card import print_summary, write_card
 from luban.pipeline.inventory import ASIDE
 from luban.pipeline.recipe import Recipe, Stage
 from luban.planning.resolve import resolve
-
 
 
 @dataclass
@@ -67,12 +66,11 @@ def plan(recipe: Recipe) -> Iterator[Step]:
     """What `run` would do, stage by stage; nothing is changed. Later statuses assume that earlier steps are done."""
     fingerprints: dict[str, str] = {}
     for stage in recipe.stages.values():
-        mark = stage_fingerprint(recipe, stage, fingerprints)
-        fingerprints[stage.name] = mark
         if stage.kind.terminal:
-            yield Step(stage, mark, "serve")
-        else:
-            yield Step(stage, mark, *_status(recipe, stage, mark))
+            yield Step(stage, "", "serve")
+            continue
+        fingerprints[stage.name] = mark = stage_fingerprint(recipe, stage, fingerprints)
+        yield Step(stage, mark, *_status(recipe, stage, mark))
 
 
 def stage_fingerprint(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> str:
@@ -216,7 +214,7 @@ def open_inputs(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def _open_input(recipe: Recipe, stage: Stage, field_name: str, value: str) -> Artifact | Path:
     path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
-    if is_artifact(path):
+    if is_artifact(path) and not stage.kind.terminal:  # serving checks a model by what matters to it, not by the size of each file
         return open_artifact(path)
     plain = Path(str(path).partition("#")[0]) if not is_custom(value) else Path(str(path).rpartition(":")[0])
     if not plain.exists():

@@ -51,11 +51,6 @@ def depth_for_tokens(tokens: int) -> int:
     return depth
 
 
-def vocabulary_for_bytes(size: int) -> int:
-    """Tokens worth learning from ``size`` bytes of text: 4,096 for a megabyte, doubling with every eightfold, at most 65,536."""
-    return _multiple(min(65536, max(1024, 4096 * (size / 2**21) ** (1 / 3))), 256)
-
-
 def learning_rates(optimizer: str, width: int, objective: str, from_model: bool) -> dict[str, float]:
     """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices.
 

@@ -18,18 +18,7 @@ from luban.planning import dial
 
 def resolve(kind: str, config: Config, work: Work) -> Config:
     """The config with plain numbers where it said auto. Fields that are right only on this machine stay the stage's."""
-    resolver = {"train": resolve_train, "train_tokenizer": _train_tokenizer}.get(kind)
-    return resolver(config, work) if resolver else config
-
-
-def _train_tokenizer(config: Any, work: Work) -> Any:
-    if config.vocabulary_size != "auto" or config.pretrained:
-        return config
-    corpora = _listed(work.inputs.get("corpus"))
-    size = sum(item.metrics.get("train_bytes", 2**21) if isinstance(item, Artifact) else 2**21 for item in corpora)
-    chosen = dial.vocabulary_for_bytes(size)
-    say("auto: vocabulary_size {size}", size=chosen)
-    return config.updated(vocabulary_size=chosen)
+    return resolve_train(config, work) if kind == "train" else config
 
 
 def resolve_train(config: Any, work: Work, shape: ShapeConfig | None = None) -> Any:

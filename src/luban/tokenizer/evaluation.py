@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from luban.corpus.documents import Document
 from luban.foundation.console import table
 from luban.foundation.messages import t
-from luban.tokenizer.texts import SampleText
 from luban.tokenizer.tokenizer import Tokenizer
 
 
-def sample_documents(documents: Iterable[SampleText], per_language: int) -> dict[str, list[str]]:
+def sample_documents(documents: Iterable[Document], per_language: int) -> dict[str, list[str]]:
     """The first documents of each language, at most 20,000 characters of each."""
     chosen: dict[str, list[str]] = {}
     for document in documents:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import xxhash
 
+from luban.corpus.documents import Document
 from luban.tokenizer.config import TrainTokenizerConfig
-from luban.tokenizer.texts import SampleText
 
 # Letters of scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar, and Tibetan.
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -37,7 +37,7 @@ class Sample:
     rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, config: TrainTokenizerConfig, documents: Iterable[SampleText]) -> Sample:
+    def plan(cls, config: TrainTokenizerConfig, documents: Iterable[Document]) -> Sample:
         """Count the corpus once and settle the rates."""
         sample = cls(config)
         for document in documents:
@@ -56,7 +56,7 @@ class Sample:
             sample.rates = {language: rate * config.maximum_unspaced_characters / expensive for language, rate in sample.rates.items()}
         return sample
 
-    def texts(self, documents: Callable[[], Iterable[SampleText]], seed: int) -> Iterator[str]:
+    def texts(self, documents: Callable[[], Iterable[Document]], seed: int) -> Iterator[str]:
         """The training text, one piece a document, in the corpus's order. At most one document is held."""
         run = re.compile(f"([{_UNSPACED}]{{{self.config.maximum_run_characters}}})(?=[{_UNSPACED}])")
         for document in documents():

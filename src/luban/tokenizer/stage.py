@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from luban.corpus.documents import Document, read_documents
 from luban.foundation.artifacts import Artifact, Work, write_json
 from luban.foundation.console import bytes_text, count_text, say, track, warn
 from luban.foundation.errors import ConfigError, DataError
@@ -13,7 +14,6 @@ from luban.tokenizer import evaluation, extending, templates
 from luban.tokenizer.algorithms import Plan, automatic_vocabulary_size, learn
 from luban.tokenizer.config import TrainTokenizerConfig
 from luban.tokenizer.sampling import Sample
-from luban.tokenizer.texts import SampleText, read_texts
 from luban.tokenizer.tokenizer import Tokenizer
 
 VERSION = 1
@@ -131,16 +131,16 @@ def _folders(work: Work, name: str) -> list[Path]:
     return [item.path if isinstance(item, Artifact) else item for item in _inputs(work, name)]
 
 
-def _documents(corpora: list[Path]) -> Iterator[SampleText]:
-    return chain.from_iterable(read_texts(corpus, "train") for corpus in corpora)
+def _documents(corpora: list[Path]) -> Iterator[Document]:
+    return chain.from_iterable(read_documents(corpus, "train") for corpus in corpora)
 
 
-def _held_out(corpora: list[Path]) -> Iterator[SampleText]:
+def _held_out(corpora: list[Path]) -> Iterator[Document]:
     """Validation text where there is some: what the tokenizer has not seen says how it will do."""
     for corpus in corpora:
         found = False
-        for document in read_texts(corpus, "validation"):
+        for document in read_documents(corpus, "validation"):
             found = True
             yield document
         if not found:
-            yield from read_texts(corpus, "train")
+            yield from read_documents(corpus, "train")

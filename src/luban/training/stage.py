@@ -155,6 +155,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
         seed=work.seed,
         packing=config.packing,
         validation_share=config.validation.share,
+        mapping=config.mapping,
         work=work.path,
     )
 

@@ -24,10 +24,8 @@ POEMS_MAX_BYTES = 970_000
 UNKEPT = re.compile("谢谢|thank|翻译|代码|隐私|数据|打分|咖啡|限制|信赖|优化|学习和提升|知识管理|自然语言处理")  # asks for what such a model cannot do
 
 # Poets in the order in which their poems are taken, one each in turn, until the budget is spent.
-TANG = """李白 杜甫 王维 孟浩然 白居易 李商隐 杜牧 王昌龄 刘禹锡 岑参 高适 韦应物 柳宗元 王之涣 贺知章 张九龄 刘长卿 李贺 元稹
-张籍 王建 温庭筠 韦庄 崔颢 常建 李益 卢纶 钱起 韩愈 孟郊 贾岛 许浑 张祜 皇甫冉 戴叔伦 司空曙 张继 罗隐 杜荀鹤 陆龟蒙 王勃 骆宾王 卢照邻
-杨炯 陈子昂 宋之问 沈佺期 李颀 储光羲 祖咏 裴迪""".split()
-SONG = "苏轼 辛弃疾 李清照 柳永 晏殊 欧阳修 晏几道 秦观 周邦彦 陆游 姜夔 范仲淹 王安石 黄庭坚 贺铸 张先 张孝祥 朱敦儒 吴文英 蒋捷 朱淑真 岳飞 张炎 叶梦得".split()
+TANG = ["李白", "杜甫", "王维", "孟浩然", "白居易", "李商隐", "杜牧", "王昌龄", "刘禹锡", "岑参", "高适", "韦应物", "柳宗元", "王之涣", "贺知章", "张九龄", "刘长卿", "李贺", "元稹", "张籍", "王建", "温庭筠", "韦庄", "崔颢", "常建", "李益", "卢纶", "钱起", "韩愈", "孟郊", "贾岛", "许浑", "张祜", "皇甫冉", "戴叔伦", "司空曙", "张继", "罗隐", "杜荀鹤", "陆龟蒙", "王勃", "骆宾王", "卢照邻", "杨炯", "陈子昂", "宋之问", "沈佺期", "李颀", "储光羲", "祖咏", "裴迪"]
+SONG = ["苏轼", "辛弃疾", "李清照", "柳永", "晏殊", "欧阳修", "晏几道", "秦观", "周邦彦", "陆游", "姜夔", "范仲淹", "王安石", "黄庭坚", "贺铸", "张先", "张孝祥", "朱敦儒", "吴文英", "蒋捷", "朱淑真", "岳飞", "张炎", "叶梦得"]
 COLLECTIONS = re.compile(r"^(鼓吹曲辞|横吹曲辞|相和歌辞|琴曲歌辞|杂曲歌辞|新乐府辞|舞曲歌辞|清商曲辞|近代曲辞|杂歌谣辞|郊庙歌辞) ")
 VARIANTS = str.maketrans("馀疎覩翫劒峯羣", "余疏睹玩剑峰群")
 HAN = "\u4e00-\u9fff"
@@ -279,7 +277,7 @@ def shakespeare_chats(text: str, chance: random.Random) -> list[list[tuple[str, 
         if len(by_speaker[speaker]) >= 18 and speaker.isupper():
             for words in chance.sample(by_speaker[speaker], 7):
                 chats.append(pair(chance.choice(ask).format(speaker), f"{speaker}:\n{words}"))
-    for speaker, words in chance.sample(speeches, 2200):
+    for _, words in chance.sample(speeches, 2200):
         lines = words.strip().split("\n")
         if 4 <= len(lines) <= 9 and 20 <= len(lines[0]) <= 60 and len(chats) < 420:
             chats.append(pair(chance.choice(("Continue: {}", "Continue this speech: {}")).format(lines[0]), "\n".join(lines[1:])))
