@@ -55,7 +55,7 @@ ELSEWHERE = {
 FAILING = {"luban check seven.yaml --no-dry-batch": "6.74B parameters"}  # a laptop's memory is too small: that is the point
 REDUCED_TRAIN = {"--length": "2 steps", "--sequence-length": "64", "--batch-tokens": "128", "--threads": "1", "--validation.every": "2 steps"}
 FEWER = ("base.threads=1", "chat.threads=1", "base.validation.every=12 steps", "chat.validation.every=8 steps")
-SERVER = re.compile(r"(127\.0\.0\.1|localhost):8000")
+PORT = re.compile(r"(127\.0\.0\.1|localhost):8000")
 REACHED = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -92,9 +92,14 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def without_comments(text: str) -> str:
+    """Code without what is translated in the other language's page, and without empty lines at its ends."""
+    return "\n".join(re.sub(r"(^|\s{2,})#\s.*$", "", line) for line in text.splitlines()).strip()
+
+
 def commands(text: str) -> list[str]:
     """A bash block as single commands; one piece where its lines share a state (cd, variables, background)."""
-    text = "\n".join(re.sub(r"(^|\s{2,})#\s.*$", "", line) for line in text.splitlines()).strip()
+    text = without_comments(text)
     if re.search(r"^(cd|export|source)\b|^\w+=|&$", text, re.MULTILINE):
         return [text]
     found, piece = [], ""
@@ -117,16 +122,14 @@ class Home:
     def __init__(self, folder: Path):
         self.folder = folder
         self.done: dict[str, str] = {}
-        self.address = ""
-        self.server: subprocess.Popen | None = None
-        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "COLUMNS": "120"}
+        self.servers: dict[str, tuple[subprocess.Popen, str]] = {}
+        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 
     def shell(self, command: str) -> str:
         """The failure of a shell command, or ''."""
-        wanted = FAILING.get(command)
         if command.startswith("luban serve"):
-            return self._serve_and_stop(command.rstrip("& "))
-        return self._run(["bash", "-euo", "pipefail", "-c", reduced(self._reachable(command))], wanted)
+            return self._serve(command.rstrip("& "))
+        return self._run(["bash", "-euo", "pipefail", "-c", reduced(self._reachable(command))], FAILING.get(command))
 
     def python(self, text: str) -> str:
         return self._run([sys.executable, "-c", self._reachable(text)], None)
@@ -140,35 +143,28 @@ class Home:
 
     def _reachable(self, text: str) -> str:
         """The text with port 8000 replaced by that of a running server, which is started if need be."""
-        if not SERVER.search(text):
+        if not PORT.search(text):
             return text
-        if self.server is None:
-            self.server, self.address = start_server(["luban", "serve", "runs/quickstart/chat"], self)
-        return SERVER.sub(self.address.removeprefix("http://"), text)
+        return PORT.sub(self._server("luban serve runs/quickstart/chat").removeprefix("http://"), text)
 
-    def _serve_and_stop(self, command: str) -> str:
-        server, address = start_server(shlex.split(command), self)
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
-                healthy = answer.status == 200
-        finally:
-            status = stop(server)
-        return "" if healthy and status == 0 else f"health {healthy}, status {status} after SIGTERM"
+    def _serve(self, command: str) -> str:
+        with urllib.request.urlopen(f"{self._server(command)}/health", timeout=30) as answer:
+            return "" if answer.status == 200 else f"/health answers {answer.status}"
 
+    def _server(self, command: str) -> str:
+        """The address of a server on a free port; it runs until the tests end."""
+        if command not in self.servers:
+            process = subprocess.Popen([*shlex.split(command), "--port", "0"], cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+            address = next((found.group() for line in process.stderr if (found := REACHED.search(line))), "")
+            assert address, f"{command} ended with status {process.wait()}"
+            self.servers[command] = (process, address)
+        return self.servers[command][1]
 
-def start_server(arguments: list[str], home: Home) -> tuple[subprocess.Popen, str]:
-    arguments = [*arguments, "--port", "0"]
-    server = subprocess.Popen(arguments, cwd=home.folder, env=home.environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    for line in server.stderr:
-        if found := REACHED.search(line):
-            return server, found.group()
-    raise AssertionError(f"{shlex.join(arguments)} ended with status {server.wait()}")
-
-
-def stop(server: subprocess.Popen) -> int:
-    server.send_signal(signal.SIGTERM)
-    server.communicate(timeout=60)
-    return server.returncode
+    def stop(self) -> None:
+        for command, (process, _) in self.servers.items():
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            assert process.returncode == 0, f"{command}: status {process.returncode} after SIGTERM"
 
 
 def reduced(command: str) -> str:
@@ -193,6 +189,9 @@ def home(quickstart, tmp_path_factory):
     for number in range(40):
         (folder / "my_texts" / f"{number}.txt").write_text("\n\n".join(texts[10 * number : 10 * number + 10]), encoding="utf-8")
     rows = [{"instruction": f"Say line {number}", "input": "", "output": texts[number]} for number in range(60)]
+    (folder / "log.csv").write_text("客户,客服\n" + "".join(f"问题{number},回答{number}\n" for number in range(9)), encoding="utf-8")
+    turns = [{"turns": [{"who": "user", "says": f"问题{number}"}, {"who": "坐席", "says": "回答"}]} for number in range(9)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turns), encoding="utf-8")
     (folder / "my_chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for page in PAGES:
         for block in blocks(page):
@@ -200,8 +199,7 @@ def home(quickstart, tmp_path_factory):
                 (folder / block.name).write_text(block.text, encoding="utf-8")
     made = Home(folder)
     yield made
-    if made.server:
-        stop(made.server)
+    made.stop()
 
 
 @pytest.mark.slow
@@ -211,13 +209,17 @@ def test_commands_and_code_run(page, home):
     for block in blocks(page):
         if block.language == "bash":
             todo, run = commands(block.text), home.shell
+        elif block.language == "console":
+            todo, run = re.findall(r"^\$ (luban serve .+)$", block.text, re.MULTILINE), home.shell
         elif block.language == "python" and not block.name:
-            todo, run = [block.text], home.python
+            todo, run = [without_comments(block.text)], home.python
         else:
             continue
         for text in todo:
             if text not in home.done:
+                import time; b=time.time()
                 home.done[text] = run(text)
+                print(f"TIMED {time.time()-b:.1f} {text[:70]!r}", file=sys.__stderr__)
             if home.done[text]:
                 failures.append(f"{block.place}: {text}\n{home.done[text]}")
     assert not failures, "\n\n".join(failures)
@@ -312,7 +314,7 @@ def test_names_exist(page):
 
 def code_of(page: Path) -> list[tuple[str, str, str]]:
     """Fenced blocks without their comments."""
-    return [(block.language, block.name, "\n".join(re.sub(r"\s*#\s.*$", "", line) for line in block.text.splitlines())) for block in blocks(page)]
+    return [(block.language, block.name, without_comments(block.text)) for block in blocks(page)]
 
 
 def headings(page: Path) -> list[int]:

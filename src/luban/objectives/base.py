@@ -80,6 +80,7 @@ class DataRequest:
     packing: str
     validation_share: float
     mapping: dict[str, str]
+    mixture: list[float]
     work: Path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from luban.foundation.artifacts import Artifact
@@ -24,7 +25,7 @@ class Causal(Objective):
     def loaders(self, data: DataRequest) -> Loaders:
         stores = [TokenStore(_encoded(source).path, "train") for source in data.data]
         replayed = [TokenStore(_encoded(source).path, "train") for source in data.replay]
-        loader = PackedLoader(_weighted(stores, replayed, data.replay_share), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=data.seed, packing=data.packing)
+        loader = PackedLoader(_weighted(stores, replayed, data.replay_share, data.mixture), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=data.seed, packing=data.packing)
         report = {"train_tokens": sum(store.tokens for store in stores), "train_documents": sum(store.documents for store in stores)}
         licences = [name for source in (*data.data, *data.replay) for name in source.licences]
         return Loaders(loader, _validation(data), report, licences)
@@ -39,11 +40,14 @@ def _encoded(source: object) -> Artifact:
     return source
 
 
-def _weighted(stores: list[TokenStore], replayed: list[TokenStore], share: float) -> list[tuple[TokenStore, float]]:
-    """Each store by its size; together the replayed ones are ``share`` of the rows read."""
-    new, old = sum(store.tokens for store in stores), sum(store.tokens for store in replayed)
+def _weighted(stores: list[TokenStore], replayed: list[TokenStore], share: float = 0.0, mixture: Sequence[float] = ()) -> list[tuple[TokenStore, float]]:
+    """Each store by its share of the mixture, or by its size; together the replayed ones are ``share`` of the rows read."""
+    if mixture and len(mixture) != len(stores):
+        raise ConfigError("mixture has {shares} shares for {stores} data sources", "", "give one share for each of `data`, in their order", shares=len(mixture), stores=len(stores))
+    wanted = list(mixture) or [float(store.tokens) for store in stores]
+    old = sum(store.tokens for store in replayed)
     kept = 1 - share if old else 1.0
-    return [(store, kept * store.tokens / new) for store in stores] + [(store, share * store.tokens / old) for store in replayed]
+    return [(store, kept * part / sum(wanted)) for store, part in zip(stores, wanted, strict=True)] + [(store, share * store.tokens / old) for store in replayed if share]
 
 
 def _validation(data: DataRequest) -> list[Batch]:
@@ -53,5 +57,5 @@ def _validation(data: DataRequest) -> list[Batch]:
     stores = [store for store in stores if store.documents]
     if not stores:
         return []
-    loader = PackedLoader(_weighted(stores, [], 0.0), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=0)
+    loader = PackedLoader(_weighted(stores, []), sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=0)
     return list(islice(loader.pass_once(), VALIDATION_BATCHES))

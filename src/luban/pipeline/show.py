@@ -8,13 +8,17 @@ from luban.foundation.artifacts import Artifact, is_artifact, open_artifact
 from luban.foundation.console import bytes_text, count_text, say, seconds_text, table
 from luban.foundation.errors import DataError
 from luban.foundation.messages import t
+from luban.models.presets import PRESETS, describe, preset
 from luban.pipeline.inventory import find_runs
 
 
 def show(path: Path) -> None:
     """Print the card of an artifact, a run, a model directory or a data file. Raises DataError for anything else."""
+    if not path.exists() and str(path) in PRESETS:
+        _show_preset(str(path))
+        return
     if not path.exists():
-        raise DataError("{path}: no such file or folder", "", "luban runs lists what there is", path=path)
+        raise DataError("{path}: no such file or folder", "", "luban runs lists what there is; a preset is shown by its name: {presets}", path=path, presets=", ".join(PRESETS))
     if is_artifact(path):
         _show_artifact(open_artifact(path))
     elif path.is_dir() and find_runs(path) == [path]:
@@ -47,6 +51,11 @@ def _show_artifact(artifact: Artifact) -> None:
         print_results(artifact)
     elif artifact.kind == "train":
         _show_model(artifact.path)
+
+
+def _show_preset(name: str) -> None:
+    """A shape that ships with Luban: its parameters, FLOPs and memory, in closed form."""
+    table(t("preset {name}", name=name), [t("what"), t("value")], describe(preset(name)))
 
 
 def _value(value: object) -> str:

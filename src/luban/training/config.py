@@ -78,6 +78,7 @@ class TrainConfig(Config):
 
     objective: str = field("causal", "causal (next token of running text), instruction (the assistant's turns), or your own my_objective.py:Name.")
     data: str | list[str] = field(..., "What to learn from: encode stages or folders (causal), conversation files (instruction).", input=True)
+    mixture: list[PositiveFloat] = field([], "Shares of the rows read from each of `data` (causal), in their order; empty: as large as each is.")
     mapping: dict[str, str] = field({}, "Which column of conversation files holds what, such as {prompt: question, answer: reply}; empty: recognised, and shown.")
     validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
     model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)

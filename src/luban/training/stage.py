@@ -94,16 +94,17 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device) -> dict[st
 
 
 def _tokenizer(work: Work) -> Tokenizer:
-    """The tokenizer that is named, or the model's own, or the one the data was encoded with."""
-    for source in (work.inputs["tokenizer"], work.inputs["model"], *_listed(work, "data")[:1]):
-        path = getattr(source, "path", source)
-        if path is None:
-            continue
-        if isinstance(source, Artifact) and source.kind == "encode":
-            return Tokenizer.load(path / "tokenizer")
-        if path.is_dir() and (path / "tokenizer.json").exists():
-            return Tokenizer.load(path)
-    raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
+    """The tokenizer that is named, or the one the data was encoded with, or the model's own; all must mean the same words."""
+    encoded = [source.path / "tokenizer" for source in _listed(work, "data") if isinstance(source, Artifact) and source.kind == "encode"]
+    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"]) if source is not None]
+    folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
+    folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
+    if not folders:
+        raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
+    tokenizer = Tokenizer.load(folders[0])
+    for folder in encoded:
+        _check_same_words(Tokenizer.load(folder), tokenizer, folder.parent)
+    return tokenizer
 
 
 def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
@@ -122,16 +123,16 @@ def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
     return model
 
 
-def _check_same_words(own: Tokenizer, tokenizer: Tokenizer, folder: Path) -> None:
-    """A model knows its tokens by their numbers: each of its own must be the same token in the tokenizer of the data."""
+def _check_same_words(known: Tokenizer, tokenizer: Tokenizer, owner: Path) -> None:
+    """Tokens are known by their numbers: each that ``owner`` was made with must be the same token in ``tokenizer``."""
     theirs = tokenizer.core.get_vocab(with_added_tokens=True)
-    moved = [token for token, index in own.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
+    moved = [token for token, index in known.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
     if moved:
         raise ConfigError(
-            "the data's tokenizer is not that of {model}: {count} of its tokens have another number, {example!r} for one",
+            "the tokenizer of {owner} is not the one of this stage: {count} of its tokens have another number, {example!r} for one",
             "the model would read other words than were written",
-            "encode the data with the model's own tokenizer, or with one that extends it (train_tokenizer with pretrained and extend)",
-            model=folder,
+            "use one tokenizer for model and data, or one that extends the model's (train_tokenizer with pretrained and extend)",
+            owner=owner,
             count=len(moved),
             example=moved[0],
         )
@@ -156,6 +157,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
         packing=config.packing,
         validation_share=config.validation.share,
         mapping=config.mapping,
+        mixture=config.mixture,
         work=work.path,
     )
 
