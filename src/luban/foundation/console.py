@@ -22,12 +22,15 @@ _console: Console | None = None
 
 
 def console() -> Console:
-    """The console on standard error that everything is printed to."""
+    """The console that everything is printed to: standard error, and standard output in a notebook."""
     global _console
-    if _console is None or (_console.file is not sys.stderr and not in_notebook()):
+    stream = sys.stdout if in_notebook() else sys.stderr
+    if _console is None or _console.file is not stream:
         from rich.console import Console
 
-        _console = Console(file=sys.stdout if in_notebook() else sys.stderr, highlight=False, soft_wrap=True)
+        # In a notebook: plain lines in colour under the cell, which rich would otherwise make a display object each.
+        notebook = {"force_jupyter": False, "force_terminal": True, "width": 110} if in_notebook() else {}
+        _console = Console(file=stream, highlight=False, soft_wrap=True, **notebook)
     return _console
 
 
