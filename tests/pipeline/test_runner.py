@@ -255,6 +255,26 @@ def test_a_full_disk_leaves_the_run_intact(run, monkeypatch):
     assert statuses(run)["base"] == "fresh"
 
 
+def test_a_second_run_can_wait(run):
+    process = start_slowly(run)
+    wait_for(lambda: (out_of(run) / "base.partial").exists())
+    second = luban_run(run, "--wait")
+    assert "waiting for process" in second.stderr.readline()
+    (run / "slow").unlink()
+    assert process.communicate() and process.returncode == 0
+    message = second.communicate()[1]
+    assert second.returncode == 0 and "up to date" in message
+
+
+def test_a_corpus_is_enough_to_train_on(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    for name in ("tokenizer", "tokens"):
+        del recipe["stages"][name]
+    recipe["stages"]["base"]["data"] = "corpus"
+    save(tmp_path, recipe)
+    assert list(read_recipe(tmp_path).stages) == ["corpus", "base-tokenizer", "base-tokens", "base"]
+
+
 def test_implied_stages(tmp_path):
     write_text(tmp_path)
     save(tmp_path, {"stages": {"model": {"kind": "train", "data": "text.txt", "depth": 1}}})

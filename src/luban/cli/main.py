@@ -71,13 +71,20 @@ def cli() -> None:
 def main() -> None:
     """Run a verb; a LubanError is printed without a traceback, with its exit status."""
     try:
-        cli(prog_name="luban")
+        status = cli(prog_name="luban", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except LubanError as error:
         from luban.foundation.console import console
 
         console().print(t("error") + ": " + error.text(), style="red", markup=False)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        from luban.foundation.console import say
+
+        say("stopped; a run continues with the same command")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -5,31 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luban.foundation.artifacts import is_artifact
+from luban.foundation.artifacts import is_artifact, open_artifact
 
 OBJECTIVES_ON_TEXT = ("causal",)
 
 
 def with_implied_stages(stages: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The stages with what is implied put before each `train` whose data is text rather than token shards."""
+    """The stages with what is implied put before each `train` whose data is text or a corpus rather than token shards."""
     full: dict[str, Any] = {}
     for name, body in stages.items():
         if isinstance(body, dict) and body.get("kind", name) == "train" and body.get("objective", "causal") in OBJECTIVES_ON_TEXT:
             body = dict(body)
-            texts = [value for value in _listed(body.get("data")) if value not in full and not is_artifact(folder / value)]
-            if texts and len(texts) == len(_listed(body.get("data"))):
-                full |= _before(str(name), body, texts)
+            full |= _before(str(name), body, {value: _kind_of(value, full, folder) for value in _listed(body.get("data"))})
         full[name] = body
     return full
 
 
-def _before(name: str, body: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def _kind_of(value: str, stages: dict[str, Any], folder: Path) -> str:
+    """The kind of stage or artifact that a value names; empty for a path to text."""
+    if value in stages:
+        return stages[value].get("kind", value) if isinstance(stages[value], dict) else ""
+    return open_artifact(folder / value).kind if is_artifact(folder / value) else ""
+
+
+def _before(name: str, body: dict[str, Any], kinds: dict[str, str]) -> dict[str, Any]:
+    """The stages between the data and the training; `body` is made to read their tokens. Nothing where the data are tokens."""
+    if not kinds or any(kind not in ("", "curate") for kind in kinds.values()):
+        return {}
+    implied: dict[str, Any] = {}
+    corpora = [value for value, kind in kinds.items() if kind == "curate"]
+    if texts := [value for value, kind in kinds.items() if not kind]:
+        implied[f"{name}-corpus"] = {"kind": "curate", "sources": texts}
+        corpora.append(f"{name}-corpus")
     tokenizer = body.get("tokenizer") or body.get("model")
-    implied: dict[str, Any] = {f"{name}-corpus": {"kind": "curate", "sources": texts}}
     if not tokenizer:
         tokenizer = f"{name}-tokenizer"
-        implied[tokenizer] = {"kind": "train_tokenizer", "corpus": f"{name}-corpus"}
-    implied[f"{name}-tokens"] = {"kind": "encode", "corpus": f"{name}-corpus", "tokenizer": tokenizer}
+        implied[tokenizer] = {"kind": "train_tokenizer", "corpus": corpora}
+    implied[f"{name}-tokens"] = {"kind": "encode", "corpus": corpora, "tokenizer": tokenizer}
     body["data"] = f"{name}-tokens"
     return implied
 
