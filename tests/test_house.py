@@ -122,7 +122,7 @@ def spoken(file: Path) -> list[tuple[str, int]]:
             arguments = node.args[:1]
         elif name == "track":
             arguments = node.args[1:2]
-        elif name == "field" and file.name in ("config.py", "shape.py", "recipe.py"):
+        elif name in ("field", "config_field") and file.name in ("config.py", "shape.py", "recipe.py"):
             arguments = node.args[1:2] + [keyword.value for keyword in node.keywords if keyword.arg == "doc"]
         else:
             continue

@@ -73,7 +73,7 @@ def test_an_extended_tokenizer_grows_the_embeddings(made, tmp_path):
 def test_another_tokenizer_is_refused(made, tmp_path):
     other = luban.train_tokenizer(corpus=made / "corpus", vocabulary_size=320, lowercase=True, special_tokens=["<x>"], out=tmp_path / "tokenizer")
     tokens = luban.encode(corpus=made / "corpus", tokenizer=other, out=tmp_path / "tokens")
-    with pytest.raises(ConfigError, match="another number"):
+    with pytest.raises(ConfigError, match="different id"):
         go_on(made, tmp_path, data=tokens)
 
 

@@ -18,7 +18,7 @@ VERBS = {
     "chat": "Talk to a model in the terminal.",
     "show": "Show an artifact, a run, a model or a data file.",
     "runs": "List runs: what there is, what it weighs, what is stale.",
-    "clean": "Remove what is stale or unfinished.",
+    "clean": "Remove what earlier recipes left behind.",
     "schema": "Print the JSON schema of recipes, for editors.",
 }
 
@@ -84,7 +84,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         from luban.foundation.console import say
 
-        say("stopped; a run continues with the same command")
+        say("stopped; what was finished is kept, and a run continues with the same command")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

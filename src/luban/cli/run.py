@@ -33,5 +33,5 @@ def print_plan(recipe) -> None:
     from luban.foundation.console import table
     from luban.pipeline.runner import plan
 
-    rows = [(step.stage.name, step.stage.kind.name, t(step.status), step.reason) for step in plan(recipe)]
+    rows = [(step.stage.name, step.stage.kind.name, t(step.status), t(step.reason)) for step in plan(recipe)]
     table(t("plan of {name} in {folder}", name=recipe.name, folder=recipe.out), [t("stage"), t("kind"), t("status"), t("reason")], rows)

@@ -13,7 +13,7 @@ def extract(html: str) -> str:
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError:
-        raise missing_extra("resiliparse", "corpus") from None
+        raise missing_extra("resiliparse", "html") from None
     return extract_plain_text(html, main_content=True, alt_texts=False, preserve_formatting=True)
 
 
@@ -22,7 +22,7 @@ def decode_html(body: bytes) -> str:
     try:
         from resiliparse.parse.encoding import bytes_to_str, detect_encoding
     except ImportError:
-        raise missing_extra("resiliparse", "corpus") from None
+        raise missing_extra("resiliparse", "html") from None
     return bytes_to_str(body, detect_encoding(body, from_html_meta=True))
 
 
@@ -31,7 +31,7 @@ def warc_responses(stream: BinaryIO) -> Iterator[tuple[int, str, bytes]]:
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
-        raise missing_extra("fastwarc", "corpus") from None
+        raise missing_extra("fastwarc", "html") from None
     records: Any = ArchiveIterator(stream, record_types=WarcRecordType.response)
     for number, record in enumerate(records, 1):
         kind = record.http_content_type or ""

@@ -84,7 +84,7 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     except FileNotFoundError:
         partial = path.with_name(path.name + ".partial")
         why = "a stage was stopped before it was whole ({partial} is there)" if partial.exists() else ""
-        raise DataError("{path} is not an artifact: it has no manifest.json", why, "run the recipe that makes it again: it continues", path=path, partial=partial) from None
+        raise DataError("{path} is not an artifact: it has no manifest.json", why, "run its recipe again", path=path, partial=partial) from None
     except NotADirectoryError:
         raise DataError("{path} is a file, not an artifact", path=path) from None
     except ValueError as error:

@@ -165,14 +165,14 @@ def _explain(cls: type[Config], error: ValidationError, source: Source) -> Confi
         elif detail["type"] == "missing":
             problems.append(t("{where}: a value is required", where=where))
             info = owner.model_fields.get(path[-1])
-            hints.append(f"{path[-1]}: {info.description}" if info else "")
+            hints.append(f"{path[-1]}: {t(info.description or '')}" if info else "")
         else:
             message = detail["msg"].removeprefix("Value error, ")
             given = "" if isinstance(detail["input"], dict) else t(" (given: {value})", value=repr(detail["input"])[:80])
             problems.append(f"{where}: {message}{given}")
             info = owner.model_fields.get(path[-1]) if path else None
             if info and info.description:
-                hints.append(f"{path[-1]}: {info.description}")
+                hints.append(f"{path[-1]}: {t(info.description)}")
     return ConfigError("\n".join(dict.fromkeys(problems)), "", "\n     ".join(dict.fromkeys(h for h in hints if h)))
 
 

@@ -103,7 +103,7 @@ def _plain_progress(label: str, total: float | None, every_seconds: float = 15.0
         now = time.monotonic()
         if now - last >= every_seconds:
             last = now
-            left = f", {seconds_text((total - done) * (now - start) / done)} left" if total and done else ""
+            left = ", " + t("{time} left", time=seconds_text((total - done) * (now - start) / done)) if total and done else ""
             of = f"/{count_text(total)}" if total else ""
             console().print(f"{label}: {count_text(done)}{of}, {seconds_text(now - start)}{left}", markup=False)
 

@@ -38,7 +38,7 @@ KINDS = {
         Kind("curate", "corpus", "CurateConfig", "Clean, deduplicate and split raw text into a corpus."),
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
-        Kind("train", "training", "TrainConfig", "Train a model from scratch, or go on from one."),
+        Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
         Kind("evaluate", "evaluation", "EvaluateConfig", "Score models on held-out text, beside n-gram baselines."),
         Kind("serve", "serving", "ServeConfig", "Serve a model over an OpenAI-compatible API with a chat page.", terminal=True),
     )

@@ -57,7 +57,8 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError("{name}: not a readable recipe: {error}", name=name, error=error) from None
     if not isinstance(data, dict):
-        raise ConfigError("{name}: a recipe is a mapping of keys to values", "this file holds {found}", "luban new quickstart shows the form", name=name, found=type(data).__name__)
+        why = "the file is empty" if data is None else "this file holds something else"
+        raise ConfigError("{name}: a recipe is a mapping of keys to values", why, "luban new quickstart shows the form", name=name)
     return data, lines
 
 

@@ -36,7 +36,7 @@ class Causal(Objective):
 
 def _encoded(source: object) -> Artifact:
     if not (isinstance(source, Artifact) and source.kind == "encode"):
-        raise ConfigError("the causal objective reads token shards, and {source} is none", "", "name an encode stage as data, or give a text path to `luban train`, which makes the stages between", source=getattr(source, "path", source))
+        raise ConfigError("the causal objective reads token shards, and {source} is not one", "", "name an encode stage as data, or give a text path to `luban train`, which adds the stages in between", source=getattr(source, "path", source))
     return source
 
 

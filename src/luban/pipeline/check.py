@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from luban.planning.resolve import resolve_train, train_facts
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
-NEEDS = {"curate": ("ftfy", "py3langid", "xxhash"), "serve": ("starlette", "uvicorn"), "train": (), "encode": (), "evaluate": (), "train_tokenizer": ()}
+
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
     yield Tick(free > 2**30, t("disk: {free} free in {folder}", free=bytes_text(free), folder=recipe.out))
     known: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages.values():
-        yield from _packages(stage)
         try:
             ticks = list(_inputs(recipe, stage))
             yield from ticks
@@ -56,12 +54,6 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
                 known[stage.name] = _expected(recipe, stage, known)
         except LubanError as error:
             yield Tick(False, f"{stage.name}: {error}")
-
-
-def _packages(stage: Stage) -> Iterator[Tick]:
-    missing = [name for name in NEEDS[stage.kind.name] if importlib.util.find_spec(name) is None]
-    if missing:
-        yield Tick(False, t("{stage}: needs {packages}: pip install 'luban[all]'", stage=stage.name, packages=", ".join(missing)))
 
 
 def _inputs(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
@@ -194,7 +186,7 @@ def _template(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
                 check_template(Tokenizer.load(path))
                 yield Tick(True, t("{stage}: the chat template's control tokens are in the tokenizer", stage=stage.name))
                 return
-    yield Tick(True, t("{stage}: the chat template will be the tokenizer stage's", stage=stage.name))
+    yield Tick(True, t("{stage}: the chat template will come from the tokenizer stage", stage=stage.name))
 
 
 def _existing(folder: Path) -> Path:

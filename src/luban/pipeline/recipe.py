@@ -80,7 +80,7 @@ def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: 
         stages[str(stage_name)] = _make_stage(str(stage_name), body, stages, source.under("stages").under(str(stage_name)))
     terminal = [stage.name for stage in stages.values() if stage.kind.terminal]
     if len(terminal) > 1 or (terminal and list(stages)[-1] != terminal[0]):
-        raise ConfigError("{where}: a {kind} stage runs last, and there is one at most", where=source.at(f"stages.{terminal[0]}"), kind=stages[terminal[0]].kind.name)
+        raise ConfigError("{where}: a {kind} stage must be the last one, and there can be only one", where=source.at(f"stages.{terminal[0]}"), kind=stages[terminal[0]].kind.name)
     where = out if out is not None else folder / Path(head.out.replace("{name}", name)).expanduser()
     return Recipe(name, head.seed, folder, where, stages, plain, source.file)
 

@@ -22,6 +22,7 @@ from luban.foundation.custom import is_custom
 from luban.foundation.durations import Duration
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import machine, peak_bytes
+from luban.foundation.messages import t
 from luban.pipeline.card import print_summary, write_card
 from luban.pipeline.inventory import ASIDE
 from luban.pipeline.recipe import Recipe, Stage
@@ -121,7 +122,7 @@ def _why_stale(recipe: Recipe, stage: Stage, found: Artifact) -> str:
     was = found.manifest.get("config", {})
     now = stage.config.model_dump(mode="json")
     names = [name for name, value in now.items() if was.get(name) != value]
-    return ", ".join(names) + " changed" if names else "its input, seed or code changed"
+    return t("{names} changed", names=", ".join(names)) if names else "its input, seed or code changed"
 
 
 def _grew(config: Config, found: Artifact) -> bool:
@@ -147,7 +148,7 @@ def _do(recipe: Recipe, step: Step) -> Artifact:
         return open_artifact(final)
     heading("{name} ({kind})", name=stage.name, kind=stage.kind.name)
     if step.reason:
-        say("  {status}: {reason}", status=step.status, reason=step.reason)
+        say("  {status}: {reason}", status=t(step.status), reason=t(step.reason))
     partial = _prepare(recipe, step, final)
     work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
     begun, started = time.monotonic(), datetime.datetime.now(datetime.UTC)

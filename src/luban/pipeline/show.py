@@ -82,7 +82,7 @@ def _show_model(path: Path) -> None:
         (t("vocabulary"), shape.vocabulary_size),
         (t("longest sequence"), shape.maximum_positions),
         (t("FLOPs a token, training"), count_text(flops_per_token(shape, shape.maximum_positions))),
-        (t("memory to train, one full row, float32 AdamW"), bytes_text(need["total"])),
+        (t("memory to train one full-length row (float32, AdamW)"), bytes_text(need["total"])),
     ]
     table(t("model {path}", path=path), [t("what"), t("value")], rows)
 

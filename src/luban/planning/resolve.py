@@ -71,7 +71,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
 def _shape(config: Any, work: Work, facts: dict[str, int]) -> ShapeConfig:
     if model := work.inputs.get("model"):
         if "shape" in config.model_fields_set or config.depth != "auto":
-            raise ConfigError("both model and a new shape are given", "a model that is gone on from keeps its shape", "leave out depth and shape, or model")
+            raise ConfigError("both model and a new shape are given", "a model that training continues from keeps its shape", "leave out depth and shape, or model")
         return read_shape(getattr(model, "path", model))
     vocabulary = facts.get("vocabulary_size")
     if vocabulary is None:

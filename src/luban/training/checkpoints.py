@@ -81,7 +81,7 @@ def restore(run: Run, not_after: int) -> bool:
         try:
             state = _read_state(folder)
         except DataError as error:
-            warn("{folder} is damaged and left aside: {error}", folder=folder, error=error)
+            warn("{folder} is damaged and is skipped: {error}", folder=folder, error=error)
             continue
         run.model.load_state_dict(load_file(folder / "model.safetensors"))
         run.engine.optimizer.load_state(load_file(folder / "optimizer.safetensors"))

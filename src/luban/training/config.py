@@ -30,7 +30,7 @@ class ScheduleConfig(Config):
 
     shape: Literal["cosine", "linear", "exponential", "warmup_stable_decay", "constant"] = field("cosine", "The curve after warm-up. constant and warmup_stable_decay let a finished run be continued when its length grows.")
     warmup: Duration | Auto = field("auto", "Length of the linear rise from zero; auto is 5 % of the run, at most 2,000 steps.")
-    decay_share: PositiveFloat = field(0.2, "Share of the run that decays (warmup_stable_decay).")
+    decay_share: PositiveFloat = field(0.2, "Share of the run over which the rate decays (warmup_stable_decay).")
     final: NonNegativeFloat = field(0.1, "Learning rate at the end as a share of the peak.")
 
 
@@ -55,7 +55,7 @@ class SamplesConfig(Config):
 
     every: Duration | Auto = field("auto", "Length between samples; auto is a quarter of the run.", role="machine")
     prompts: list[str] = field([], "What to continue (causal) or ask (instruction); none means no samples.", role="machine")
-    sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn; also written into generation_config.json, so that chat and serve draw likewise.")
+    sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn; also written into generation_config.json, so that chat and serve use the same settings.")
 
 
 class TrackConfig(Config):
@@ -78,7 +78,7 @@ class TrainConfig(Config):
 
     objective: str = field("causal", "causal (next token of running text), instruction (the assistant's turns), or your own my_objective.py:Name.")
     data: str | list[str] = field(..., "What to learn from: encode stages or folders (causal), conversation files (instruction).", input=True)
-    mixture: list[PositiveFloat] = field([], "Shares of the rows read from each of `data` (causal), in their order; empty: as large as each is.")
+    mixture: list[PositiveFloat] = field([], "Shares of the rows read from each of `data` (causal), in their order; empty: in proportion to size.")
     mapping: dict[str, str] = field({}, "Which column of conversation files holds what, such as {prompt: question, answer: reply}; empty: recognised, and shown.")
     validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
     model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)
@@ -88,7 +88,7 @@ class TrainConfig(Config):
     length: Duration = field("1 epochs", "How long to train.", role="length")
     sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
-    micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; the step is the same whatever it is.", unit="rows", role="machine")
+    micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; this does not change the result of a step.", unit="rows", role="machine")
     packing: Literal["concatenate", "best_fit"] = field("concatenate", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits.")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")

@@ -33,7 +33,7 @@ class Guard:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        warn("step {step} skipped: {bad} not finite; its documents are named in {file}", step=step + 1, bad=", ".join(bad), file=self.file.name)
+        warn("step {step} skipped: {bad} not finite; the documents of the step are named in {file}", step=step + 1, bad=", ".join(bad), file=self.file.name)
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step + 1, "not_finite": bad, "sources": batch.sources}, ensure_ascii=False) + "\n")
         if self.in_a_row >= TOO_MANY:
@@ -70,4 +70,4 @@ class StopSignals:
         if self.run.stop_reason:
             raise KeyboardInterrupt
         self.run.stop_reason = signal.Signals(number).name
-        say("{name}: finishing the step and saving; once more leaves at once", name=self.run.stop_reason)
+        say("{name}: finishing the step and saving; press again to leave at once", name=self.run.stop_reason)

@@ -129,7 +129,7 @@ def _check_same_words(known: Tokenizer, tokenizer: Tokenizer, owner: Path) -> No
     moved = [token for token, index in known.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
     if moved:
         raise ConfigError(
-            "the tokenizer of {owner} is not the one of this stage: {count} of its tokens have another number, {example!r} for one",
+            "the tokenizer of {owner} is not the one of this stage: {count} of its tokens have a different id, {example!r} for one",
             "the model would read other words than were written",
             "use one tokenizer for model and data, or one that extends the model's (train_tokenizer with pretrained and extend)",
             owner=owner,
@@ -193,8 +193,8 @@ def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validat
         return max(1, auto) if every == "auto" else every.steps(training.step_tokens, round(training.loaders.train.epoch_steps * training.step_tokens))
 
     decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
-    validator = Validator(steps(config.validation.every, total // 10), config.validation, training.loaders.validation, tracker)
-    sampler = Sampler(steps(config.samples.every, total // 4), config.samples, training.objective.conversational, tracker)
+    validator = Validator(steps(config.validation.every, -(-total // 10)), config.validation, training.loaders.validation, tracker)
+    sampler = Sampler(steps(config.samples.every, -(-total // 4)), config.samples, training.objective.conversational, tracker)
     checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
     training.hooks = [tracker, validator, sampler, *map(Callback, callbacks), checkpointer]
     return validator
@@ -239,4 +239,4 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
     if not training.schedule.unchanged_until:
         shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
-    say("trained {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))
+    say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))
