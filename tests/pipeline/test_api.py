@@ -62,3 +62,11 @@ def test_ones_own_objective_and_callback(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path, objective="mine.py:Twice", callbacks=["mine.py:stop_at_three"])
     made = luban.run(recipe, out="made")[-1]
     assert made.metrics["steps"] == 3
+
+
+def test_one_verb_leaves_its_artifact_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    luban.curate("text.txt", out="corpus", workers=1)
+    luban.curate("text.txt", out="other", workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["corpus", "other", "text.txt"]

@@ -193,11 +193,11 @@ def from_os_error(error: OSError, path: Path) -> LubanError:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the folder for this process alone. The system drops the lock when the process ends, however it ends."""
+def locked(folder: Path, wait: bool = False, name: str = "") -> Iterator[None]:
+    """Hold the folder, or what is called ``name`` in it, for this process alone. The system drops the lock when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / f".{name}{'.' if name else ''}lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise from_os_error(error, folder) from None
     try:
@@ -206,8 +206,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             if not wait:
-                raise LockedError("{folder} is in use by {holder}", "two runs in one folder would spoil each other's work", "wait for it, stop it, or use --wait or another --out", folder=folder, holder=holder) from None
-            say("waiting for {holder} to finish with {folder}", holder=holder, folder=folder)
+                raise LockedError("{folder} is in use by {holder}", "two runs in one folder would spoil each other's work", "wait for it, stop it, or use --wait or another --out", folder=folder / name, holder=holder) from None
+            say("waiting for {holder} to finish with {folder}", holder=holder, folder=folder / name)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -57,7 +57,9 @@ def one_stage(kind: Kind, primary: tuple[Any, ...] = (), *, out: str | Path | No
         fields[primary_field(kind.config)] = list(primary) if len(primary) > 1 else primary[0]
     plain = {name: _plain(value, final, name) for name, value in fields.items()}
     recipe = {"seed": seed, "name": final.name, "stages": {final.name: {"kind": kind.name, **plain}}}
-    return make_recipe(recipe, Path("."), final.name, Source(prefix=""), final.parent)
+    made = make_recipe(recipe, Path("."), final.name, Source(), final.parent)
+    made.alone = True
+    return made
 
 
 def primary_field(config: type[Config]) -> str:

@@ -33,7 +33,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "run.json").exists() or (folder / "recipe.resolved.yaml").exists()
+    return (folder / "run.json").exists() or (folder / "recipe.resolved.yaml").exists() or (folder / ASIDE).is_dir()
 
 
 def inventory(run: Path) -> list[Item]:

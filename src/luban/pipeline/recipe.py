@@ -49,6 +49,7 @@ class Recipe:
     stages: dict[str, Stage]
     plain: dict[str, Any]
     file: str = ""
+    alone: bool = False  # one verb on its own: its artifact lies among the user's files, so nothing else is written there
 
     def path_of(self, value: str) -> Path:
         """A path written in the recipe, from the recipe's folder."""

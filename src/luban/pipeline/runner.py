@@ -44,8 +44,9 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) 
     begun = time.monotonic()
     artifacts: dict[str, Artifact] = {}
     terminal: Stage | None = None
-    with locked(recipe.out, wait):
-        _save_recipe(recipe)
+    with locked(recipe.out, wait, recipe.name if recipe.alone else ""):
+        if not recipe.alone:
+            _save_recipe(recipe)
         for step in plan(recipe):
             if step.status == "serve":
                 terminal = step.stage
@@ -54,8 +55,8 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) 
             if step.stage.name == until:
                 terminal = None
                 break
-        _save_summary(recipe, artifacts, time.monotonic() - begun)
-        if len(artifacts) > 1:
+        if not recipe.alone:
+            _save_summary(recipe, artifacts, time.monotonic() - begun)
             write_card(recipe.out)
             print_summary(recipe.out)
     if terminal is not None and until is None:
