@@ -125,7 +125,7 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], me
     epoch = train_facts(stage.config, work).get("train_tokens", 1_000_000)
     steps = config.length.steps(config.batch_tokens, epoch)
     rows = max(1, 2048 // config.sequence_length) if config.micro_batch_rows == "auto" else config.micro_batch_rows
-    need = memory(shape, rows=rows, sequence_length=config.sequence_length)["total"] + rows * config.sequence_length * shape.vocabulary_size * 8
+    need = memory(shape, rows=rows, sequence_length=config.sequence_length, recompute=config.recompute)["total"] + rows * config.sequence_length * shape.vocabulary_size * 8
     yield Tick(
         need < 0.9 * memory_bytes,
         t("{stage}: {parameters} parameters, {steps} steps of {tokens} tokens, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, tokens=config.batch_tokens, memory=bytes_text(need)),

@@ -96,6 +96,7 @@ class TrainConfig(Config):
     replay: ReplayConfig = field(ReplayConfig(), "Old data to mix in.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
     determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")
+    recompute: bool = field(False, "Compute each layer's activations again in the backward pass: far less memory, about a third more time.", role="machine")
     compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
     threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic; auto is one a core.", unit="threads", role="machine")
     validation: ValidationConfig = field(ValidationConfig(), "Scoring held-out data during the run.")
@@ -133,6 +134,7 @@ class TrainConfig(Config):
         "bf16": "precision: bfloat16",
         "fp16": "precision: float16",
         "torch_compile": "compile",
+        "gradient_checkpointing": "recompute",
         "max_seq_length": "sequence_length",
         "max_length": "sequence_length",
         "block_size": "sequence_length",

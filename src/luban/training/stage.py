@@ -166,6 +166,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, 
     step_tokens = max(1, config.batch_tokens // config.sequence_length) * config.sequence_length
     total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens))
     precision = DTYPES[choices["precision"]]
+    model.recompute = config.recompute
     optimizer = Optimizers(model, config.optimizer)
     if config.compile:
         for block in model.model.layers:
