@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from tiny import QUICK
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,22 +42,6 @@ def english():
     set_language("en")
     yield
     set_language("en")
-
-
-QUICK = (
-    "corpus.workers=1",
-    "tokenizer.vocabulary_size=1024",
-    "base.shape={hidden_size: 64, heads: 2, feed_forward_size: 128}",
-    "base.depth=2",
-    "base.sequence_length=128",
-    "base.length=12 steps",
-    "base.samples.sampling={maximum_tokens: 8}",
-    "base.threads=1",
-    "chat.threads=1",
-    "chat.length=8 steps",
-    "chat.samples.sampling={maximum_tokens: 8}",
-    "report.maximum_documents=40",
-)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import QUICK
+from tiny import QUICK
 
 import luban
 from luban.cli.main import VERBS, cli

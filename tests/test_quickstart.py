@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
+from tiny import QUICK
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "quickstart.py"
 FEWER = ("base.threads=1", "chat.threads=1", "base.validation.every=12 steps", "chat.validation.every=8 steps")

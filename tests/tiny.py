@@ -1,4 +1,4 @@
-"""A recipe that runs in seconds: a little text, a small vocabulary, a model of a few thousand parameters."""
+"""Small things to run: a recipe that takes seconds, and the overrides that reduce the quickstart to seconds."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def tiny_recipe(folder: Path, **train: Any) -> dict[str, Any]:
             },
         },
     }
+
+
+QUICK = (
+    "corpus.workers=1",
+    "tokenizer.vocabulary_size=1024",
+    "base.shape={hidden_size: 64, heads: 2, feed_forward_size: 128}",
+    "base.depth=2",
+    "base.sequence_length=128",
+    "base.length=12 steps",
+    "base.samples.sampling={maximum_tokens: 8}",
+    "base.threads=1",
+    "chat.threads=1",
+    "chat.length=8 steps",
+    "chat.samples.sampling={maximum_tokens: 8}",
+    "report.maximum_documents=40",
+)

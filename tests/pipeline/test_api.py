@@ -70,3 +70,32 @@ def test_one_verb_leaves_its_artifact_and_nothing_else(tmp_path, monkeypatch):
     luban.curate("text.txt", out="corpus", workers=1)
     luban.curate("text.txt", out="other", workers=1)
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["corpus", "other", "text.txt"]
+
+
+def test_ones_own_metric(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def vocabulary(model, texts):\n    assert all(isinstance(text, str) for text in texts)\n    return model.tokenizer.vocabulary_size\ndef broken(model, texts):\n    return 1 / 0\n", encoding="utf-8"
+    )
+    recipe = tiny_recipe(tmp_path, length="2 steps")
+    recipe["stages"]["report"] = {"kind": "evaluate", "models": "base", "data": "corpus", "metrics": "mine.py:vocabulary", "baselines": [2]}
+    recipe["stages"]["report"]["metrics"] = ["mine.py:vocabulary"]
+    report = luban.run(recipe, out="made")[-1]
+    assert "| base | 300 |" in (report.path / "report.md").read_text(encoding="utf-8")
+    assert "your own metrics" in capsys.readouterr().err
+    recipe["stages"]["report"]["metrics"] = ["mine.py:broken"]
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        luban.run(recipe, out="made")
+
+
+def test_rows_that_cannot_be_used_are_kept_with_their_reasons(tmp_path, monkeypatch):
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    base = luban.run(tiny_recipe(tmp_path, length="2 steps"), out="made")[-1]
+    good = [json.dumps({"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}) for n in range(12)]
+    (tmp_path / "chat.jsonl").write_text("\n".join([*good, "{broken", '{"other": 1}']), encoding="utf-8")
+    tuned = luban.train("chat.jsonl", objective="instruction", model=base, out="tuned", sequence_length=32, batch_tokens=64, length="2 steps", threads=1)
+    aside = [json.loads(line) for line in (tuned.path / "training" / "set_aside.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["line"] for row in aside] == [13, 14] and all(row["reason"] for row in aside)
+    assert tuned.metrics["bad_rows"] == 2

@@ -29,6 +29,7 @@ class EvaluateConfig(Config):
     prompts: list[str] | Auto = field("auto", "Texts that every model continues; auto takes the first line of a held-out document of each language.")
     questions: list[str] = field([], "Questions put to every model that has a chat template.")
     sampling: SamplingConfig = field(SamplingConfig(temperature=0.8, top_p=0.95, maximum_tokens=64, seed=0), "How the samples are drawn.")
+    metrics: list[str] = field([], "Your own metrics, my_file.py:name: a function of the loaded model and the held-out texts that returns a number.", input=True)
     conversations: str | list[str] = field([], "Held-out conversations: the loss on the assistant's words is measured too.", input=True)
     maximum_conversations: PositiveInt = field(200, "The most conversations scored.", unit="conversations")
 

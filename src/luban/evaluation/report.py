@@ -33,6 +33,8 @@ def print_table(results: dict[str, Any]) -> None:
     if talk:
         rows = [[row["name"], _number(row["scores"]["all"]["loss"], " ± ")] for row in talk["rows"]]
         table(t("loss on the assistant's words, {count} held-out conversations", count=talk["documents"]), ["", t("nats a token")], rows)
+    if own := _own_grid(results):
+        table(t("your own metrics"), *own)
     for clear, sentence in verdicts(results) + verdicts(talk, results):
         console().print(("  ● " if clear else "  ○ ") + sentence, markup=False, style="" if clear else "yellow")
     for sample in results.get("samples", []):
@@ -57,6 +59,9 @@ def markdown(results: dict[str, Any]) -> str:
     if talk:
         parts += ["", "## " + t("loss on the assistant's words, {count} held-out conversations", count=talk["documents"]), ""]
         parts += _markdown_table(["", t("nats a token")], [[row["name"], _number(row["scores"]["all"]["loss"], " ± ")] for row in talk["rows"]])
+    if own := _own_grid(results):
+        parts += ["", "## " + t("your own metrics"), ""]
+        parts += _markdown_table(*own)
     parts += ["", f"## {t('What the differences mean')}", ""]
     parts += [f"- {sentence}" for _, sentence in verdicts(results) + verdicts(talk, results)]
     parts += [f"- {note}" for note in results.get("notes", [])]
@@ -87,6 +92,13 @@ def verdicts(results: dict[str, Any], named_by: dict[str, Any] | None = None) ->
         else:
             said.append((True, t("{after} is worse than {before} by {change} {unit}, more than chance explains", **values)))
     return said
+
+
+def _own_grid(results: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The user's metrics, a row a model; None when there are none."""
+    rows = [row for row in results["rows"] if row.get("own")]
+    names = list(rows[0]["own"]) if rows else []
+    return (["", *names], [[row_label(row), *(f"{row['own'][name]:.4g}" for name in names)] for row in rows]) if names else None
 
 
 def row_label(row: dict[str, Any]) -> str:

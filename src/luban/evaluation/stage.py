@@ -34,10 +34,10 @@ def run(config: EvaluateConfig, work: Work) -> None:
     length = context_length(subjects, config.sequence_length)
     prompts = automatic_prompts(held_out.documents, held_out.languages) if config.prompts == "auto" else config.prompts
     for subject in subjects:
-        measured = measure_model(subject, held_out.documents, conversations, length, prompts, config.questions, config.sampling)
+        measured = measure_model(subject, held_out.documents, conversations, length, prompts, config.questions, config.sampling, [str(item) for item in _listed(work, "metrics")])
         if subject is subjects[0] and subject.from_scratch:
             rows.insert(0, _Row("untrained", "untrained", untrained(measured), measured.signature))
-        rows.append(_Row(subject.name, "model", measured.scores, measured.signature, conversations=measured.conversations))
+        rows.append(_Row(subject.name, "model", measured.scores, measured.signature, conversations=measured.conversations, own=measured.own))
         samples += measured.samples
         first_tokens[subject.name] = measured.first_tokens
 
@@ -49,8 +49,8 @@ def run(config: EvaluateConfig, work: Work) -> None:
 class _Row:
     """One line of the results: a model, a baseline, or the untrained beginning."""
 
-    def __init__(self, name: str, role: str, scores: DocumentScores, signature: str, order: int = 0, conversations: DocumentScores | None = None):
-        self.name, self.role, self.scores, self.signature, self.order, self.conversations = name, role, scores, signature, order, conversations
+    def __init__(self, name: str, role: str, scores: DocumentScores, signature: str, order: int = 0, conversations: DocumentScores | None = None, own: dict[str, float] | None = None):
+        self.name, self.role, self.scores, self.signature, self.order, self.conversations, self.own = name, role, scores, signature, order, conversations, own
 
 
 def _listed(work: Work, name: str) -> list[Input]:
@@ -125,7 +125,7 @@ def _row_json(row: _Row, groups: dict[str, np.ndarray], seed: int) -> dict[str, 
         if row.role == "baseline":
             for name in ("loss", "perplexity"):
                 scores[group][name]["unit"] = scores[group][name]["unit"].replace("token", "character")
-    return {"name": row.name, "role": row.role, **({"order": row.order} if row.order else {}), "scores": scores}
+    return {"name": row.name, "role": row.role, **({"order": row.order} if row.order else {}), **({"own": row.own} if row.own else {}), "scores": scores}
 
 
 def _comparisons(rows: list[_Row], groups: dict[str, np.ndarray], seed: int) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from luban.evaluation.ngram import KneserNey
 from luban.examples.conversations import Conversation
 from luban.foundation.artifacts import Artifact, Input
 from luban.foundation.console import track
+from luban.foundation.custom import load_custom
+from luban.foundation.errors import ConfigError
 from luban.inference.config import SamplingConfig
 from luban.inference.generate import LoadedModel, generate, prompt_ids
 from luban.inference.scoring import score_documents, score_tokens
@@ -60,6 +62,7 @@ class Measured:
     first_tokens: list[int]
     conversations: DocumentScores | None
     samples: list[dict[str, str]]
+    own: dict[str, float]  # of the user's metrics
 
 
 def measure_model(
@@ -70,6 +73,7 @@ def measure_model(
     prompts: Sequence[str],
     questions: Sequence[str],
     sampling: SamplingConfig,
+    metrics: Sequence[str] = (),
 ) -> Measured:
     """Score the documents and conversations with one model, and let it write."""
     loaded = LoadedModel.load(subject.path)
@@ -88,7 +92,21 @@ def measure_model(
         [start, *sequences[0][:15]],
         _score_conversations(loaded, conversations, length, rows),
         _write(loaded, subject.name, prompts, questions, sampling),
+        {_metric_name(reference): _own_metric(reference, loaded, documents) for reference in metrics},
     )
+
+
+def _metric_name(reference: str) -> str:
+    return reference.rpartition(":")[2]
+
+
+def _own_metric(reference: str, loaded: LoadedModel, documents: Sequence[Document]) -> float:
+    """The number that the user's function gives for a model. ConfigError when it fails or gives no number."""
+    function = load_custom(reference)
+    try:
+        return float(function(loaded, [document.text for document in documents]))
+    except Exception as error:
+        raise ConfigError("{reference}: {kind}: {error}", "a metric is a function of the loaded model and a list of texts that returns a number", "", reference=reference, kind=type(error).__name__, error=error) from error
 
 
 def _score_conversations(loaded: LoadedModel, conversations: Sequence[Conversation], length: int, rows: int) -> DocumentScores | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from luban.corpus.readers import BadLine
 from luban.examples import conversations, preview
 from luban.examples.conversations import Conversation, ConversationSet, read_conversations, split_by_content
 from luban.examples.guard import check
 from luban.examples.supervised import fit_to_length, supervised_examples
-from luban.foundation.artifacts import write_json
+from luban.foundation.artifacts import write_bytes, write_json
 from luban.foundation.console import say
 from luban.foundation.errors import DataError
 from luban.models.decoder import Decoder
@@ -38,6 +41,7 @@ class Instruction(Objective):
         write_json(data.work / "training" / "preview.json", [preview.stretches(example, data.tokenizer) for example in examples[:: max(1, len(examples) // 3)][:3]])
         say("{count} conversations, {share:.0%} of their tokens are trained on", count=len(train), share=guard.supervised_share)
         fitting, _ = fit_to_length(examples, data.sequence_length + 1)
+        _set_aside(found.bad, data.work)
         loader = _loader(fitting, data, data.seed)
         report = {"conversations": len(train), "validation_conversations": len(held_out), "bad_rows": len(found.bad), "format": found.format, "guard": guard.plain()}
         return Loaders(loader, _validation(held_out, data), report, [])
@@ -53,6 +57,14 @@ def _conversations(data: DataRequest) -> tuple[list[Conversation], list[Conversa
         return found.conversations, read_conversations([Path(_name(source)) for source in data.validation], data.mapping or None).conversations, found
     train, held_out = split_by_content(found.conversations, data.validation_share)
     return train, held_out, found
+
+
+def _set_aside(bad: list[BadLine], work: Path) -> None:
+    """Rows that could not be used, each with its place and the reason, in training/set_aside.jsonl."""
+    if bad:
+        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
+        write_bytes(work / "training" / "set_aside.jsonl", "".join(lines).encode("utf-8", "surrogatepass"))
+        say("{count} rows were set aside, with their reasons, in training/set_aside.jsonl", count=len(bad))
 
 
 def _name(source: Any) -> str:

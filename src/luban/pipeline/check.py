@@ -15,7 +15,7 @@ from luban.foundation.custom import is_custom, load_custom
 from luban.foundation.errors import LubanError
 from luban.foundation.hardware import machine
 from luban.foundation.messages import t
-from luban.models.counts import memory, parameters
+from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
 from luban.planning.resolve import resolve_train, train_facts
@@ -130,11 +130,25 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], me
         need < 0.9 * memory_bytes,
         t("{stage}: {parameters} parameters, {steps} steps of {tokens} tokens, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, tokens=config.batch_tokens, memory=bytes_text(need)),
     )
+    yield _closed_form(stage.name, shape, config, steps)
     if dry_batch and need < 0.9 * memory_bytes:
         seconds = _dry_batch(shape, rows, config)
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * steps * config.batch_tokens / (rows * config.sequence_length))))
     if config.objective == "instruction":
         yield from _template(recipe, stage)
+
+
+SHARE_OF_PEAK = 0.4  # of a processor's large matrix product that training small models reaches (docs/notebook.md)
+
+
+def _closed_form(name: str, shape: ShapeConfig, config: Any, steps: int) -> Tick:
+    """Time from floating-point operations: those of the whole stage over a share of this machine's measured rate."""
+    from luban.training.precision import DTYPES, choose_device, measured_peak_flops, prepare_machine
+
+    prepare_machine(config.threads, False)
+    peak = measured_peak_flops(choose_device(), DTYPES["float32" if config.precision == "auto" else config.precision])
+    total = flops_per_token(shape, config.sequence_length) * steps * config.batch_tokens
+    return Tick(True, t("{stage}: {flops} floating-point operations, {time} at {share:.0%} of the {peak:.0f} GFLOP/s measured", stage=name, flops=count_text(total), time=seconds_text(total / peak / SHARE_OF_PEAK), share=SHARE_OF_PEAK, peak=peak / 1e9))
 
 
 def _stand_in(recipe: Recipe, values: list[str], known: dict[str, dict[str, Any]]) -> Any:

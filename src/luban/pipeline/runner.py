@@ -85,7 +85,8 @@ def stage_fingerprint(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> 
 def _input_fingerprint(recipe: Recipe, value: str, earlier: dict[str, str]) -> str:
     if value in earlier:
         return earlier[value]
-    return fingerprint_path(recipe.path_of(value.rpartition(":")[0] if is_custom(value) else value.partition("#")[0])) + value.partition("#")[2]
+    file, _, name = value.rpartition(":") if is_custom(value) else value.partition("#")  # my_file.py:name, or data.csv#500
+    return fingerprint_path(recipe.path_of(file)) + name
 
 
 def _without_inputs(values: dict[str, Any], inputs: list[str]) -> dict[str, Any]:
