@@ -61,7 +61,8 @@ def _ask(address: str, question: str) -> None:
             line = raw.decode("utf-8").strip()
             if line.startswith("data: ") and line != "data: [DONE]":
                 choices = json.loads(line.removeprefix("data: "))["choices"]
-                print(choices[0]["delta"].get("content") or "" if choices else "", end="", flush=True)
+                text = choices[0]["delta"].get("content") or "" if choices else ""
+                print("".join(letter for letter in text if letter.isprintable() or letter == "\n"), end="", flush=True)
     print("\n", flush=True)
 
 

@@ -123,7 +123,7 @@ class Home:
         self.folder = folder
         self.done: dict[str, str] = {}
         self.servers: dict[str, tuple[subprocess.Popen, str]] = {}
-        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "OMP_WAIT_POLICY": "passive"}
+        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
 
     def shell(self, command: str) -> str:
         """The failure of a shell command, or ''."""

@@ -208,6 +208,17 @@ def test_a_longer_run_continues_where_the_schedule_allows(tmp_path):
     assert steps == list(range(1, 25))
 
 
+def test_a_run_that_decayed_grows_from_before_its_decay(tmp_path):
+    recipe = tiny_recipe(tmp_path, schedule={"shape": "warmup_stable_decay", "warmup": "2 steps"})
+    save(tmp_path, recipe)
+    run_recipe(read_recipe(tmp_path, ["base.length=24 steps"]))
+    straight = weights(tmp_path)
+    shutil.rmtree(out_of(tmp_path) / "base")
+    run_recipe(read_recipe(tmp_path))
+    run_recipe(read_recipe(tmp_path, ["base.length=24 steps"]))
+    assert weights(tmp_path) == straight
+
+
 def test_cosine_is_trained_again_when_its_length_grows(run):
     run_recipe(read_recipe(run, ["base.length=14 steps"]))
     assert open_artifact(out_of(run) / "base").metrics["steps"] == 14

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from luban.foundation.environment import let_waiting_threads_sleep
 from luban.foundation.errors import LubanError
 from luban.foundation.kinds import KINDS
 from luban.foundation.messages import set_language, t
@@ -70,6 +71,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run a verb; a LubanError is printed without a traceback, with its exit status."""
+    let_waiting_threads_sleep()
     try:
         status = cli(prog_name="luban", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -158,7 +158,7 @@ def _explain(cls: type[Config], error: ValidationError, source: Source) -> Confi
             problems.append(t("{where}: unknown key", where=where))
             if key in owner.foreign:
                 hints.append(t("{key} is written {ours} here", key=key, ours=owner.foreign[key]))
-            elif guess := nearest(key, owner.model_fields):
+            elif guess := nearest(key, owner.model_fields) or _nested_name(owner, key):
                 hints.append(t("did you mean {guess}?", guess=guess))
             else:
                 hints.append(t("known keys: {keys}", keys=", ".join(owner.model_fields)))
@@ -174,6 +174,13 @@ def _explain(cls: type[Config], error: ValidationError, source: Source) -> Confi
             if info and info.description:
                 hints.append(f"{path[-1]}: {t(info.description)}")
     return ConfigError("\n".join(dict.fromkeys(problems)), "", "\n     ".join(dict.fromkeys(h for h in hints if h)))
+
+
+def _nested_name(owner: type[Config], key: str) -> str | None:
+    """``optimizer.learning_rate`` for ``learning_rat``: a field of a config inside this one that is called nearly so."""
+    inner = {name.rpartition(".")[2]: name for name, _ in walk_fields(owner)}
+    guess = nearest(key, inner)
+    return inner[guess] if guess else None
 
 
 def _most_telling(cls: type[Config], details: list[dict]) -> list[dict]:

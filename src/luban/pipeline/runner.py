@@ -20,7 +20,7 @@ from luban.foundation.config import Config, fields_with_role
 from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
 from luban.foundation.durations import Duration
-from luban.foundation.errors import DataError
+from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.hardware import machine, peak_bytes
 from luban.foundation.messages import t
 from luban.pipeline.card import print_summary, write_card
@@ -41,6 +41,9 @@ class Step:
 
 def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) -> list[Artifact]:
     """Run every stage that is missing or stale. A terminal stage runs last, in the foreground."""
+    if until is not None and until not in recipe.stages:
+        guess = nearest(until, recipe.stages)
+        raise ConfigError("--until: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", name=until, guess=guess, known=", ".join(recipe.stages))
     begun = time.monotonic()
     artifacts: dict[str, Artifact] = {}
     terminal: Stage | None = None
@@ -122,8 +125,8 @@ def _status(recipe: Recipe, stage: Stage, mark: str) -> tuple[str, str]:
 def _why_stale(recipe: Recipe, stage: Stage, found: Artifact) -> str:
     """The result fields that differ, or that an input or the code did."""
     was = found.manifest.get("config", {})
-    now = stage.config.model_dump(mode="json")
-    names = [name for name, value in now.items() if was.get(name) != value]
+    now = fields_with_role(stage.config, "result")
+    names = [name for name in now if was.get(name) != stage.config.model_dump(mode="json")[name]]
     return t("{names} changed", names=", ".join(names)) if names else "its input, seed or code changed"
 
 

@@ -61,6 +61,8 @@ def save(run: Run) -> Path:
             "tokens": run.tokens,
             "seconds": run.seconds,
             "history": run.history,
+            "total": run.schedule.total,
+            "unchanged_until": run.schedule.unchanged_until,
             "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"),
             "sha256": {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))},
         }
@@ -73,15 +75,16 @@ def save(run: Run) -> Path:
     return final
 
 
-def restore(run: Run, not_after: int) -> bool:
-    """Bring the run to its newest whole checkpoint at or before step ``not_after``; False when there is none."""
+def restore(run: Run) -> bool:
+    """Bring the run to its newest whole checkpoint that a run of this length would have passed too; False when there is none."""
     for folder in reversed(saved(run.folder)):
-        if int(folder.name.removeprefix("step-")) > not_after:
-            continue
         try:
             state = _read_state(folder)
         except DataError as error:
             warn("{folder} is damaged and is skipped: {error}", folder=folder, error=error)
+            continue
+        same_length = state["total"] == run.schedule.total
+        if state["step"] > (run.schedule.total if same_length else min(state["unchanged_until"], run.schedule.unchanged_until)):
             continue
         run.model.load_state_dict(load_file(folder / "model.safetensors"))
         run.engine.optimizer.load_state(load_file(folder / "optimizer.safetensors"))

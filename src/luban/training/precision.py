@@ -43,7 +43,8 @@ def prepare_machine(threads: int | str, strict: bool) -> int:
     count = cores() if threads == "auto" else threads
     torch.set_num_threads(count)
     keep_freed_memory()
-    torch.use_deterministic_algorithms(strict, warn_only=False)
+    if strict != torch.are_deterministic_algorithms_enabled():  # asking loads the compiler: 1.6 s
+        torch.use_deterministic_algorithms(strict)
     if strict:
         torch.backends.cudnn.benchmark = False
     return count

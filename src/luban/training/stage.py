@@ -52,7 +52,7 @@ def run(config: TrainConfig, work: Work) -> None:
 
     tracker = Tracker(folder, config.track, work.name)
     validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in _listed(work, "callbacks")])
-    if restore(training, not_after=training.schedule.total):
+    if restore(training):
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
     tracker.open(training.step)
     _introduce(training, choices)
