@@ -70,12 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("megabytes", type=float, nargs="?", default=200)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--quality", default="web", choices=("web", "prose", "off"), help="which rules run; memory does not depend on them, time does")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "input.jsonl"), Path(folder, "corpus.partial")
         make_input(source, arguments.megabytes)
         target.mkdir()
-        config = build(CurateConfig, {"sources": str(source), "quality": "web", **({"workers": arguments.workers} if arguments.workers else {})})
+        config = build(CurateConfig, {"sources": str(source), "quality": arguments.quality, **({"workers": arguments.workers} if arguments.workers else {})})
         peak, ended = [0], threading.Event()
 
         def watch() -> None:
