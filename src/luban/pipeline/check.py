@@ -18,6 +18,7 @@ from luban.foundation.messages import t
 from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
+from luban.pipeline.runner import plan
 from luban.planning.resolve import resolve_train, train_facts
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 
@@ -42,6 +43,7 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
     yield Tick(True, t("machine: {cpu}, {cores} cores, {memory}, {accelerator}", cpu=here.cpu, cores=here.cores, memory=bytes_text(here.memory_bytes), accelerator=here.accelerator_name or here.accelerator))
     yield Tick(free > 2**30, t("disk: {free} free in {folder}", free=bytes_text(free), folder=recipe.out))
     known: dict[str, dict[str, Any]] = {}
+    fresh = _fresh(recipe)
     for stage in recipe.stages.values():
         try:
             ticks = list(_inputs(recipe, stage))
@@ -49,11 +51,19 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
             if not all(tick.passed for tick in ticks):
                 continue
             if stage.kind.name == "train":
-                yield from _training(recipe, stage, known, here.memory_bytes, dry_batch)
+                yield from _training(recipe, stage, known, fresh, here.accelerator_memory_bytes or here.memory_bytes, dry_batch)
             elif not stage.kind.terminal:
-                known[stage.name] = _expected(recipe, stage, known)
+                known[stage.name] = _expected(recipe, stage, known, fresh)
         except LubanError as error:
             yield Tick(False, f"{stage.name}: {error}")
+
+
+def _fresh(recipe: Recipe) -> set[str]:
+    """Stages whose artifact the recipe would use as it is; none where an input is missing, which its own check names."""
+    try:
+        return {step.stage.name for step in plan(recipe) if step.status == "fresh"}
+    except LubanError:
+        return set()
 
 
 def _inputs(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
@@ -93,10 +103,10 @@ def _read(stage: Stage, field: str, path: Path) -> str:
     return str(path)
 
 
-def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str]) -> dict[str, Any]:
     """Bytes, tokens and vocabulary a stage will give: from its artifact if it is there, else estimated."""
     final = recipe.out / stage.name
-    if is_artifact(final):
+    if stage.name in fresh:
         return dict(open_artifact(final).metrics)
     facts: dict[str, Any] = {}
     for values in stage.inputs.values():
@@ -115,9 +125,9 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]]) ->
     return facts
 
 
-def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], memory_bytes: int, dry_batch: bool) -> Iterator[Tick]:
+def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str], memory_bytes: int, dry_batch: bool) -> Iterator[Tick]:
     """Shape, length, memory and time of a training stage, then one dry batch; then its template."""
-    work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known) for field, values in stage.inputs.items()}, seed=recipe.seed)
+    work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known, fresh) for field, values in stage.inputs.items()}, seed=recipe.seed)
     before = known.get(stage.inputs["model"][0], {}) if stage.inputs.get("model") else {}
     config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
     shape: ShapeConfig = config.shape
@@ -151,12 +161,12 @@ def _closed_form(name: str, shape: ShapeConfig, config: Any, steps: int) -> Tick
     return Tick(True, t("{stage}: {flops} floating-point operations, {time} at {share:.0%} of the {peak:.0f} GFLOP/s measured", stage=name, flops=count_text(total), time=seconds_text(total / peak / SHARE_OF_PEAK), share=SHARE_OF_PEAK, peak=peak / 1e9))
 
 
-def _stand_in(recipe: Recipe, values: list[str], known: dict[str, dict[str, Any]]) -> Any:
+def _stand_in(recipe: Recipe, values: list[str], known: dict[str, dict[str, Any]], fresh: set[str]) -> Any:
     """An input as `resolve` needs it: the artifact, or for one that is not made yet its expected figures."""
     items = []
     for value in values:
         path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
-        if is_artifact(path):
+        if value in fresh or (value not in recipe.stages and is_artifact(path)):
             items.append(open_artifact(path))
         elif value in recipe.stages:
             kind = recipe.stages[value].kind.name
