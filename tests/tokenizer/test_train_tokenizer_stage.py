@@ -15,6 +15,7 @@ from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, DataError
 from luban.tokenizer import stage
 from luban.tokenizer.config import TrainTokenizerConfig
+from luban.tokenizer.framing import frame
 from luban.tokenizer.sampling import Sample
 from luban.tokenizer.tokenizer import Tokenizer
 
@@ -76,6 +77,27 @@ def test_pretrained_keeps_its_template_and_can_be_extended(tmp_path, corpus):
     assert Tokenizer.load(work.path).chat_template == "{{ messages[0].content }}"
     work = run(tmp_path, None, tmp_path / "given", name="template", chat_template="chatml")
     assert "im_start" in Tokenizer.load(work.path).chat_template
+
+
+def test_a_style_brings_its_algorithm_and_no_chat_template(tmp_path, corpus):
+    for style, algorithm, end in (("bert", "WordPiece", "[SEP]"), ("t5", "Unigram", "</s>"), ("roberta", "BPE", "</s>")):
+        work = run(tmp_path, corpus, name=style, vocabulary_size=1400, style=style)
+        tokenizer = Tokenizer.load(work.path)
+        assert json.loads(tokenizer.core.to_str())["model"]["type"] == algorithm and tokenizer.chat_template is None
+        assert tokenizer.core.id_to_token(tokenizer.end_of_text_id) == end
+        expected = AutoTokenizer.from_pretrained(work.path)("白日 To be", "or not")
+        assert frame(tokenizer, "白日 To be", "or not", maximum=99).ids == expected["input_ids"]
+        assert work.resolved["algorithm"] == {"BPE": "byte_bpe"}.get(algorithm, algorithm.lower())
+    template = "{{ messages[0].content }}"
+    work = run(tmp_path, corpus, name="both", vocabulary_size=900, style="bert", algorithm="character", chat_template=template)
+    assert Tokenizer.load(work.path).chat_template == template
+    with pytest.raises(ConfigError, match="learned"):
+        run(tmp_path, None, tmp_path / "bert", name="taken", style="bert")
+
+
+def test_documents_of_a_styled_tokenizer_are_kept_apart_by_its_own_tokens(tmp_path, corpus):
+    tokenizer = Tokenizer.load(run(tmp_path, corpus, vocabulary_size=900, style="bert").path)
+    assert (tokenizer.begin_of_text_id, tokenizer.end_of_text_id, tokenizer.pad_id) == (2, 3, 0)
 
 
 def test_a_template_from_a_file(tmp_path, corpus):

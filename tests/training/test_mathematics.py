@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from luban.models.decoder import Decoder
 from luban.models.shape import ShapeConfig
 from luban.objectives.causal import Causal
-from luban.objectives.losses import next_token_sum
+from luban.objectives.losses import token_sum
 from luban.parallel.engine import TorchEngine
 from luban.tokens.batch import Batch
 from luban.training.config import OptimizerConfig, ScheduleConfig
@@ -83,7 +83,7 @@ def test_packed_documents_are_the_same_as_padded_ones():
 
     packed = batch_of([documents], 13)
     padded = batch_of([[document] for document in documents], 6)
-    torch.testing.assert_close(next_token_sum(model_of(), packed), next_token_sum(model_of(), padded), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(token_sum(model_of(), packed), token_sum(model_of(), padded), rtol=1e-10, atol=1e-10)
     one, other = gradients(model_of(), packed, 8), gradients(model_of(), padded, 8)
     for name, gradient in one.items():
         torch.testing.assert_close(other[name], gradient, rtol=1e-8, atol=1e-10)
@@ -92,9 +92,9 @@ def test_packed_documents_are_the_same_as_padded_ones():
 def test_chunked_loss_is_the_plain_one(monkeypatch):
     batch = random_batch()
     plain_model, chunked_model = model_of(), model_of()
-    plain = next_token_sum(plain_model, batch)
+    plain = token_sum(plain_model, batch)
     monkeypatch.setattr("luban.objectives.losses.LARGEST_LOGITS", 61 * 5)
-    chunked = next_token_sum(chunked_model, batch)
+    chunked = token_sum(chunked_model, batch)
     torch.testing.assert_close(chunked, plain, rtol=1e-10, atol=1e-10)
     plain.backward(), chunked.backward()
     for (name, a), b in zip(plain_model.named_parameters(), chunked_model.parameters(), strict=True):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from luban.corpus.documents import Document
-from luban.evaluation.ngram import KneserNey
 from luban.examples.conversations import Conversation
 from luban.foundation.artifacts import Artifact, Input
 from luban.foundation.console import track
@@ -21,6 +20,7 @@ from luban.inference.scoring import score_documents, score_tokens
 from luban.metrics.language import DocumentScores, byte_lengths
 from luban.metrics.score import signature
 from luban.models.huggingface import read_shape
+from luban.models.ngram import KneserNey
 
 LONGEST_AUTO = 2048
 ROW_TOKENS = 4096  # tokens of one forward pass

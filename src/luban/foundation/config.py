@@ -10,9 +10,9 @@ A config is a pydantic model whose fields are made with :func:`field`. Each fiel
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from luban.foundation.errors import ConfigError, nearest
@@ -66,20 +66,48 @@ def is_input(info: FieldInfo) -> bool:
     return bool((info.json_schema_extra or {}).get("input"))
 
 
-def config_class_of(annotation: Any) -> type[Config] | None:
-    """The Config class inside an annotation such as ``ShapeConfig | str``, if there is one."""
-    for choice in (annotation, *get_args(annotation)):
-        if isinstance(choice, type) and issubclass(choice, Config):
-            return choice
-    return None
+def one_of(key: str, *classes: type[Config]) -> Any:
+    """The type of a field that holds one of several configs; the value of ``key`` in it says which, the first where it is not given.
+
+    Each class declares ``key``, its first field, as a Literal of the names it goes by.
+    """
+    names = {name: cls.__name__ for cls in classes for name in get_args(cls.model_fields[key].annotation)}
+
+    def tag(value: Any) -> str | None:
+        name = value.get(key, next(iter(names))) if isinstance(value, dict) else getattr(value, key, None)
+        return names.get(name) if isinstance(name, str) else None
+
+    members = Union[tuple(Annotated[cls, Tag(cls.__name__)] for cls in classes)]  # noqa: UP007
+    known = ", ".join(names)
+    return Annotated[members, Discriminator(tag, custom_error_type="unknown_choice", custom_error_message=f"{key} is one of: {known}")]
+
+
+def config_classes_of(annotation: Any) -> list[type[Config]]:
+    """The Config classes inside an annotation such as ``ShapeConfig | str``, or the several of a :func:`one_of`."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return [annotation] if issubclass(annotation, Config) else []
+    return [found for choice in get_args(annotation) for found in config_classes_of(choice)]
+
+
+def config_class_of(annotation: Any, value: Any = None) -> type[Config] | None:
+    """The Config class of a field; of several the one that the plain ``value`` chooses by its first field, or else the first."""
+    classes = config_classes_of(annotation)
+    for cls in classes if isinstance(value, dict) and len(classes) > 1 else ():
+        key, info = next(iter(cls.model_fields.items()))
+        if value.get(key) in get_args(info.annotation):
+            return cls
+    return classes[0] if classes else None
 
 
 def walk_fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every leaf field under ``cls`` with its dotted name, in order."""
+    """Every leaf field under ``cls`` with its dotted name, in order; a name that several choices of a field share comes once."""
     for name, info in cls.model_fields.items():
-        nested = config_class_of(info.annotation)
-        if nested is not None and not is_input(info):
-            yield from walk_fields(nested, f"{prefix}{name}.")
+        nested = [] if is_input(info) else config_classes_of(info.annotation)
+        if nested:
+            leaves: dict[str, FieldInfo] = {}
+            for dotted, leaf in (pair for choice in nested for pair in walk_fields(choice, f"{prefix}{name}.")):
+                leaves.setdefault(dotted, leaf)
+            yield from leaves.items()
         else:
             yield f"{prefix}{name}", info
 
@@ -141,7 +169,7 @@ def _with_present_names(cls: type[Config], data: Any, source: Source) -> Any:
             if name in data:
                 raise ConfigError("{where}: both {old} and {new} are given", "they are one field", "keep {new}", where=source.at(key), old=key, new=name)
         info = cls.model_fields.get(name)
-        nested = config_class_of(info.annotation) if info else None
+        nested = config_class_of(info.annotation, value) if info else None
         present[name] = _with_present_names(nested, value, source.under(name)) if nested else value
     return present
 
@@ -151,7 +179,7 @@ def _explain(cls: type[Config], error: ValidationError, source: Source) -> Confi
     details = error.errors(include_url=False)
     for detail in _most_telling(cls, details):
         path = [str(part) for part in detail["loc"] if not _is_type_tag(part)]
-        owner = _owner(cls, path[:-1])
+        owner = _owner(cls, list(map(str, detail["loc"][:-1])))
         where = source.at(".".join(path))
         if detail["type"] == "extra_forbidden":
             key = path[-1]
@@ -208,11 +236,15 @@ def _is_type_tag(part: Any) -> bool:
 
 
 def _owner(cls: type[Config], path: list[str]) -> type[Config]:
-    """The config class that owns the key at a path."""
+    """The config class that owns the key at a path, in which pydantic names the chosen members of unions."""
+    choices: list[type[Config]] = []
     for part in path:
-        info = cls.model_fields.get(part)
-        nested = config_class_of(info.annotation) if info else None
-        if nested is None:
-            return cls
-        cls = nested
+        if chosen := next((choice for choice in choices if choice.__name__ == part), None):
+            cls, choices = chosen, []
+        elif not _is_type_tag(part):
+            info = cls.model_fields.get(part)
+            choices = config_classes_of(info.annotation) if info else []
+            if not choices:
+                return cls
+            cls = choices[0]
     return cls

@@ -6,10 +6,23 @@ Lengths are kept on the host: no step waits for the device to tell them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from luban.models.decoder import Decoder, attention_mask
+
+
+def new_cache(model: Any, slots: int, maximum: int) -> Any:
+    """What a model keeps of ``slots`` texts of up to ``maximum`` tokens while it writes them.
+
+    A model that keeps something else than keys and values brings its own by a method ``new_cache(slots, maximum)``; what that
+    returns has ``rows``, ``advance``, ``clear``, ``move``, ``slots`` and ``lengths`` as :class:`KeyValueCache`.
+    """
+    own = getattr(model, "new_cache", None)
+    return KeyValueCache(model, slots, maximum) if own is None else own(slots, maximum)
 
 
 class KeyValueCache:
@@ -24,8 +37,11 @@ class KeyValueCache:
         self.device, self.slots, self.maximum = model.device, slots, maximum
         self.lengths = [0] * slots
 
-    def rows(self, first: int, count: int) -> CacheRows:
-        """Slots ``first`` … ``first + count - 1`` as the cache of one forward pass."""
+    def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> CacheRows:
+        """Slots ``first`` … ``first + count - 1`` as the cache of one forward pass.
+
+        ``lengths`` are how many of each row's new tokens are the text's. States need to know (see ``new_cache``); here it is told afterwards.
+        """
         return CacheRows(self, first, count)
 
     def advance(self, slot: int, tokens: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from luban.foundation.errors import ConfigError
-from luban.inference.cache import KeyValueCache
+from luban.inference.cache import new_cache
 from luban.inference.config import SamplingConfig
 from luban.inference.sampling import sample, uniform
 from luban.inference.text import StopMatcher
@@ -79,7 +79,7 @@ class Engine:
     def __init__(self, model: Decoder, tokenizer: Tokenizer, *, slots: int = 8, maximum_length: int | None = None):
         self.model, self.tokenizer = model, tokenizer
         self.maximum_length = min(maximum_length or model.shape.maximum_positions, model.shape.maximum_positions)
-        self.cache = KeyValueCache(model, slots, self.maximum_length)
+        self.cache = new_cache(model, slots, self.maximum_length)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.prompt_tokens = self.generated_tokens = 0
@@ -153,7 +153,7 @@ class Engine:
         lengths = [len(request.prompt_ids) for request in requests]
         longest = max(lengths)
         tokens = torch.tensor([request.prompt_ids + [0] * (longest - size) for request, size in zip(requests, lengths, strict=True)])
-        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests)))  # [rows, longest, dim]
+        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths))  # [rows, longest, dim]
         for offset, size in enumerate(lengths):
             self.cache.advance(first + offset, size)
         self.prompt_tokens += sum(lengths)

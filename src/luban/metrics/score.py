@@ -28,7 +28,8 @@ class Score:
 
     def __str__(self) -> str:
         half = f" ± {(self.interval[1] - self.interval[0]) / 2:.3g}" if self.interval else ""
-        return f"{self.value:.4g}{half} {self.unit} ({self.signature})"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.4g}{half}{unit} ({self.signature})"
 
 
 def signature(**facts: object) -> str:

@@ -1,12 +1,28 @@
-"""Closed forms: parameters, floating-point operations and bytes of a decoder, without building it."""
+"""Closed forms: parameters, floating-point operations and bytes of a model, without building it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from luban.models.families import family_of
 from luban.models.shape import ShapeConfig
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
+def _of_family(general: Callable[..., Any]) -> Callable[..., Any]:
+    """``general`` (of the Llama kind), unless the shape's family has a closed form of the same name in its shape file."""
+
+    @wraps(general)
+    def chosen(shape: Any, *arguments: Any, **settings: Any) -> Any:
+        return (family_of(shape.architecture).closed_form(general.__name__) or general)(shape, *arguments, **settings)
+
+    return chosen
+
+
+@_of_family
 def parameters(shape: ShapeConfig) -> dict[str, int]:
     """Number of parameters by part, and ``total``.
 
@@ -32,6 +48,7 @@ def parameters(shape: ShapeConfig) -> dict[str, int]:
     return counts
 
 
+@_of_family
 def flops_per_token(shape: ShapeConfig, sequence_length: int, *, causal: bool = False, backward: bool = True) -> float:
     """Floating-point operations a token in training, forward and backward.
 
@@ -54,6 +71,7 @@ def _seen(length: int, window: int | None, causal: bool) -> float:
     return (reach * (reach + 1) / 2 + (length - reach) * reach) / length
 
 
+@_of_family
 def key_value_bytes(shape: ShapeConfig, tokens: int, dtype: str = "float32") -> int:
     """Bytes that a cache of keys and values takes for ``tokens`` tokens."""
     return 2 * shape.layers * shape.key_value_heads * shape.head_dim * tokens * BYTES[dtype]
@@ -87,6 +105,7 @@ def memory(
     return parts
 
 
+@_of_family
 def activation_elements(shape: ShapeConfig, recompute: bool = False) -> float:
     """Numbers a token that the layers keep for the backward pass, without the loss.
 

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from luban.models.base import Model
+from luban.models.heads import Head, last_state
 from luban.models.layers import Cache, Layer, RMSNorm
 from luban.models.rotary import Rotary
 from luban.models.shape import ShapeConfig
 
 
-class Decoder(nn.Module):
-    """Tokens to hidden states, and hidden states to logits.
+class Decoder(Model):
+    """Causal tokens to hidden states; the heads are those of transformers' classes (a label from the last token's state)."""
 
-    The loss is computed elsewhere, from hidden states, so that logits need never exist for a whole batch.
-    ``recompute`` trades time for memory: layers are computed again in the backward pass.
-    """
+    output_names: ClassVar[tuple[str, ...]] = ("o_proj.weight", "down_proj.weight")
+    shape: ShapeConfig
 
     def __init__(self, shape: ShapeConfig):
-        super().__init__()
-        shape.require_resolved()
-        self.shape = shape
+        super().__init__(shape)
         self.model = _Trunk(shape)
         if not shape.tied_embeddings:
             self.lm_head = nn.Linear(shape.hidden_size, shape.vocabulary_size, bias=False)
         self.rotary = Rotary(shape)
-        self.recompute = False
 
     def forward(
-        self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None
+        self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
+        types: Tensor | None = None, cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states [batch, seq, dim] of tokens [batch, seq], after the last norm; causal.
 
@@ -54,72 +50,36 @@ class Decoder(nn.Module):
         autocast = torch.is_autocast_enabled(states.device.type)
         angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
         for index, layer in enumerate(self.model.layers):
-            given = (states, angles, masks[windows[index]], cache, index)
-            states = checkpoint(layer, *given, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else layer(*given)
+            states = self.through(layer, states, angles, masks[windows[index]], cache, index)
         return self.model.norm(states)
 
-    @property
-    def output_weight(self) -> nn.Parameter:
-        """The matrix [vocabulary, dim] that turns hidden states into logits."""
-        return self.model.embed_tokens.weight if self.shape.tied_embeddings else self.lm_head.weight
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of hidden states [..., dim]."""
-        return F.linear(hidden, self.output_weight)
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.layers)
 
     @property
-    def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+    def embedding(self) -> nn.Embedding:
+        return self.model.embed_tokens
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.embed_tokens.weight.dtype
+    def output_layer(self) -> nn.Linear | None:
+        return getattr(self, "lm_head", None)
 
-    @torch.no_grad()
-    def initialize(self, seed: int) -> Decoder:
-        """Draw first values. They depend on the seed and each parameter's name only: not on device, order or type."""
-        deviation, kind = self.shape.initializer_deviation, self.shape.initializer
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)  # the weights of norms
-            else:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                if writes and kind == "zero_output":
-                    parameter.zero_()
-                    continue
-                scale = deviation / math.sqrt(2 * self.shape.layers) if writes and kind == "depth_scaled" else deviation
-                parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, scale, generator=named_generator(seed, name)))
-        return self
+    def attach(self, head: Head) -> None:
+        if head.structure in ("span", "pairs"):
+            super().attach(head)
+        if hasattr(self, "lm_head"):
+            del self.lm_head
+        if head.structure != "vector":
+            self.score = nn.Linear(self.shape.hidden_size, head.outputs, bias=head.structure == "token")
 
-    @torch.no_grad()
-    def resize_vocabulary(self, size: int, pieces: Mapping[int, Sequence[int]] | None = None) -> Decoder:
-        """Make room for ``size`` tokens, or cut the vocabulary to its first ``size``.
+    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+        if self.head.structure == "token":
+            return self.score(hidden)
+        state = last_state(hidden, segments)
+        return state if self.head.structure == "vector" else self.score(state)
 
-        A new token starts as the mean of the old tokens that ``pieces`` names for it or else
-        of the whole old vocabulary: near what the model knows, and no likelier than the rest.
-        """
-        pieces = pieces or {}
-        self.model.embed_tokens.weight = _resized(self.model.embed_tokens.weight, size, pieces)
-        self.model.embed_tokens.num_embeddings = size
-        if not self.shape.tied_embeddings:
-            self.lm_head.weight = _resized(self.lm_head.weight, size, pieces)
-            self.lm_head.out_features = size
-        self.shape = self.shape.updated(vocabulary_size=size)
-        return self
-
-
-def _resized(weight: nn.Parameter, size: int, pieces: Mapping[int, Sequence[int]]) -> nn.Parameter:
-    """The first rows of [vocabulary, dim], and new ones as means of old ones."""
-    old = len(weight)
-    grown = weight.new_empty(size, weight.shape[1])
-    grown[:old] = weight[:size]
-    average = weight.float().mean(dim=0)
-    for row in range(old, size):
-        own = [piece for piece in pieces.get(row, ()) if piece < old]
-        grown[row] = weight[own].float().mean(dim=0) if own else average
-    return nn.Parameter(grown, requires_grad=weight.requires_grad)
+    @classmethod
+    def rename(cls, name: str) -> str | None:
+        return None if name.endswith("rotary_emb.inv_freq") else name
 
 
 class _Trunk(nn.Module):
@@ -143,9 +103,3 @@ def attention_mask(seq: int, segments: Tensor | None, window: int | None, device
     if segments is None:
         return mask[None, None]
     return (mask & (segments[:, :, None] == segments[:, None, :]))[:, None]
-
-
-def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for each name under one seed."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))

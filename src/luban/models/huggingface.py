@@ -1,4 +1,4 @@
-"""A decoder as a Hugging Face directory: config.json and safetensors, and back.
+"""A model as a Hugging Face directory: config.json and safetensors, and back.
 
 Weights are read one tensor at a time from the mapped file, so that memory holds them once. Nothing is ever unpickled.
 """
@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luban.foundation.artifacts import from_os_error, sync_directory, write_json
+from luban.foundation.console import say
 from luban.foundation.errors import DataError
-from luban.models.config_json import config_json, read_config, read_shape, shape_from
-from luban.models.decoder import Decoder
+from luban.models.base import Model
+from luban.models.config_json import config_json, head_from, read_config, read_shape, shape_from
+from luban.models.families import build_model
+from luban.models.heads import Head
 
 __all__ = ["load_model", "read_shape", "save_model", "stored_dtype"]
 
@@ -28,7 +31,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_model(
-    model: Decoder,
+    model: Model,
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
@@ -62,7 +65,7 @@ def save_model(
             stale.unlink()
     write_json(
         folder / "config.json",
-        config_json(model.shape, str(dtype).removeprefix("torch."), end_ids=end_ids, begin_id=begin_id, pad_id=pad_id),
+        config_json(model.shape, str(dtype).removeprefix("torch."), head=model.head, end_ids=end_ids, begin_id=begin_id, pad_id=pad_id),
     )
 
 
@@ -92,17 +95,31 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", *, check_finite: bool = False
-) -> Decoder:
-    """The decoder in a model directory, in ``dtype`` on ``device``, ready to evaluate (``.train()`` to train).
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    check_finite: bool = False,
+    *,
+    head: Head | None = None,
+    language_model: bool = False,
+    seed: int = 0,
+) -> Model:
+    """A model directory, in evaluation mode, with the task head that it was saved with.
 
-    Raises DataError when the architecture is unknown, when tensors are missing, left over, of wrong shape or
+    ``head`` takes the place of the saved one, and ``language_model`` that of any head: the trunk's weights are read, what the new output needs and the directory has
+    not is drawn from ``seed`` and named. Raises DataError, naming file and tensor, when weights are missing, left over, of wrong shape or
     unreadable, when only pickled weights are there, and with ``check_finite`` when a weight is no finite number.
     """
     folder = Path(folder)
-    shape = shape_from(read_config(folder), str(folder / "config.json"))
+    plain = read_config(folder)
+    shape = shape_from(plain, str(folder / "config.json"))
+    saved = head_from(plain)
+    wanted_head = None if language_model else head or saved
     with torch.device("meta"):
-        model = Decoder(shape)
+        model = build_model(shape)
+        if wanted_head is not None and wanted_head.replaces_output:
+            model.attach(wanted_head)
+        model.head = wanted_head
     wanted = model.state_dict()
     found: set[str] = set()
     for file, names in weight_files(folder).items():
@@ -113,9 +130,9 @@ def load_model(
                     raise DataError(
                         "{file}: tensor {name} is missing", "the index says that it is there", "restore the file", file=file, name=name
                     )
-                if _ignored(name, model):
+                if (own := _own_name(name, model, wanted, saved)) is None:
                     continue
-                if name not in wanted:
+                if own not in wanted:
                     raise DataError(
                         "{file}: tensor {name} has no place in the model",
                         "config.json describes a {name_of_shape} without it",
@@ -124,9 +141,13 @@ def load_model(
                         name=name,
                         name_of_shape=shape.architecture,
                     )
-                _assign(model, name, _read(tensors, name, tuple(wanted[name].shape), file), dtype, torch.device(device), file, check_finite)
-                found.add(name)
-    if missing := [name for name in wanted if name not in found]:
+                tensor = _read(tensors, name, tuple(wanted[own].shape), file)
+                _assign(model, own, tensor, dtype, torch.device(device), file, check_finite)
+                found.add(own)
+    missing = [name for name in wanted if name not in found]
+    replaced = wanted_head != saved
+    _draw(model, [name for name in missing if name.startswith(model.optional) or (replaced and model.is_output(name))], dtype, device, seed)
+    if missing := [name for name in missing if model.get_parameter(name).is_meta]:
         raise DataError(
             "{folder}: {count} tensors are missing: {names}",
             "config.json describes a model that has them",
@@ -138,9 +159,31 @@ def load_model(
     return model.eval()
 
 
-def _ignored(name: str, model: Decoder) -> bool:
-    """Old directories hold the rotary frequencies; some hold the tied output matrix a second time."""
-    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.shape.tied_embeddings)
+def _own_name(name: str, model: Model, wanted: dict[str, Tensor], saved: Head | None) -> str | None:
+    """A tensor's name in the model; None for what is left out.
+
+    Left out are buffers of old directories, a tied output matrix that is written a second time, and the output of a language model or
+    of another head where the model now has a different one. A bare trunk's names lack the prefix.
+    """
+    own = model.rename(name)
+    if own is None or own in wanted:
+        return own
+    if model.prefix + own in wanted:
+        return model.prefix + own
+    tied = own == "lm_head.weight" and model.shape.tied_embeddings
+    other_output = model.is_output(own) and any(head is not None and head.replaces_output for head in (model.head, saved))
+    return None if tied or other_output or own.startswith(model.optional) else own
+
+
+def _draw(model: Model, names: list[str], dtype: torch.dtype, device: str | torch.device, seed: int) -> None:
+    """First values for parameters that the directory does not hold."""
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        old = model.get_parameter(name)
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(torch.empty_like(old, dtype=dtype, device=device), requires_grad=old.requires_grad))
+    if names:
+        model.initialize(seed, only=names)
+        say("new weights, drawn from the seed: {names}", names=", ".join(names[:4]) + (" …" if len(names) > 4 else ""))
 
 
 def _read(tensors: safe_open, name: str, shape: tuple[int, ...], file: Path) -> Tensor:
@@ -158,7 +201,7 @@ def _read(tensors: safe_open, name: str, shape: tuple[int, ...], file: Path) -> 
     return tensors.get_tensor(name)
 
 
-def _assign(model: Decoder, name: str, value: Tensor, dtype: torch.dtype, device: torch.device, file: Path, check_finite: bool) -> None:
+def _assign(model: Model, name: str, value: Tensor, dtype: torch.dtype, device: torch.device, file: Path, check_finite: bool) -> None:
     """Put a tensor in the place of the meta one. It is copied: nothing may hang on the file after this."""
     if not value.is_floating_point():
         raise DataError(
@@ -173,7 +216,7 @@ def _assign(model: Decoder, name: str, value: Tensor, dtype: torch.dtype, device
         )
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    setattr(module, leaf, torch.nn.Parameter(value.to(device, dtype, copy=True)))
+    setattr(module, leaf, torch.nn.Parameter(value.to(device, dtype, copy=True), requires_grad=getattr(module, leaf).requires_grad))
 
 
 def weight_files(folder: Path) -> dict[Path, list[str] | None]:

@@ -10,7 +10,8 @@ from luban.foundation.console import bytes_text, count_text
 from luban.foundation.errors import ConfigError, nearest
 from luban.foundation.messages import t
 from luban.models.counts import flops_per_token, key_value_bytes, memory, parameters
-from luban.models.shape import ShapeConfig
+from luban.models.families import family_of
+from luban.models.shape_base import BaseShapeConfig
 
 _LLAMA2: dict[str, Any] = {"vocabulary_size": 32000, "maximum_positions": 4096, "norm_epsilon": 1e-5, "tied_embeddings": False}
 _QWEN3: dict[str, Any] = {
@@ -21,6 +22,10 @@ _QWEN3: dict[str, Any] = {
     "head_dim": 128,
     "key_value_heads": 8,
 }
+_GPT2: dict[str, Any] = {"architecture": "gpt2", "vocabulary_size": 50257, "maximum_positions": 1024}
+_BERT: dict[str, Any] = {"architecture": "bert", "vocabulary_size": 30522, "maximum_positions": 512}
+_ROBERTA: dict[str, Any] = {"architecture": "roberta", "vocabulary_size": 50265, "maximum_positions": 512}
+_SMALL_BERT: dict[str, Any] = {"architecture": "bert", "maximum_positions": 512}
 
 # The numbers are those of each model's published config.json. The small ones leave the vocabulary to the tokenizer.
 PRESETS: Mapping[str, dict[str, Any]] = {
@@ -48,10 +53,23 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "architecture": "mistral", "vocabulary_size": 32000, "layers": 32, "hidden_size": 4096, "heads": 32, "key_value_heads": 8,
         "feed_forward_size": 14336, "maximum_positions": 32768, "norm_epsilon": 1e-5, "tied_embeddings": False, "sliding_window": 4096,
     },
+    "gpt2": {**_GPT2, "layers": 12, "hidden_size": 768},
+    "gpt2-medium": {**_GPT2, "layers": 24, "hidden_size": 1024},
+    "gpt2-large": {**_GPT2, "layers": 36, "hidden_size": 1280},
+    "gpt2-xl": {**_GPT2, "layers": 48, "hidden_size": 1600},
+    "bert-tiny": {**_SMALL_BERT, "layers": 2, "hidden_size": 128},
+    "bert-mini": {**_SMALL_BERT, "layers": 4, "hidden_size": 256},
+    "bert-small": {**_SMALL_BERT, "layers": 4, "hidden_size": 512},
+    "bert-base": {**_BERT, "layers": 12, "hidden_size": 768},
+    "bert-base-chinese": {**_BERT, "vocabulary_size": 21128, "layers": 12, "hidden_size": 768},
+    "bert-large": {**_BERT, "layers": 24, "hidden_size": 1024},
+    "roberta-base": {**_ROBERTA, "layers": 12, "hidden_size": 768},
+    "roberta-large": {**_ROBERTA, "layers": 24, "hidden_size": 1024},
+    "minilm-l6-h384": {**_BERT, "layers": 6, "hidden_size": 384, "heads": 12},
 }  # fmt: skip
 
 
-def preset(name: str) -> ShapeConfig:
+def preset(name: str) -> Any:
     """The shape of a preset. Raises ConfigError with the nearest name for one that is not known."""
     if name not in PRESETS:
         guess = nearest(name, PRESETS)
@@ -63,10 +81,10 @@ def preset(name: str) -> ShapeConfig:
             guess=guess,
             known=", ".join(PRESETS),
         )
-    return build(ShapeConfig, PRESETS[name])
+    return build(family_of(PRESETS[name].get("architecture", "llama")).shape, PRESETS[name])
 
 
-def describe(shape: ShapeConfig, *, sequence_length: int | None = None, rows: int = 1) -> list[tuple[str, str]]:
+def describe(shape: BaseShapeConfig, *, sequence_length: int | None = None, rows: int = 1) -> list[tuple[str, str]]:
     """Parameters, operations a token and memory of a shape as lines (label, text) for people, without building it.
 
     Memory is for AdamW in mixed precision: float32 weights, gradients and two states, bfloat16 arithmetic.
@@ -75,7 +93,7 @@ def describe(shape: ShapeConfig, *, sequence_length: int | None = None, rows: in
     length = sequence_length or min(shape.maximum_positions, 2048)
     count = parameters(shape)
     training = memory(shape, rows=rows, sequence_length=length, dtype="bfloat16")
-    return [
+    lines = [
         (t("parameters"), f"{count_text(count['total'])} ({count['total']:,})"),
         (t("of these in the embedding"), count_text(count["embedding"] + count["output"])),
         (t("operations a token, training"), count_text(flops_per_token(shape, length))),
@@ -86,5 +104,7 @@ def describe(shape: ShapeConfig, *, sequence_length: int | None = None, rows: in
             bytes_text(training["weights"] + training["gradients"] + training["optimizer"] + training["casts"]),
         ),
         (t("training: activations of {rows} rows of {length} tokens", rows=rows, length=length), bytes_text(training["activations"])),
-        (t("key-value cache of 1,000 tokens in bfloat16"), bytes_text(key_value_bytes(shape, 1000, "bfloat16"))),
     ]
+    if shape.kind != "encoder":
+        lines.append((t("key-value cache of 1,000 tokens in bfloat16"), bytes_text(key_value_bytes(shape, 1000, "bfloat16"))))
+    return lines

@@ -1,17 +1,17 @@
-"""The shape of a decoder: everything config.json says about it, under the field's standard names."""
+"""The shape of a decoder of the Llama kind: everything config.json says about it, under the field's standard names."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from luban.foundation.config import Auto, Config, build, field
-from luban.foundation.errors import ConfigError
+from luban.foundation.config import Auto, Config, field
+from luban.foundation.errors import DataError
+from luban.models.shape_base import INITIALIZER, MOST_LAYERS, BaseShapeConfig, Initializer, named_values
 
 Architecture = Literal["llama", "qwen2", "qwen3", "mistral"]
 LayerType = Literal["full_attention", "sliding_attention"]
-MOST_LAYERS = 10_000  # a lying config.json must not keep the machine busy making layers
 
 
 class RopeScalingConfig(Config):
@@ -45,29 +45,14 @@ class RopeScalingConfig(Config):
         return self
 
 
-class ShapeConfig(Config):
+class ShapeConfig(BaseShapeConfig):
     """The shape of a decoder of the Llama and Qwen family."""
 
     foreign: ClassVar[dict[str, str]] = {
-        "model_type": "architecture",
-        "vocab_size": "vocabulary_size",
-        "num_hidden_layers": "layers",
-        "n_layer": "layers",
-        "n_layers": "layers",
-        "num_layers": "layers",
-        "num_attention_heads": "heads",
-        "n_head": "heads",
-        "n_heads": "heads",
+        **BaseShapeConfig.foreign,
         "num_key_value_heads": "key_value_heads",
         "n_kv_heads": "key_value_heads",
-        "n_embd": "hidden_size",
-        "d_model": "hidden_size",
-        "intermediate_size": "feed_forward_size",
-        "max_position_embeddings": "maximum_positions",
-        "rms_norm_eps": "norm_epsilon",
-        "tie_word_embeddings": "tied_embeddings",
         "mlp_bias": "feed_forward_bias",
-        "initializer_range": "initializer_deviation",
     }
 
     architecture: Architecture = field("llama", "Family whose parameter names and details are used: llama, qwen2, qwen3 or mistral.")
@@ -94,11 +79,7 @@ class ShapeConfig(Config):
     layer_types: list[LayerType] | None = field(
         None, "full_attention or sliding_attention for each layer; when left out, all slide if sliding_window is given."
     )
-    initializer: Literal["normal", "depth_scaled", "zero_output"] = field(
-        "depth_scaled",
-        "First values of the matrices: normal; depth_scaled divides those that write to the residual stream by sqrt(2 layers); "
-        "zero_output sets them to zero.",
-    )
+    initializer: Initializer = field("depth_scaled", INITIALIZER)
     initializer_deviation: PositiveFloat = field(0.02, "Standard deviation of the first values.")
 
     @model_validator(mode="after")
@@ -139,35 +120,6 @@ class ShapeConfig(Config):
         if self.feed_forward_size == "auto":
             values["feed_forward_size"] = -(-8 * self.hidden_size // (3 * 64)) * 64
 
-    def resolved(
-        self, *, depth: int | None = None, vocabulary_size: int | None = None, maximum_positions: int | None = None
-    ) -> ShapeConfig:
-        """The shape with every ``auto`` replaced: by the one dial ``depth``, the tokenizer's size and the length trained on.
-
-        What is written in the shape stays. Raises ConfigError naming what is still auto.
-        """
-        values = {name: value for name, value in self.model_dump().items() if value != "auto"}
-        depth = values.get("layers", depth)
-        given = {
-            "layers": depth,
-            "hidden_size": depth and 64 * depth,
-            "vocabulary_size": vocabulary_size,
-            "maximum_positions": maximum_positions,
-        }
-        whole = build(ShapeConfig, {name: value for name, value in given.items() if value is not None} | values)
-        whole.require_resolved()
-        return whole
-
-    def require_resolved(self) -> None:
-        """Raise ConfigError if anything is still ``auto``."""
-        if left := [name for name in type(self).model_fields if getattr(self, name) == "auto"]:
-            raise ConfigError(
-                "the model's shape is not whole; still auto: {names}",
-                "a model is built from numbers",
-                "give them, or depth",
-                names=", ".join(left),
-            )
-
     def _fits_architecture(self) -> None:
         """transformers would drop what its class of that name does not have, so it is refused here."""
         name = self.architecture
@@ -205,3 +157,117 @@ class ShapeConfig(Config):
             return [None] * self.layers
         kinds = self.layer_types or ["sliding_attention"] * self.layers
         return [self.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+
+# Our field, transformers' key, and what transformers takes when the key is missing (None: it must be there).
+KEYS = (
+    ("vocabulary_size", "vocab_size", None),
+    ("hidden_size", "hidden_size", None),
+    ("layers", "num_hidden_layers", None),
+    ("heads", "num_attention_heads", None),
+    ("feed_forward_size", "intermediate_size", None),
+    ("norm_epsilon", "rms_norm_eps", 1e-6),
+    ("tied_embeddings", "tie_word_embeddings", False),
+    ("initializer_deviation", "initializer_range", 0.02),
+)
+POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768, "mistral": 131072}
+
+
+def classes(architecture: str) -> dict[str, str]:
+    """transformers' class for each head structure."""
+    name = architecture.capitalize()
+    return {"": f"{name}ForCausalLM", "sequence": f"{name}ForSequenceClassification", "token": f"{name}ForTokenClassification", "vector": f"{name}Model"}
+
+
+def from_json(plain: dict[str, Any], file: str) -> dict[str, Any]:
+    """The fields of a shape that the content of a config.json says."""
+    name = plain["model_type"]
+    if (activation := plain.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise DataError("{file}: hidden_act {name!r} is not known", "Luban's decoder has silu", file=file, name=activation)
+    values = named_values(plain, KEYS, file)
+    values["key_value_heads"] = plain.get("num_key_value_heads") or (
+        8 if name == "mistral" and "num_key_value_heads" not in plain else "auto"
+    )
+    values["maximum_positions"] = plain.get("max_position_embeddings", POSITIONS[name])
+    values["head_dim"] = plain.get("head_dim") or (128 if name == "qwen3" else "auto")
+    if name == "qwen2":
+        values["head_dim"] = "auto"
+    if name in ("llama", "qwen3"):
+        values["attention_bias"] = bool(plain.get("attention_bias", False))
+    if name == "llama":
+        values["feed_forward_bias"] = bool(plain.get("mlp_bias", False))
+    return values | rope_from_json(plain, file) | _windows(plain, name, file)
+
+
+def rope_from_json(plain: dict[str, Any], file: str) -> dict[str, Any]:
+    """rope_parameters (transformers 5), or rope_theta and rope_scaling (before)."""
+    parameters = plain.get("rope_parameters") or plain.get("rope_scaling") or {}
+    if not isinstance(parameters, dict) or any(isinstance(value, dict) for value in parameters.values()):
+        raise DataError("{file}: rotary positions that differ between layers are not known", file=file)
+    scaling = {key: value for key, value in parameters.items() if value is not None and key not in ("type", "rope_theta")}
+    theta = parameters.get("rope_theta") or plain.get("rope_theta") or 10000.0
+    kind = scaling.setdefault("rope_type", parameters.get("type", "default"))
+    if scaling.pop("partial_rotary_factor", 1.0) != 1.0 or plain.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise DataError("{file}: partial rotary positions are not known", "Luban's decoder turns whole heads", file=file)
+    if kind == "default":
+        return {"rope_theta": theta}
+    if kind not in ("linear", "dynamic", "llama3", "yarn"):
+        raise DataError(
+            "{file}: rope_type {name!r} is not known", "Luban knows default, linear, dynamic, llama3 and yarn", file=file, name=kind
+        )
+    if kind in ("llama3", "yarn") and plain.get("original_max_position_embeddings"):
+        scaling["original_max_position_embeddings"] = plain["original_max_position_embeddings"]
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _windows(plain: dict[str, Any], name: str, file: str) -> dict[str, Any]:
+    if name == "llama":
+        return {}
+    if name == "mistral":
+        return {"sliding_window": plain.get("sliding_window", 4096)}
+    if not plain.get("use_sliding_window", False):
+        return {}
+    window, layers, first = plain.get("sliding_window", 4096), plain["num_hidden_layers"], plain.get("max_window_layers", 28)
+    for key, value in (("num_hidden_layers", layers), ("max_window_layers", first)):
+        if not isinstance(value, int):
+            raise DataError("{file}: {key} is no whole number", "", "restore the file", file=file, key=key)
+    kinds = plain.get("layer_types") or [
+        "sliding_attention" if index >= first else "full_attention" for index in range(min(layers, MOST_LAYERS))
+    ]
+    return {"sliding_window": window, "layer_types": kinds} if window else {}
+
+
+def to_json(shape: ShapeConfig) -> dict[str, Any]:
+    """A shape's part of config.json. Rotary positions are written in the old form and in the new."""
+    plain: dict[str, Any] = {"hidden_act": "silu"}
+    plain |= {theirs: getattr(shape, ours) for ours, theirs, _ in KEYS}
+    plain |= {
+        "num_key_value_heads": shape.key_value_heads,
+        "max_position_embeddings": shape.maximum_positions,
+        "head_dim": shape.head_dim,
+        "attention_dropout": 0.0,
+    }
+    plain |= rope_to_json(shape.rope_theta, shape.rope_scaling, shape.maximum_positions)
+    if shape.architecture in ("llama", "qwen3"):
+        plain["attention_bias"] = shape.attention_bias
+    if shape.architecture == "llama":
+        plain["mlp_bias"] = shape.feed_forward_bias
+    if shape.architecture == "mistral":
+        plain["sliding_window"] = shape.sliding_window if any(shape.windows) else None
+    if shape.architecture in ("qwen2", "qwen3"):
+        sliding = [window is not None for window in shape.windows]
+        plain |= {
+            "use_sliding_window": any(sliding),
+            "sliding_window": shape.sliding_window if any(sliding) else None,
+            "max_window_layers": sliding.index(True) if any(sliding) else shape.layers,
+            "layer_types": ["sliding_attention" if slides else "full_attention" for slides in sliding],
+        }
+    return plain
+
+
+def rope_to_json(theta: float, scaling: RopeScalingConfig | None, maximum_positions: int) -> dict[str, Any]:
+    """Rotary positions in the old form of config.json and in the new."""
+    said = scaling.model_dump(exclude_none=True) if scaling else None
+    if said and said["rope_type"] in ("llama3", "yarn"):
+        said.setdefault("original_max_position_embeddings", maximum_positions)
+    return {"rope_theta": theta, "rope_scaling": said, "rope_parameters": {"rope_theta": theta, **(said or {"rope_type": "default"})}}

@@ -7,15 +7,21 @@ do not change the mathematics: every backward is scaled once, by weight over cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
+from luban.foundation.config import Config
 from luban.foundation.custom import is_custom, load_custom
 from luban.foundation.errors import ConfigError, nearest
-from luban.models.decoder import Decoder
+from luban.metrics.score import Score
+from luban.models.base import Model
+from luban.models.heads import Head
+from luban.models.shape_base import BaseShapeConfig
+from luban.objectives.config import NAMES
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Batch
 
@@ -41,18 +47,30 @@ class Loader(Protocol):
 
 class Objective:
     """Base of every objective. ``unit`` is what its mean is over; ``scope`` says what must never be split
-    between micro-batches. The user's own derives from it or from a shipped one."""
+    between micro-batches. The user's own derives from it or from a shipped one.
+
+    The order of calls: ``adapt_tokenizer``, ``loaders`` (which sets ``head``), then the model is made with that head, then the loop.
+    """
 
     name: str = ""
     unit: str = "token"  # or "example", "pair", "group"
     scope: str = "example"  # or "group", "batch"
     conversational: bool = False  # samples are asked as a user's turn rather than continued
+    kinds: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "encoder_decoder")  # of models that can learn it
+    head: Head | None = None  # what the model must put out; None leaves it a language model
+
+    def __init__(self, config: Config | None = None):
+        self.config = config
+
+    def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer with what the objective needs added: a mask, sentinels, markers. As it is, as a rule."""
+        return tokenizer
 
     def loaders(self, data: DataRequest) -> Loaders:
         """The training loader, the validation batches, and what to report."""
         raise AssertionError(f"{type(self).__name__} defines no loaders")
 
-    def prepare(self, batch: Batch, model: Decoder) -> Batch:
+    def prepare(self, batch: Batch, model: Model) -> Batch:
         """What must be made without gradients before the step: rollouts, a teacher's words. Nothing, as a rule."""
         return batch
 
@@ -60,9 +78,31 @@ class Objective:
         """Units of each term in a batch, known before any forward pass."""
         return {"loss": batch.count}
 
-    def terms(self, model: Decoder, batch: Batch) -> dict[str, Term]:
-        """The named sums of one micro-batch."""
-        raise AssertionError(f"{type(self).__name__} defines no terms")
+    def terms(self, model: Model, batch: Batch) -> dict[str, Term]:
+        """The named sums of one micro-batch. The user's own objective may define this alone."""
+        return self.terms_of(self.outputs(model, batch), model, batch)
+
+    def outputs(self, model: Model, batch: Batch) -> torch.Tensor:
+        """[units, …] what the loss is made of, logits as a rule: what R-Drop, SMART, mixup and distillation compare and mix."""
+        raise ConfigError("the objective {objective} does not show its outputs", "what was asked for compares them", "leave it out of regularization, or define outputs and terms_of in the objective", objective=self.name)
+
+    def terms_of(self, outputs: torch.Tensor, model: Model, batch: Batch) -> dict[str, Term]:
+        """The named sums from what :meth:`outputs` gave."""
+        raise AssertionError(f"{type(self).__name__} defines neither terms nor terms_of")
+
+    def divergence(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """[units] how far ``second`` is from ``first`` (same shape as the outputs), in nats: KL(first ‖ second) of categories."""
+        known, other = first.log_softmax(-1), second.log_softmax(-1)
+        return (known.exp() * (known - other)).sum(-1)
+
+    def unit_weights(self, batch: Batch) -> torch.Tensor:
+        """[units] the weight of each unit of the outputs."""
+        weights = batch.weights.reshape(-1)
+        return weights[weights != 0] if self.unit == "token" else batch.weights[:, 0]
+
+    def score(self, model: Model, tokenizer: Tokenizer, examples: list[Any]) -> dict[str, Score]:
+        """The task's metrics on held-out examples (``Loaders.held_out``), the main one first; none where the loss says it all."""
+        return {}
 
 
 @dataclass
@@ -74,12 +114,14 @@ class DataRequest:
     replay: list[Any]
     replay_share: float
     tokenizer: Tokenizer
+    shape: BaseShapeConfig
     sequence_length: int
     rows_per_step: int
+    examples_per_step: int
     seed: int
     packing: str
     validation_share: float
-    mapping: dict[str, str]
+    mapping: dict[str, Any]
     mixture: list[float]
     work: Path
 
@@ -90,17 +132,25 @@ class Loaders:
     validation: list[Batch]
     report: dict[str, Any]  # for the manifest: documents, tokens, supervised share…
     licences: list[str]
+    held_out: list[Any] = field(default_factory=list)  # validation examples for ``Objective.score``
 
 
-def load_objective(name: str, folder: Path = Path(".")) -> Objective:
-    """A shipped objective by name, or the user's own (``my_objective.py:Name``)."""
-    if is_custom(name):
-        return load_custom(name, folder)()
-    from luban.objectives.causal import Causal
-    from luban.objectives.instruction import Instruction
+SHIPPED = {
+    "causal": "causal:Causal",
+    "instruction": "instruction:Instruction",
+    "classification": "classification:Classification",
+    "multi_label": "classification:Classification",
+    "regression": "classification:Classification",
+}
 
-    shipped = {kind.name: kind for kind in (Causal, Instruction)}
-    if name not in shipped:
-        guess = nearest(name, shipped)
-        raise ConfigError("there is no objective {name!r}", "", "did you mean {guess}?" if guess else "known objectives: {known}; or your own, my_file.py:Name", name=name, guess=guess, known=", ".join(shipped))
-    return shipped[name]()
+
+def load_objective(chosen: Config | str, folder: Path = Path(".")) -> Objective:
+    """A shipped objective by its config (or name, with defaults), or the user's own (``my_objective.py:Name``)."""
+    if isinstance(chosen, str) and is_custom(chosen):
+        return load_custom(chosen, folder)()
+    name = chosen if isinstance(chosen, str) else chosen.name
+    if name not in SHIPPED:
+        guess = nearest(name, SHIPPED)
+        raise ConfigError("there is no objective {name!r}", "", "did you mean {guess}?" if guess else "known objectives: {known}; or your own, my_file.py:Name", name=name, guess=guess, known=", ".join(SHIPPED))
+    module, _, cls = SHIPPED[name].partition(":")
+    return getattr(importlib.import_module(f"luban.objectives.{module}"), cls)(NAMES[name](name=name) if isinstance(chosen, str) else chosen)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+import torch
+
 from luban.foundation.artifacts import Artifact
 from luban.foundation.errors import ConfigError
-from luban.models.decoder import Decoder
+from luban.models.base import Model
 from luban.objectives.base import DataRequest, Loaders, Objective, Term
-from luban.objectives.losses import next_token_sum
+from luban.objectives.losses import logits_sum, scored_logits, token_sum
 from luban.tokens.batch import Batch
 from luban.tokens.loader import PackedLoader
 from luban.tokens.store import TokenStore
@@ -21,6 +23,7 @@ class Causal(Objective):
     """Every token of every document is scored, the end-of-text token included."""
 
     name, unit, scope = "causal", "token", "example"
+    kinds = ("decoder",)
 
     def loaders(self, data: DataRequest) -> Loaders:
         stores = [TokenStore(_encoded(source).path, "train") for source in data.data]
@@ -30,8 +33,14 @@ class Causal(Objective):
         licences = [name for source in (*data.data, *data.replay) for name in source.licences]
         return Loaders(loader, _validation(data), report, licences)
 
-    def terms(self, model: Decoder, batch: Batch) -> dict[str, Term]:
-        return {"loss": Term(next_token_sum(model, batch))}
+    def terms(self, model: Model, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(token_sum(model, batch))}
+
+    def outputs(self, model: Model, batch: Batch) -> torch.Tensor:
+        return scored_logits(model, batch)
+
+    def terms_of(self, outputs: torch.Tensor, model: Model, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(logits_sum(outputs, batch))}
 
 
 def _encoded(source: object) -> Artifact:

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luban.corpus.readers import BadLine
 from luban.examples import conversations, preview
 from luban.examples.conversations import Conversation, ConversationSet, read_conversations, split_by_content
@@ -15,9 +17,9 @@ from luban.examples.supervised import fit_to_length, supervised_examples
 from luban.foundation.artifacts import write_bytes, write_json
 from luban.foundation.console import say
 from luban.foundation.errors import DataError
-from luban.models.decoder import Decoder
+from luban.models.base import Model
 from luban.objectives.base import DataRequest, Loaders, Objective, Term
-from luban.objectives.losses import next_token_sum
+from luban.objectives.losses import logits_sum, scored_logits, token_sum
 from luban.tokens.batch import Batch, Example
 from luban.tokens.loader import ExampleLoader
 
@@ -28,6 +30,7 @@ class Instruction(Objective):
     """Conversations in any recognised format, rendered with the tokenizer's own chat template."""
 
     name, unit, scope = "instruction", "token", "example"
+    kinds = ("decoder",)
     conversational = True
 
     def loaders(self, data: DataRequest) -> Loaders:
@@ -46,8 +49,14 @@ class Instruction(Objective):
         report = {"conversations": len(train), "validation_conversations": len(held_out), "bad_rows": len(found.bad), "format": found.format, "guard": guard.plain()}
         return Loaders(loader, _validation(held_out, data), report, [])
 
-    def terms(self, model: Decoder, batch: Batch) -> dict[str, Term]:
-        return {"loss": Term(next_token_sum(model, batch))}
+    def terms(self, model: Model, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(token_sum(model, batch))}
+
+    def outputs(self, model: Model, batch: Batch) -> torch.Tensor:
+        return scored_logits(model, batch)
+
+    def terms_of(self, outputs: torch.Tensor, model: Model, batch: Batch) -> dict[str, Term]:
+        return {"loss": Term(logits_sum(outputs, batch))}
 
 
 def _conversations(data: DataRequest) -> tuple[list[Conversation], list[Conversation], ConversationSet]:

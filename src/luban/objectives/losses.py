@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that holds no logits it does not need."""
+"""Cross-entropy over tokens that holds no logits it does not need."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
 
-from luban.models.decoder import Decoder
+from luban.models.base import Model
 from luban.tokens.batch import Batch
 
 LARGEST_LOGITS = 1 << 27  # elements; above it the logits are made chunk by chunk and again in the backward pass
 
 
-def next_token_sum(model: Decoder, batch: Batch) -> torch.Tensor:
-    """Weighted sum of nats over the scored positions of a batch: a scalar.
+def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Weighted sum of nats over the scored positions of a batch: a scalar. Decoder, encoder and encoder–decoder alike.
 
     Positions of weight 0 get no logits at all, which is most of the work saved in instruction tuning.
     """
-    hidden = model(batch.inputs, positions=batch.positions, segments=batch.segments)  # [rows, seq, dim]
+    hidden = model(batch.inputs, **batch.context())  # [rows, seq, dim]
     scored = batch.weights.reshape(-1).nonzero().squeeze(1)  # [scored]
     hidden = hidden.reshape(-1, hidden.shape[-1])  # [rows*seq, dim]
     if scored.numel() < hidden.shape[0]:
@@ -26,11 +26,25 @@ def next_token_sum(model: Decoder, batch: Batch) -> torch.Tensor:
     weights = batch.weights.reshape(-1).index_select(0, scored)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
     if hidden.shape[0] <= rows:
-        return _weighted_sum(model, hidden, targets, weights)
+        return _weighted_sum(model, hidden, targets, weights, label_smoothing)
     parts = zip(hidden.split(rows), targets.split(rows), weights.split(rows), strict=True)
-    return torch.stack([checkpoint(_weighted_sum, model, *part, use_reentrant=False) for part in parts]).sum()
+    return torch.stack([checkpoint(_weighted_sum, model, *part, label_smoothing, use_reentrant=False) for part in parts]).sum()
 
 
-def _weighted_sum(model: Decoder, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    nats = functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")  # [scored]
+def _weighted_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    nats = functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none", label_smoothing=label_smoothing)  # [scored]
     return (nats * weights).sum()
+
+
+def scored_logits(model: Model, batch: Batch) -> torch.Tensor:
+    """[scored, vocabulary] logits of the scored positions, all of them at once: for what compares outputs."""
+    hidden = model(batch.inputs, **batch.context())
+    scored = batch.weights.reshape(-1).nonzero().squeeze(1)
+    return model.logits(hidden.reshape(-1, hidden.shape[-1]).index_select(0, scored)).float()
+
+
+def logits_sum(logits: torch.Tensor, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Weighted sum of nats from :func:`scored_logits`: the same number as :func:`token_sum`."""
+    scored = batch.weights.reshape(-1).nonzero().squeeze(1)
+    targets, weights = batch.targets.reshape(-1)[scored], batch.weights.reshape(-1)[scored]
+    return (functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing) * weights).sum()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from luban.objectives.base import Objective
+from luban.objectives.base import Objective, Term
 from luban.tokens.batch import Batch
 
 
@@ -20,10 +20,26 @@ class Stepper(Protocol):
     def zero_grad(self) -> None: ...
 
 
+class Passes(Protocol):
+    """How one micro-batch is turned into gradients: one forward and backward pass, or several (adversarial training, R-Drop)."""
+
+    def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, torch.Tensor]:
+        """Add the gradients of a micro-batch; returns each term's sum. ``engine.backward(terms, counts)`` scales and runs one backward pass."""
+        ...
+
+
+class OnePass:
+    """One forward pass, one backward pass."""
+
+    def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, torch.Tensor]:
+        return engine.backward(engine.terms(part), counts)
+
+
 class TorchEngine:
     """Accumulates over micro-batches of rows; each backward is scaled once, by weight over the step's count."""
 
-    def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype):
+    def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None):
+        self.passes = passes or OnePass()
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.micro_batch_rows, self.precision = micro_batch_rows, precision
         self.device = next(model.parameters()).device
@@ -39,13 +55,20 @@ class TorchEngine:
         counts = self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
         for part in self._parts(batch):
-            with self.autocast():
-                terms = self.objective.terms(self.model, part)
-            loss = sum(term.weight * term.sum / max(counts[name], 1.0) for name, term in terms.items())
-            self.scaler.scale(loss).backward()
-            for name, term in terms.items():
-                means[name] = means.get(name, 0) + term.sum.detach() / max(counts[name], 1.0)
+            for name, total in self.passes.backward(self, part, counts).items():
+                means[name] = means.get(name, 0) + total / max(counts.get(name, counts["loss"]), 1.0)
         return means
+
+    def terms(self, part: Batch) -> dict[str, Term]:
+        """The objective's terms of a micro-batch, in the engine's precision, and the losses that the model itself made."""
+        with self.autocast():
+            return self.objective.terms(self.model, part)
+
+    def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
+        """One backward pass of ``share`` times the terms' loss; returns each term's sum. A term without a count of its own is a mean over the loss's units."""
+        loss = sum(term.weight * term.sum / max(counts.get(name, counts["loss"]), 1.0) for name, term in terms.items())
+        self.scaler.scale(loss * share).backward()
+        return {name: term.sum.detach() for name, term in terms.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
@@ -64,9 +87,11 @@ class TorchEngine:
         return {name: sums[name] / max(counts[name], 1.0) for name in sums}
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in micro-batches on the device, padding trimmed from each."""
-        for start in range(0, batch.inputs.shape[0], self.micro_batch_rows):
-            part = batch.rows(start, start + self.micro_batch_rows, trim=True)
+        """The batch in micro-batches of whole units on the device, padding trimmed from each; a batch whose rows are compared stays whole."""
+        rows = batch.inputs.shape[0]
+        size = rows if self.objective.scope == "batch" else max(1, self.micro_batch_rows // batch.group) * batch.group
+        for start in range(0, rows, size):
+            part = batch.rows(start, start + size, trim=True)
             if part.weights.any():
                 yield part.to(self.device)
 

@@ -19,7 +19,7 @@ from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.runner import plan
-from luban.planning.resolve import resolve_train, train_facts
+from luban.planning.resolve import objective_name, resolve_train, train_facts
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
@@ -144,7 +144,7 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     if dry_batch and need < 0.9 * memory_bytes:
         seconds = _dry_batch(shape, rows, config)
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * steps * config.batch_tokens / (rows * config.sequence_length))))
-    if config.objective == "instruction":
+    if objective_name(config) == "instruction":
         yield from _template(recipe, stage)
 
 
@@ -180,20 +180,20 @@ def _dry_batch(shape: ShapeConfig, rows: int, config: Any) -> float:
     """Seconds of one forward and backward pass over random tokens: a wrong shape or too little memory shows here."""
     import torch
 
-    from luban.models.decoder import Decoder
-    from luban.objectives.losses import next_token_sum
+    from luban.models.families import build_model
+    from luban.objectives.losses import token_sum
     from luban.tokens.batch import Batch
     from luban.training.precision import prepare_machine
 
     prepare_machine(config.threads, False)
-    model = Decoder(shape).initialize(0)
+    model = build_model(shape).initialize(0)
     tokens = torch.randint(0, shape.vocabulary_size, (rows, config.sequence_length + 1))
     positions = torch.arange(config.sequence_length).expand(rows, -1)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, config.sequence_length), positions, None, [])
     best = float("inf")
     for _ in range(2):
         begun = time.monotonic()
-        next_token_sum(model, batch).backward()
+        token_sum(model, batch).backward()
         best = min(best, time.monotonic() - begun)
     return best
 

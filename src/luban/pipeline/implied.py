@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from luban.foundation.artifacts import is_artifact, open_artifact
-
-OBJECTIVES_ON_TEXT = ("causal",)
+from luban.planning.dial import ON_TEXT
 
 
 def with_implied_stages(stages: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The stages with what is implied put before each `train` whose data is text or a corpus rather than token shards."""
     full: dict[str, Any] = {}
     for name, body in stages.items():
-        if isinstance(body, dict) and body.get("kind", name) == "train" and body.get("objective", "causal") in OBJECTIVES_ON_TEXT:
+        if isinstance(body, dict) and body.get("kind", name) == "train" and _objective(body) in ON_TEXT:
             body = dict(body)
             full |= _before(str(name), body, {value: _kind_of(value, full, folder) for value in _listed(body.get("data"))})
         full[name] = body
     return full
+
+
+def _objective(body: dict[str, Any]) -> str:
+    """The name of a stage's objective, written short or with settings."""
+    chosen = body.get("objective", "causal")
+    return str(chosen.get("name", "causal") if isinstance(chosen, dict) else chosen)
 
 
 def _kind_of(value: str, stages: dict[str, Any], folder: Path) -> str:

@@ -12,6 +12,7 @@ import math
 from luban.models.shape import ShapeConfig
 
 HEAD = 64
+ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle")  # objectives on running text
 
 
 def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> ShapeConfig:
@@ -55,9 +56,14 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool)
     """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices.
 
     Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
-    Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones).
+    Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones), tuning
+    on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), falling and rising with the width.
     """
     narrow = math.sqrt(192 / width)
+    if objective not in ON_TEXT and objective != "instruction":
+        rate = 2e-5 * 768 / width if from_model else 1e-3 * narrow
+        rate = min(rate, 1e-4) if from_model else rate
+        return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(rate), "matrix_learning_rate": _two_digits(0.02 if not from_model else 0.002)}
     share = 1.0
     if objective == "instruction":
         share = 0.5 if width <= 512 else 0.1 if width <= 1024 else 0.05

@@ -13,6 +13,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.config_json import read_shape
 from luban.models.presets import preset
 from luban.models.shape import ShapeConfig
+from luban.models.shape_base import BaseShapeConfig
 from luban.planning import dial
 
 
@@ -21,19 +22,21 @@ def resolve(kind: str, config: Config, work: Work) -> Config:
     return resolve_train(config, work) if kind == "train" else config
 
 
-def resolve_train(config: Any, work: Work, shape: ShapeConfig | None = None) -> Any:
+def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None) -> Any:
     """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
     shape = shape or _shape(config, work, facts)
-    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 2048)
+    task = objective_name(config) not in (*dial.ON_TEXT, "instruction")
+    # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
     if sequence > shape.maximum_positions:
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)
     tokens = _tokens(config, facts)
-    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, config.objective)
+    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, objective_name(config))
     if step < sequence:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
     optimizer = {**config.optimizer.explicit(), **_rates(config, shape, bool(work.inputs.get("model")))}
-    chosen = {"shape": shape.model_dump(), "depth": shape.layers, "sequence_length": sequence, "batch_tokens": step, "optimizer": optimizer}
+    chosen = {"shape": shape.model_dump(), "depth": shape.layers, "sequence_length": sequence, "batch_tokens": step, "batch_examples": 32 if config.batch_examples == "auto" else config.batch_examples, "optimizer": optimizer}
     said = {name: value for name, value in (("depth", shape.layers), ("sequence_length", sequence), ("batch_tokens", step)) if getattr(config, name) == "auto"}
     if config.optimizer.learning_rate == "auto":
         said["optimizer.learning_rate"] = optimizer["learning_rate"]
@@ -42,10 +45,15 @@ def resolve_train(config: Any, work: Work, shape: ShapeConfig | None = None) -> 
     return config.updated(**chosen)
 
 
-def _rates(config: Any, shape: ShapeConfig, from_model: bool) -> dict[str, float]:
+def objective_name(config: Any) -> str:
+    """The objective's name, or the user's own ``my_file.py:Name``."""
+    return config.objective if isinstance(config.objective, str) else config.objective.name
+
+
+def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, float]:
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
-    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, config.objective, from_model)
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, objective_name(config), from_model)
     if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
         suggested["embedding_learning_rate"] = optimizer.learning_rate
     suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0
@@ -68,7 +76,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
     return facts
 
 
-def _shape(config: Any, work: Work, facts: dict[str, int]) -> ShapeConfig:
+def _shape(config: Any, work: Work, facts: dict[str, int]) -> BaseShapeConfig:
     if model := work.inputs.get("model"):
         if "shape" in config.model_fields_set or config.depth != "auto":
             raise ConfigError("both model and a new shape are given", "a model that training continues from keeps its shape", "leave out depth and shape, or model")
@@ -79,8 +87,10 @@ def _shape(config: Any, work: Work, facts: dict[str, int]) -> ShapeConfig:
     if isinstance(config.shape, str):
         return preset(config.shape).updated(vocabulary_size=vocabulary)
     if config.depth == "auto" and "layers" in config.shape.model_fields_set and "hidden_size" in config.shape.model_fields_set:
-        return config.shape.updated(vocabulary_size=vocabulary)
+        return config.shape.updated(vocabulary_size=vocabulary).resolved(maximum_positions=512)
     depth = config.depth if config.depth != "auto" else dial.depth_for_tokens(_tokens(config, facts))
+    if not isinstance(config.shape, ShapeConfig):
+        return config.shape.updated(vocabulary_size=vocabulary).resolved(depth=depth, maximum_positions=512)
     return dial.shape_of_depth(depth, vocabulary, config.shape)
 
 

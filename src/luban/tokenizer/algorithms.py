@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Core
 
 from luban.foundation.errors import ConfigError
-from luban.tokenizer.templates import END_OF_TEXT, TURN_END, TURN_START
+from luban.tokenizer.special import STYLES, Style, config_entries, finish
 
 # Qwen2's rules, character for character (transformers models/qwen2; llama.cpp knows them as "qwen2").
 QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Words with the space before them; every Han character is a word.
 WORD_PATTERN = r"\p{Han}|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-CONTROL = [END_OF_TEXT, TURN_START, TURN_END]
-BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 Texts = Callable[[], Iterator[str]]  # starts reading the training text anew
 
@@ -33,6 +31,7 @@ class Plan:
     byte_fallback: bool = True
     lowercase: bool = False
     special: tuple[str, ...] = ()
+    style: str = "plain"
 
 
 def automatic_vocabulary_size(corpus_bytes: int) -> int:
@@ -49,31 +48,36 @@ def learn(plan: Plan, texts: Texts) -> tuple[Core, dict[str, str]]:
 
     Raises ConfigError when ``plan.size`` has no room for what every vocabulary of this kind must hold.
     """
-    special = [*CONTROL, *(BERT if plan.algorithm == "wordpiece" else []), *plan.special]
-    named = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-    if plan.algorithm == "wordpiece":
-        named = {
-            "eos_token": END_OF_TEXT,
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
-        }
-    elif plan.algorithm == "word" or (plan.algorithm in ("unigram", "character") and not plan.byte_fallback):
+    style = _style(plan)
+    fallback = plan.algorithm in ("unigram", "character") and plan.byte_fallback
+    special, named = [*style.first, *plan.special], dict(style.named)
+    if "unk_token" not in named and (plan.algorithm == "word" or (plan.algorithm in ("unigram", "character") and not fallback)):
         special.append("<unk>")
         named["unk_token"] = "<unk>"
-    needed = len(special) + (
-        256 if plan.algorithm == "byte_bpe" or (plan.byte_fallback and plan.algorithm in ("unigram", "character")) else 1
-    )
+    special = list(dict.fromkeys(special))
+    needed = len(special) + len(style.last) + (256 if plan.algorithm == "byte_bpe" or fallback else 1)
     if plan.size < needed:
         raise ConfigError(
             "vocabulary_size: {size} is too small for {algorithm}", "{needed} places are taken by special tokens and bytes", "give at least {needed}",
             size=plan.size, algorithm=plan.algorithm, needed=needed,
         )  # fmt: skip
-    core = _LEARNERS[plan.algorithm](plan, special, texts)
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return core, named
+    core = _LEARNERS[plan.algorithm](replace(plan, size=plan.size - len(style.last)), special, texts)
+    finish(core, style, special)
+    return core, {**config_entries(style), **named}
+
+
+def _style(plan: Plan) -> Style:
+    """The special tokens of a plan. WordPiece of the plain style has BERT's behind the plain ones."""
+    style = STYLES[plan.style]
+    if plan.style == "plain" and plan.algorithm == "wordpiece":
+        bert = STYLES["bert"]
+        # A decoder's generate would not take token types.
+        return replace(bert, first=(*style.first, *bert.first), named={**style.named, **bert.named}, inputs=())
+    return style
+
+
+def _unknown(special: list[str]) -> str:
+    return "[UNK]" if "[UNK]" in special else "<unk>"
 
 
 def _normalizer(plan: Plan, *more: normalizers.Normalizer) -> normalizers.Normalizer:
@@ -97,8 +101,10 @@ def _byte_bpe(plan: Plan, special: list[str], texts: Texts) -> Core:
 
 
 def _wordpiece(plan: Plan, special: list[str], texts: Texts) -> Core:
-    core = Core(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=plan.lowercase, strip_accents=False)
+    unknown = _unknown(special)
+    core = Core(models.WordPiece(unk_token=unknown))
+    # BERT strips accents where it lowers the case; the plain style keeps them.
+    core.normalizer = normalizers.BertNormalizer(lowercase=plan.lowercase, strip_accents=False if plan.style == "plain" else None)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
     # The library's own learner numbers its pieces in the order of a hash table, so that no two runs agree. Here pieces come from
@@ -123,14 +129,14 @@ def _wordpiece(plan: Plan, special: list[str], texts: Texts) -> Core:
                 longer[token.value if place == 0 else "##" + token.value] += count
     frequent = sorted((item for item in longer.items() if item[1] >= plan.minimum_frequency), key=lambda item: (-item[1], item[0]))
     vocabulary = [*special, *single, *(piece for piece, _ in frequent[: room - len(single)])]
-    core.model = models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]", max_input_chars_per_word=100)
-    ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    core.model = models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token=unknown, max_input_chars_per_word=100)
     return core
 
 
 def _unigram(plan: Plan, special: list[str], texts: Texts) -> Core:
     """Unigram (Kudo 2018) over Metaspace words; bytes for what it does not know are added after learning."""
+    unknown = _unknown(special)
+    control = list(dict.fromkeys([*special, unknown]))
     core = Core(models.Unigram())
     core.normalizer = normalizer = _normalizer(plan)
     # The learner must keep every character it sees; the rare ones would leave no room for words.
@@ -140,8 +146,8 @@ def _unigram(plan: Plan, special: list[str], texts: Texts) -> Core:
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=plan.size - (256 if plan.byte_fallback else 0),
-        special_tokens=[*special, *(["<unk>"] if plan.byte_fallback else [])],
-        unk_token="<unk>",
+        special_tokens=control,
+        unk_token=unknown,
         show_progress=False,
     )
     known = set(kept)
@@ -152,23 +158,21 @@ def _unigram(plan: Plan, special: list[str], texts: Texts) -> Core:
     learned = [
         (token, round(score, 4))
         for token, score in json.loads(core.to_str())["model"]["vocab"]
-        if token != "<unk>" and token not in special
+        if token not in control
     ]
     learned = sorted(learned, key=lambda item: (-item[1], item[0]))[
-        : plan.size - len({*special, "<unk>"}) - (256 if plan.byte_fallback else 0)
+        : plan.size - len(control) - (256 if plan.byte_fallback else 0)
     ]
     lowest = min((score for _, score in learned), default=0.0) - 10  # a byte is the last resort
-    control = [(token, 0.0) for token in [*special, *(["<unk>"] if plan.byte_fallback else [])]]
     tail = [(byte, lowest) for byte in BYTES] if plan.byte_fallback else []
-    vocabulary = [*control, *learned, *tail]
-    unknown = next(index for index, (token, _) in enumerate(vocabulary) if token == "<unk>")
-    core.model = models.Unigram(vocabulary, unk_id=unknown, byte_fallback=plan.byte_fallback)
+    vocabulary = [*((token, 0.0) for token in control), *learned, *tail]
+    core.model = models.Unigram(vocabulary, unk_id=control.index(unknown), byte_fallback=plan.byte_fallback)
     core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     return core
 
 
 def _word(plan: Plan, special: list[str], texts: Texts) -> Core:
-    core = Core(models.WordLevel(unk_token="<unk>"))
+    core = Core(models.WordLevel(unk_token=_unknown(special)))
     core.normalizer = _normalizer(plan)
     core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")
     core.decoder = decoders.Fuse()
@@ -186,7 +190,7 @@ def _character(plan: Plan, special: list[str], texts: Texts) -> Core:
     kept = _frequent_characters(plan, texts, normalizer, plan.size - len(base))
     vocabulary = {token: index for index, token in enumerate([*base, *kept])}
     core = Core(
-        models.BPE(vocab=vocabulary, merges=[], byte_fallback=plan.byte_fallback, unk_token=None if plan.byte_fallback else "<unk>")
+        models.BPE(vocab=vocabulary, merges=[], byte_fallback=plan.byte_fallback, unk_token=None if plan.byte_fallback else _unknown(special))
     )
     core.normalizer = normalizer
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

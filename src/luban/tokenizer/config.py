@@ -19,9 +19,13 @@ class TrainTokenizerConfig(Config):
         "Corpus to learn from: the name of a curate stage, or the path of its artifact; may be left out when a pretrained tokenizer is taken as it is.",
         input=True,
     )
-    algorithm: Literal["byte_bpe", "wordpiece", "unigram", "word", "character"] = field(
-        "byte_bpe",
-        "How text is cut: byte-level BPE with Qwen2's rules (right for language models), WordPiece (BERT), Unigram (T5), whole words, or characters.",
+    style: Literal["plain", "bert", "roberta", "t5", "bart"] = field(
+        "plain",
+        "Whose special tokens it has, and how it frames texts and pairs: plain is for decoders and chats, the others are for models of that family.",
+    )
+    algorithm: Literal["byte_bpe", "wordpiece", "unigram", "word", "character"] | Auto = field(
+        "auto",
+        "How text is cut: byte-level BPE with Qwen2's rules, WordPiece, Unigram, whole words, or characters; auto follows the style (byte_bpe; bert: wordpiece; t5: unigram).",
     )
     vocabulary_size: VocabularySize | Auto = field(
         "auto", "Size of the vocabulary with its special tokens; auto follows the size of the corpus.", unit="tokens"
@@ -32,7 +36,7 @@ class TrainTokenizerConfig(Config):
     )
     lowercase: bool = field(False, "Lower the case of all text first (not undone by decoding).")
     special_tokens: list[str] = field(doc="More control tokens to add.", default_factory=list)
-    chat_template: str = field("chatml", "Chat template: chatml, none, or the text of a Jinja template.")
+    chat_template: str = field("chatml", "Chat template: chatml, none, or the text of a Jinja template. Styles other than plain have none unless it is given.")
     chat_template_file: str | None = field(None, "File with a Jinja chat template; wins over chat_template.", input=True)
     pretrained: str | None = field(None, "Take this tokenizer.json (or a model's folder) instead of learning one.", input=True)
     extend: list[str] = field(doc="Words to add to the vocabulary as tokens of their own; old ids stay.", default_factory=list)

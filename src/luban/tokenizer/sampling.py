@@ -18,8 +18,8 @@ from luban.corpus.documents import Document
 from luban.tokenizer.config import TrainTokenizerConfig
 
 # Letters of scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Myanmar, and Tibetan.
-_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = re.compile(f"[{_UNSPACED}]+")
+UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTER = re.compile(f"[{UNSPACED}]+")
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Sample:
 
     def texts(self, documents: Callable[[], Iterable[Document]], seed: int) -> Iterator[str]:
         """The training text, one piece a document, in the corpus's order. At most one document is held."""
-        run = re.compile(f"([{_UNSPACED}]{{{self.config.maximum_run_characters}}})(?=[{_UNSPACED}])")
+        run = re.compile(f"([{UNSPACED}]{{{self.config.maximum_run_characters}}})(?=[{UNSPACED}])")
         for document in documents():
             rate = self.rates.get(document.language, 0.0)
             # The part after the point is a chance, drawn from the document itself: adding documents changes no other's lot.

@@ -14,6 +14,7 @@ from luban.tokenizer import evaluation, extending, templates
 from luban.tokenizer.algorithms import Plan, automatic_vocabulary_size, learn
 from luban.tokenizer.config import TrainTokenizerConfig
 from luban.tokenizer.sampling import Sample
+from luban.tokenizer.special import STYLES
 from luban.tokenizer.tokenizer import Tokenizer
 
 VERSION = 1
@@ -25,6 +26,12 @@ def run(config: TrainTokenizerConfig, work: Work) -> None:
     work.licence(*(name for item in _inputs(work, "corpus") if isinstance(item, Artifact) for name in item.licences))
     if not corpora and (config.pretrained is None or config.extend_learned):
         raise ConfigError("corpus: nothing to learn a tokenizer from", "", "name a curate stage as corpus, or a tokenizer as pretrained")
+
+    if config.pretrained is not None and config.style != "plain":
+        raise ConfigError(
+            "style: {style} is for a tokenizer that is learned", "a pretrained one keeps its own special tokens", "leave style out",
+            style=config.style,
+        )  # fmt: skip
 
     sample = Sample.plan(config, _documents(corpora)) if corpora else None
     if corpora and not sum(sample.characters.values()):
@@ -66,11 +73,15 @@ def _learn(config: TrainTokenizerConfig, work: Work, sample: Sample, corpora: li
         say("vocabulary_size: {size}, for {bytes} of text", size=size, bytes=bytes_text(sample.bytes))
     work.resolved["vocabulary_size"] = size
 
+    algorithm = STYLES[config.style].algorithm if config.algorithm == "auto" else config.algorithm
+    work.resolved["algorithm"] = algorithm
+
     def texts() -> Iterator[str]:
         return track(sample.texts(lambda: _documents(corpora), work.seed), "reading text for the tokenizer")
 
     core, named = learn(
-        Plan(config.algorithm, size, config.minimum_frequency, config.byte_fallback, config.lowercase, tuple(config.special_tokens)), texts
+        Plan(algorithm, size, config.minimum_frequency, config.byte_fallback, config.lowercase, tuple(config.special_tokens), config.style),
+        texts,
     )
     found = core.get_vocab_size(with_added_tokens=True)
     if found < size:
@@ -104,7 +115,7 @@ def _set_template(config: TrainTokenizerConfig, work: Work, tokenizer: Tokenizer
     given = "chat_template" in config.model_fields_set
     if config.chat_template_file is not None:
         template = _folders(work, "chat_template_file")[0].read_text(encoding="utf-8")
-    elif config.pretrained is not None and not given:
+    elif not given and (config.pretrained is not None or config.style != "plain"):
         return
     else:
         template = {"chatml": templates.CHATML, "none": None}.get(config.chat_template, config.chat_template)

@@ -15,12 +15,13 @@ from tokenizers import Tokenizer as Core
 
 from luban.foundation.artifacts import fingerprint, write_bytes, write_json
 from luban.foundation.errors import DataError
-from luban.tokenizer import supervision, templates
+from luban.tokenizer import framing, supervision, templates
 from luban.tokenizer.decoding import DecodeStream, bytes_of_tokens, decoder_kinds
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # How known families call the token between documents, for tokenizers whose eos_token ends a turn instead.
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "[SEP]")
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")  # T5's names
 # Two code points that no text may hold (Unicode noncharacters): they fence special-token text inside messages.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _FENCED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}|[{_OPEN}{_CLOSE}]")
@@ -146,6 +147,49 @@ class Tokenizer:
         token = self.special_tokens.get("pad_token")
         index = self.core.token_to_id(token) if token else None
         return self.end_of_text_id if index is None else index
+
+    def _named_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return self.core.token_to_id(token) if token else None
+
+    @cached_property
+    def unk_id(self) -> int | None:
+        """The token for what the vocabulary cannot write, or None."""
+        return self._named_id("unk_token")
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The token that hides another in masked language modelling, or None."""
+        return self._named_id("mask_token")
+
+    @cached_property
+    def cls_id(self) -> int | None:
+        """The token in front of an encoder's text, whose vector stands for the whole, or None."""
+        return self._named_id("cls_token")
+
+    @cached_property
+    def sep_id(self) -> int | None:
+        """The token between two texts and behind the last, or None."""
+        return self._named_id("sep_token")
+
+    @cached_property
+    def sentinel_ids(self) -> list[int]:
+        """T5's ``<extra_id_0>``, ``<extra_id_1>`` …, in this order; they stand for the spans that were taken out of a text."""
+        found = [(int(match.group(1)), index) for token, index in self.special_ids.items() if (match := _SENTINEL.fullmatch(token))]
+        return [index for _, index in sorted(found)]
+
+    @cached_property
+    def is_special(self) -> np.ndarray:
+        """Whether an id is a control token, or no token at all [vocabulary_size] bool: what is never masked, and never drawn."""
+        special = np.ones(self.vocabulary_size, dtype=bool)
+        special[list(self.core.get_vocab(with_added_tokens=True).values())] = False
+        special[list(self.special_ids.values())] = True
+        return special
+
+    @cached_property
+    def layout(self) -> framing.Layout:
+        """Which special tokens stand around one text and around two."""
+        return framing.find_layout(self)
 
     @cached_property
     def stop_ids(self) -> list[int]:

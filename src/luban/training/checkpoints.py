@@ -38,6 +38,28 @@ class Checkpointer:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+BEST = "best.safetensors"
+
+
+def keep_best(run: Run) -> None:
+    """Write the weights as they stand, in the place of the best so far."""
+    file = run.folder / BEST
+    try:
+        _write_tensors(file.with_suffix(".partial"), {name: tensor.detach().contiguous() for name, tensor in run.model.state_dict().items()})
+        os.replace(file.with_suffix(".partial"), file)
+    except OSError as error:
+        raise from_os_error(error, file) from error
+
+
+def restore_best(run: Run) -> bool:
+    """Read the best weights back into the model. False when there are none."""
+    file = run.folder / BEST
+    if not file.exists():
+        return False
+    run.model.load_state_dict(load_file(file))
+    return True
+
+
 def saved(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. Half-written ones have another name."""
     return sorted((folder / "checkpoints").glob("step-????????"))
@@ -55,6 +77,8 @@ def save(run: Run) -> Path:
         weights = {name: tensor.detach().contiguous() for name, tensor in run.model.state_dict().items()}
         _write_tensors(partial / "model.safetensors", weights)
         _write_tensors(partial / "optimizer.safetensors", run.engine.optimizer.state())
+        if run.average:
+            _write_tensors(partial / "average.safetensors", run.average.state())
         state = {
             "format": FORMAT,
             "step": run.step,
@@ -88,6 +112,8 @@ def restore(run: Run) -> bool:
             continue
         run.model.load_state_dict(load_file(folder / "model.safetensors"))
         run.engine.optimizer.load_state(load_file(folder / "optimizer.safetensors"))
+        if run.average and (folder / "average.safetensors").exists():
+            run.average.load_state(load_file(folder / "average.safetensors"))
         run.step, run.tokens, run.seconds, run.history = state["step"], state["tokens"], state["seconds"], state["history"]
         torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8))
         return True

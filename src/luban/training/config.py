@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -10,6 +10,9 @@ from luban.foundation.config import Auto, Config, field
 from luban.foundation.durations import Duration
 from luban.inference.config import SamplingConfig
 from luban.models.shape import ShapeConfig
+from luban.models.shapes import AnyShape
+from luban.objectives.config import AnyObjective, CausalConfig
+from luban.training.regularization import RegularizationConfig
 
 
 class OptimizerConfig(Config):
@@ -45,9 +48,11 @@ class ValidationConfig(Config):
     """How held-out text is scored during training."""
 
     every: Duration | Auto = field("auto", "Length between validations; auto is a tenth of the run.", role="machine")
-    share: NonNegativeFloat = field(0.05, "Share of the conversations held out when no validation data is given (instruction).")
-    patience: int = field(0, "Early stopping: validations without a new best before the run stops; 0 never stops.", unit="validations")
-    minimum_gain: NonNegativeFloat = field(0.0, "Early stopping: a smaller gain in loss does not count as a new best.", unit="nats")
+    share: NonNegativeFloat = field(0.05, "Share of the conversations or examples held out when no validation data is given.")
+    maximum_examples: PositiveInt = field(2000, "The most held-out examples whose task metrics are taken at each validation.", unit="examples")
+    restore_best: bool | Auto = field("auto", "End with the weights of the best validation rather than the last; auto: yes for task objectives that have held-out examples.")
+    patience: int = field(0, "Early stopping: validations without a new best (of the task's main metric, or of the loss) before the run stops; 0 never stops.", unit="validations")
+    minimum_gain: NonNegativeFloat = field(0.0, "Early stopping: a smaller gain does not count as a new best.")
 
 
 class SamplesConfig(Config):
@@ -76,23 +81,25 @@ class ReplayConfig(Config):
 class TrainConfig(Config):
     """Train a model from scratch or from a model directory."""
 
-    objective: str = field("causal", "causal (next token of running text), instruction (the assistant's turns), or your own my_objective.py:Name.")
-    data: str | list[str] = field(..., "What to learn from: encode stages or folders (causal), conversation files (instruction).", input=True)
+    objective: AnyObjective = field(CausalConfig(), "What is learned: a name such as causal, instruction, masked, classification or tagging; that name with settings, {name: classification, label_smoothing: 0.1}; or your own my_objective.py:Name.")
+    data: str | list[str] = field(..., "What to learn from: encode stages or folders (objectives on running text), conversation files (instruction), labelled files (tasks).", input=True)
     mixture: list[PositiveFloat] = field([], "Shares of the rows read from each of `data` (causal), in their order; empty: in proportion to size.")
-    mapping: dict[str, str] = field({}, "Which column of conversation files holds what, such as {prompt: question, answer: reply}; empty: recognised, and shown.")
+    mapping: dict[str, Any] = field({}, "Which column of the files holds what, such as {prompt: question, answer: reply} or {text: review, label: stars}; empty: recognised, and shown.")
     validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
     model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)
     tokenizer: str = field("", "Tokenizer stage or folder; empty takes the data's or the model's own.", input=True)
     depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
-    shape: ShapeConfig | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
+    shape: AnyShape | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
     length: Duration = field("1 epochs", "How long to train.", role="length")
     sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
+    batch_examples: PositiveInt | Auto = field("auto", "Examples a step, for objectives on labelled examples (batch_tokens is for those on text); auto is 32.", unit="examples")
     micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; this does not change the result of a step.", unit="rows", role="machine")
     packing: Literal["concatenate", "best_fit"] = field("concatenate", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits.")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
     gradient_clip: NonNegativeFloat = field(1.0, "Largest gradient norm; larger ones are scaled down; 0 never clips.")
+    regularization: RegularizationConfig = field(RegularizationConfig(), "What makes small data go further: dropout, freezing, averaging, R-Drop, mixup, adversarial training.")
     replay: ReplayConfig = field(ReplayConfig(), "Old data to mix in.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
     determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")

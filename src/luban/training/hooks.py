@@ -7,37 +7,65 @@ from collections.abc import Callable
 
 from luban.foundation.console import say
 from luban.inference.generate import LoadedModel
-from luban.tokens.batch import Batch
+from luban.metrics.tasks import greater_is_better
+from luban.objectives.base import Loaders
+from luban.training.checkpoints import keep_best, restore_best
 from luban.training.config import SamplesConfig, ValidationConfig
 from luban.training.run import Run
 from luban.training.tracking import Tracker
 
 
 class Validator:
-    """Scores the held-out batches; stops the run early when ``patience`` validations brought no new best."""
+    """Scores the held-out batches and, where the objective has metrics of its own, the held-out examples; stops the run early when
+    ``patience`` validations brought no new best, and keeps the best weights where they are to be restored."""
 
-    def __init__(self, every: int, config: ValidationConfig, batches: list[Batch], tracker: Tracker):
-        self.every, self.config, self.batches, self.tracker = every, config, batches, tracker
+    def __init__(self, every: int, config: ValidationConfig, loaders: Loaders, tracker: Tracker):
+        self.every, self.config, self.batches, self.tracker = every, config, loaders.validation, tracker
+        self.examples = loaders.held_out[: config.maximum_examples]
+        self.restores = bool(self.batches and self.examples) if config.restore_best == "auto" else config.restore_best
 
     def after_step(self, run: Run) -> None:
         if self.batches and run.every(self.every):
-            self.validate(run)
+            if run.average:
+                run.average.at_validation()
+            with run.shown_weights():
+                self.validate(run)
             run.measure_peak()
 
     def validate(self, run: Run) -> dict[str, float]:
         scores = run.engine.evaluate(self.batches)
         if bytes_scored := self._bytes(run):
             scores["bits_per_byte"] = scores["loss"] * self._units(run) / math.log(2) / bytes_scored
+        measured = run.objective.score(run.model, run.tokenizer, self.examples) if self.examples else {}
+        scores |= {name: score.value for name, score in measured.items()}
+        run.history.setdefault("before", scores)
         self.tracker.validation(run, scores)
-        best = run.history.get("best_validation", math.inf)
-        if scores["loss"] < best - self.config.minimum_gain:
-            run.history |= {"best_validation": scores["loss"], "best_step": run.step, "without_gain": 0}
+        main = next(iter(measured), "loss")
+        value = scores[main] if main == "loss" or not greater_is_better(main) else -scores[main]  # lower is better
+        if value < run.history.get("best_value", math.inf) - self.config.minimum_gain or "best_step" not in run.history:
+            run.history |= {"best_value": value, "best_validation": scores[main], "best_metric": main, "best_step": run.step, "without_gain": 0}
+            if self.restores:
+                keep_best(run)
         else:
             run.history["without_gain"] = run.history.get("without_gain", 0) + 1
         if self.config.patience and run.history["without_gain"] >= self.config.patience and not run.finished:
             say("stopping early at step {step}: {count} validations without a new best (the best was {best:.4f} at step {best_step})", step=run.step, count=self.config.patience, best=run.history["best_validation"], best_step=run.history["best_step"])
             run.stop_reason = "early stopping"
+        run.history["after"], run.history["after_step"] = scores, run.step
         return scores
+
+    def finish(self, run: Run) -> None:
+        """The weights that are saved: those of the best validation, where they are to be restored, or the averaged ones, or the last."""
+        if run.average:
+            run.average.apply()
+        if self.restores and run.history.get("best_step", run.step) != run.step and restore_best(run):
+            say("the weights of step {step} are kept: {metric} {value:.4f} was the best", step=run.history["best_step"], metric=run.history["best_metric"], value=run.history["best_validation"])
+            run.history["after"] = self.validate_quietly(run)
+
+    def validate_quietly(self, run: Run) -> dict[str, float]:
+        """The figures of the weights as they are now."""
+        measured = run.objective.score(run.model, run.tokenizer, self.examples) if self.examples else {}
+        return run.engine.evaluate(self.batches) | {name: score.value for name, score in measured.items()}
 
     def _units(self, run: Run) -> float:
         return sum(batch.count for batch in self.batches)
@@ -48,6 +76,13 @@ class Validator:
             return 0
         lengths = run.tokenizer.token_bytes()
         return int(sum(lengths[batch.targets[batch.weights > 0].numpy()].sum() for batch in self.batches))
+
+
+class Follower:
+    """Lets the average follow the weights at every step."""
+
+    def after_step(self, run: Run) -> None:
+        run.average.after_step()
 
 
 class Sampler:
@@ -61,7 +96,8 @@ class Sampler:
             return
         run.model.eval()
         model = LoadedModel(run.model, run.tokenizer)
-        samples = [{"prompt": prompt, "text": self._write(model, prompt)} for prompt in self.config.prompts]
+        with run.shown_weights():
+            samples = [{"prompt": prompt, "text": self._write(model, prompt)} for prompt in self.config.prompts]
         run.model.train()
         self.tracker.samples(run, samples)
 

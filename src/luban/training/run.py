@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from luban.models.decoder import Decoder
+from luban.models.base import Model
 from luban.objectives.base import Loaders, Objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.training.averaging import Average
 from luban.training.config import TrainConfig
 from luban.training.precision import measured_peak_flops
 from luban.training.schedules import Schedule
@@ -28,7 +30,7 @@ class Run:
 
     config: TrainConfig
     folder: Path  # training/ of the artifact: logs, checkpoints, samples
-    model: Decoder
+    model: Model
     tokenizer: Tokenizer
     objective: Objective
     loaders: Loaders
@@ -37,6 +39,7 @@ class Run:
     step_tokens: int
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of this machine, measured; 0 before it is
+    average: Average | None = None  # of the weights, where one is kept
     hooks: list[Hook] = field(default_factory=list)
     step: int = 0
     tokens: int = 0
@@ -54,6 +57,10 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.step >= self.schedule.total
+
+    def shown_weights(self) -> AbstractContextManager[None]:
+        """While it lasts, the model has the weights that would be saved: the averaged ones, where an average is kept."""
+        return self.average.applied() if self.average else nullcontext()
 
     def every(self, steps: int) -> bool:
         """True after each ``steps``-th step and after the last."""

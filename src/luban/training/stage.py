@@ -13,22 +13,26 @@ from luban.foundation.artifacts import Artifact, Work, write_json
 from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
 from luban.foundation.errors import ConfigError, Interrupted
+from luban.models.base import Model
 from luban.models.counts import flops_per_token, parameters
-from luban.models.decoder import Decoder
+from luban.models.families import build_model
 from luban.models.huggingface import load_model, save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.training.averaging import Average
 from luban.training.card import write_model_card
-from luban.training.checkpoints import Checkpointer, restore
+from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
 from luban.training.guards import Guard, StopSignals
-from luban.training.hooks import Callback, Sampler, Validator
+from luban.training.hooks import Callback, Follower, Sampler, Validator
 from luban.training.loop import train
 from luban.training.optimizers import Optimizers
+from luban.training.passes import make_passes
 from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
-from luban.training.run import Run
+from luban.training.run import Hook, Run
 from luban.training.schedules import make_schedule
+from luban.training.small_data import Unfreezer, add_noise, set_dropout
 from luban.training.tracking import Tracker
 
 VERSION = 1
@@ -44,15 +48,20 @@ def run(config: TrainConfig, work: Work) -> None:
     device = choose_device()
     choices = _choices(config, folder, device)
 
-    tokenizer = _tokenizer(work)
-    model = _model(config, work, tokenizer).to(device)
-    objective = load_objective(str(work.inputs.get("objective") or config.objective))
+    objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
+    _check_kind(config, objective)
+    known = _tokenizer(work)
+    tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer))
+    model = _model(config, work, tokenizer, objective).to(device)
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
     validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in _listed(work, "callbacks")])
     if restore(training):
+        for hook in training.hooks:
+            if isinstance(hook, Unfreezer):
+                hook.set(training.model, training.step)
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
     tracker.open(training.step)
     _introduce(training, choices)
@@ -66,6 +75,7 @@ def run(config: TrainConfig, work: Work) -> None:
     if training.stop_reason.startswith("SIG"):
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
+    validator.finish(training)
     model.eval()
     save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
     tokenizer.save(work.path)
@@ -107,12 +117,26 @@ def _tokenizer(work: Work) -> Tokenizer:
     return tokenizer
 
 
-def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> Decoder:
-    """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights."""
+def _check_kind(config: TrainConfig, objective: Objective) -> None:
+    """An objective reads certain kinds of model; another is refused before anything is read."""
+    if config.shape.kind not in objective.kinds:
+        raise ConfigError(
+            "the objective {objective} cannot be learned by {architecture}, which is of the kind {kind}",
+            "it needs: {kinds}",
+            "choose another architecture in shape, another model, or another objective",
+            objective=objective.name, architecture=config.shape.architecture, kind=config.shape.kind, kinds=", ".join(objective.kinds),
+        )  # fmt: skip
+
+
+def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective: Objective) -> Model:
+    """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
+    head = objective.head
     if not (source := work.inputs["model"]):
-        return Decoder(config.shape).initialize(work.seed)
+        shape = config.shape if config.shape.vocabulary_size >= tokenizer.vocabulary_size else config.shape.updated(vocabulary_size=tokenizer.vocabulary_size)
+        model = build_model(shape).initialize(work.seed)
+        return model.with_head(head, work.seed) if head else model
     folder = getattr(source, "path", source)
-    model = load_model(folder)
+    model = load_model(folder, head=head, language_model=head is None, seed=work.seed)
     if (folder / "tokenizer.json").exists():
         own = Tokenizer.load(folder)
         _check_same_words(own, tokenizer, folder)
@@ -152,7 +176,9 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
+        shape=config.shape,
         rows_per_step=max(1, config.batch_tokens // config.sequence_length),
+        examples_per_step=config.batch_examples,
         seed=work.seed,
         packing=config.packing,
         validation_share=config.validation.share,
@@ -162,14 +188,16 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
     )
 
 
-def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, tokenizer: Tokenizer, objective: Objective, loaders: Loaders) -> Run:
-    step_tokens = max(1, config.batch_tokens // config.sequence_length) * config.sequence_length
+def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders) -> Run:
+    step_tokens = (config.batch_examples if objective.unit != "token" else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
     total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens))
     precision = DTYPES[choices["precision"]]
     model.recompute = config.recompute
-    optimizer = Optimizers(model, config.optimizer)
+    set_dropout(model, config.regularization)
+    add_noise(model, config.regularization.neftune)
+    optimizer = Optimizers(model, config.optimizer, config.regularization)
     if config.compile:
-        for block in model.model.layers:
+        for block in model.blocks():
             block.compile()  # in place: parameter names stay
     made = Run(
         config=config,
@@ -178,11 +206,15 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Decoder, 
         tokenizer=tokenizer,
         objective=objective,
         loaders=loaders,
-        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision),
+        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision, make_passes(config.regularization, objective, model)),
         schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
         step_tokens=step_tokens,
         flops_per_token=flops_per_token(model.shape, config.sequence_length),
     )
+    if config.regularization.average != "none":
+        made.average = Average(model, config.regularization)
+    if config.regularization.curriculum:
+        loaders.train.pace(round(total * config.regularization.curriculum))
     made.measure_peak()
     return made
 
@@ -194,11 +226,20 @@ def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validat
         return max(1, auto) if every == "auto" else every.steps(training.step_tokens, round(training.loaders.train.epoch_steps * training.step_tokens))
 
     decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
-    validator = Validator(steps(config.validation.every, -(-total // 10)), config.validation, training.loaders.validation, tracker)
+    validator = Validator(steps(config.validation.every, -(-total // 10)), config.validation, training.loaders, tracker)
     sampler = Sampler(steps(config.samples.every, -(-total // 4)), config.samples, training.objective.conversational, tracker)
     checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
-    training.hooks = [tracker, validator, sampler, *map(Callback, callbacks), checkpointer]
+    training.hooks = [tracker, *_weight_hooks(training), validator, sampler, *map(Callback, callbacks), checkpointer]
     return validator
+
+
+def _weight_hooks(training: Run) -> list[Hook]:
+    """What moves with the weights themselves: an average that follows them, layers that begin to learn."""
+    hooks: list[Hook] = [Follower()] if training.average else []
+    if every := training.config.regularization.unfreeze_every:
+        steps = every.steps(training.step_tokens, round(training.loaders.train.epoch_steps * training.step_tokens))
+        hooks.append(Unfreezer(training.model, steps))
+    return hooks
 
 
 def _introduce(training: Run, choices: dict[str, Any]) -> None:
@@ -234,10 +275,11 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         "training_seconds": round(training.seconds, 1),
         "loss": training.last.get("loss"),
         "parameters": parameters(training.model.shape)["total"],
-        **{key: training.history[key] for key in ("best_validation", "best_step") if key in training.history},
+        **{key: training.history[key] for key in ("best_validation", "best_metric", "best_step", "before", "after") if key in training.history},
         **training.loaders.report,
     }
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
     if not training.schedule.unchanged_until:
         shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
+        (training.folder / BEST).unlink(missing_ok=True)
     say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import luban
-from luban.evaluation.ngram import UNICODE, KneserNey
+from luban.models.ngram import UNICODE, KneserNey
 
 DATA = next(
     folder

@@ -65,7 +65,7 @@ class KneserNey:
         if order < 1:
             raise ValueError(f"order must be at least 1, not {order}")
         self.order, self.discounts, self.document_symbols = order, discounts, document_symbols
-        self._known = np.unique(_code_points("".join(documents)))
+        self._known = np.unique(code_points("".join(documents)))
         if len(self._known) > vocabulary_size:
             raise ValueError(f"the text has {len(self._known)} different characters, more than vocabulary_size={vocabulary_size}")
         self.vocabulary_size = vocabulary_size
@@ -85,7 +85,7 @@ class KneserNey:
         lengths = np.array([len(document) for document in documents], np.int64)
         begins = np.concatenate([[0], np.cumsum(lengths + starts + ends)])
         symbols = np.full(begins[-1], _START, np.int64)
-        text = _code_points("".join(documents))
+        text = code_points("".join(documents))
         if len(self._known):
             rank = np.minimum(np.searchsorted(self._known, text), len(self._known) - 1)
             text = np.where(self._known[rank] == text, rank + _FIRST_CHARACTER, self._radix - 1)
@@ -137,13 +137,7 @@ class KneserNey:
         """[4] what is taken from a count of 0, 1, 2 and of 3 or more."""
         if self.discounts == "absolute":
             return _ABSOLUTE
-        n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
-        if not (n1 and n2 and n3):
-            return _FALLBACK
-        y = n1 / (n1 + 2 * n2)
-        estimate = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-        usable = (estimate > 0) & (estimate < [1, 1, 2, 3])
-        return np.where(usable, estimate, _FALLBACK)
+        return modified_discounts(*(int((counts == i).sum()) for i in (1, 2, 3, 4)))
 
     def probabilities(self, documents: Sequence[str], order: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Probability of each character (and end) given those before it, and the document each belongs to.
@@ -177,5 +171,15 @@ class KneserNey:
         return np.bincount(owner, weights=-np.log(probability), minlength=len(documents))
 
 
-def _code_points(text: str) -> np.ndarray:
+def modified_discounts(n1: int, n2: int, n3: int, n4: int) -> np.ndarray:
+    """[4] what is taken from a count of 0, 1, 2 and of 3 or more, where n1 … n4 k-grams have a count of 1 … 4."""
+    if not (n1 and n2 and n3):
+        return _FALLBACK
+    y = n1 / (n1 + 2 * n2)
+    estimate = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+    usable = (estimate > 0) & (estimate < [1, 1, 2, 3])
+    return np.where(usable, estimate, _FALLBACK)
+
+
+def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)

@@ -1,0 +1,80 @@
+"""What a model says of an input, whatever its task: labels with probabilities, spans, answers, texts, vectors.
+
+A model directory knows its own task (the note in config.json), so that prediction frames its input as training did.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luban.foundation.errors import DataError
+from luban.foundation.hardware import machine
+from luban.models.base import Model
+from luban.models.heads import Head
+from luban.models.huggingface import load_model, stored_dtype
+from luban.tokenizer.tokenizer import Tokenizer
+
+# Task to the function that predicts it: ``function(model, tokenizer, items, rows) -> list[dict]``, items as the table of `predict` says.
+PREDICTORS = {
+    "classification": "labels:classify",
+    "multi_label": "labels:classify",
+    "regression": "labels:classify",
+}
+STREAMED = 512  # items predicted together when they come one by one
+
+
+class Predictor:
+    """A model with its tokenizer, ready to predict. Items are mappings: ``{"text": …}``, ``{"text": …, "pair": …}``,
+    ``{"question": …, "context": …}`` and so on; a bare text stands for ``{"text": …}``."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+    @classmethod
+    def load(cls, path: Path | str, *, dtype: torch.dtype | None = None, device: str = "auto") -> Predictor:
+        """Open a model directory. Raises DataError when it or its tokenizer cannot be read."""
+        device = machine().accelerator if device == "auto" else device
+        dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
+        return cls(load_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
+
+    @property
+    def head(self) -> Head | None:
+        return self.model.head
+
+    @property
+    def task(self) -> str:
+        """The task the model was trained for; a plain language model continues texts, an encoder fills masks."""
+        if self.head is not None:
+            return self.head.task
+        return {"decoder": "causal", "encoder": "masked", "encoder_decoder": "generation"}[self.model.shape.kind]
+
+    @torch.inference_mode()
+    def predict(self, items: Iterable[Any], *, rows: int = 32) -> list[dict[str, Any]]:
+        """One mapping an item, in their order. Raises DataError, naming the item, where an item lacks what the task reads."""
+        place = PREDICTORS.get(self.task)
+        if place is None:
+            raise DataError("there is no prediction for the task {task}", "", "known tasks: {known}", task=self.task, known=", ".join(PREDICTORS))
+        module, _, name = place.partition(":")
+        function = getattr(importlib.import_module(f"luban.inference.{module}"), name)
+        self.model.eval()
+        return function(self.model, self.tokenizer, [{"text": item} if isinstance(item, str) else item for item in items], rows)
+
+    def stream(self, items: Iterable[Any], *, rows: int = 32) -> Iterator[dict[str, Any]]:
+        """Predictions as the items come, a bounded number at a time."""
+        waiting = iter(items)
+        while some := list(islice(waiting, STREAMED)):
+            yield from self.predict(some, rows=rows)
+
+
+def wanted(item: dict[str, Any], name: str, number: int) -> str:
+    """The text of an item under ``name``, or a DataError that names the item."""
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise DataError("item {number}: {name!r} is missing or no text", "this model reads it; the item has: {known}", "", number=number + 1, name=name, known=", ".join(map(str, item)))
+    return value

@@ -1,0 +1,108 @@
+"""Figures for ranked documents: each example is a query with its documents' scores and grades.
+
+- Relevant: grade above 0. A query without a relevant document has no nDCG, MRR, recall or precision: it is left out of those means,
+  and ``queries_without_relevant`` says what share it is (trec_eval does the same; scikit-learn's nDCG counts it as 0).
+- Ties must not pay: nDCG is the mean over the orders of tied documents (McSherry and Najork 2008, as scikit-learn); for the others
+  tied documents stand in the worst order. So a model that gives one score to all gains nothing by the order of the file.
+- A score of NaN, or a missing one, ranks below all others; ``invalid_scores`` is their share of the documents.
+- nDCG: gain = grade, discount log2(rank + 1) (Järvelin and Kekäläinen 2002); ``gain="exponential"`` takes 2^grade - 1. Negative grades gain 0.
+- AUC: all documents of all queries in one list. Grouped AUC: each query's own, weighted by its documents (Zhu et al. 2017), over the
+  queries that have both kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from luban.foundation.errors import DataError
+from luban.metrics.counts import check_pairs
+from luban.metrics.curves import roc_area
+from luban.metrics.resampling import Measure, means, ratio, scores
+from luban.metrics.score import Score
+
+CUTS = (1, 5, 10)
+
+
+def rankings(scored: Sequence[Sequence[float | None]], grades: Sequence[Sequence[float]], cuts: Sequence[int] = CUTS, gain: str = "linear", seed: int = 0) -> dict[str, Score]:
+    """nDCG@k, MRR@k, recall@k, hit@k, MAP, AUC and grouped AUC; nDCG@10 comes first."""
+    found: dict[str, Score] = {}
+    for measure in ranking_measures(scored, grades, cuts, gain):
+        found |= scores(measure, seed)
+    return found
+
+
+def ranking_measures(scored: Sequence[Sequence[float | None]], grades: Sequence[Sequence[float]], cuts: Sequence[int] = CUTS, gain: str = "linear") -> list[Measure]:
+    """What :func:`rankings` reports."""
+    check_pairs(scored, grades)
+    if gain not in ("linear", "exponential"):
+        raise ValueError(f"gain is linear or exponential, not {gain}")
+    for number, (given, graded) in enumerate(zip(scored, grades, strict=True), start=1):
+        if len(given) != len(graded):
+            raise DataError("query {number} has {documents} documents and {scores} scores", "each document needs exactly one score", "predict the same file that is scored", number=number, documents=len(graded), scores=len(given))
+    raw = [np.array([np.nan if one is None else one for one in given], np.float64) for given in scored]
+    clean = [np.where(np.isnan(one), -np.inf, one) for one in raw]
+    graded = [np.array(one, np.float64) for one in grades]
+    columns = _columns(clean, graded, sorted(cuts, key=lambda cut: (cut != 10, cut)), gain)
+    columns["queries_without_relevant"] = np.array([not (one > 0).any() for one in graded], float)
+    invalid = np.array([np.isnan(one).sum() for one in raw])
+    if invalid.sum():
+        columns["invalid_scores"] = invalid / max(np.mean([len(one) for one in raw]), 1e-12)
+    facts = {"gain": gain, "ties": "mean,worst", "documents": sum(len(one) for one in raw)}
+    return [means(columns, {name: "" for name in columns}, facts), _areas(clean, graded, facts)]
+
+
+def _columns(scored: list[np.ndarray], graded: list[np.ndarray], cuts: Sequence[int], gain: str) -> dict[str, np.ndarray]:
+    """Every figure of every query; NaN where it has none."""
+    rows = []
+    for score, grade in zip(scored, graded, strict=True):
+        row: dict[str, float] = {}
+        relevant = worst_order(score, grade) > 0
+        for cut in cuts:
+            row[f"ndcg@{cut}"] = ndcg(score, grade, cut, gain)
+        count, first = int(relevant.sum()), int(np.argmax(relevant)) if relevant.any() else 0
+        for cut in cuts:
+            row[f"mrr@{cut}"] = (1 / (first + 1) if first < cut else 0.0) if count else np.nan
+            row[f"recall@{cut}"] = relevant[:cut].sum() / count if count else np.nan
+            row[f"hit@{cut}"] = float(relevant[:cut].any()) if count else np.nan
+        row["mrr"] = 1 / (first + 1) if count else np.nan
+        row["map"] = float((np.cumsum(relevant)[relevant] / (np.flatnonzero(relevant) + 1)).mean()) if count else np.nan
+        rows.append(row)
+    order = ["ndcg@", "mrr@", "recall@", "hit@", "mrr", "map"]
+    names = sorted(rows[0], key=lambda name: next(place for place, start in enumerate(order) if name == start or (start.endswith("@") and name.startswith(start))))
+    return {name: np.array([row[name] for row in rows]) for name in names}
+
+
+def worst_order(score: np.ndarray, grade: np.ndarray) -> np.ndarray:
+    """Grades by falling score, the lowest grade first among ties."""
+    return grade[np.lexsort((grade, -score))]
+
+
+def ndcg(score: np.ndarray, grade: np.ndarray, cut: int, gain: str = "linear") -> float:
+    """Normalised discounted cumulative gain of one query, averaged over the orders of ties; NaN without a positive grade."""
+    gains = np.maximum(grade, 0.0) if gain == "linear" else 2.0 ** np.maximum(grade, 0.0) - 1
+    if not (gains > 0).any():
+        return float("nan")
+    discounts = np.where(np.arange(len(gains)) < cut, 1 / np.log2(np.arange(len(gains)) + 2.0), 0.0)
+    ideal = float((np.sort(gains)[::-1] * discounts).sum())
+    _, group = np.unique(-score, return_inverse=True)  # groups of equal scores, the highest first
+    sizes = np.bincount(group)
+    ends = np.cumsum(sizes)
+    reached = np.concatenate([[0.0], np.cumsum(discounts)])
+    return float((np.bincount(group, weights=gains) / sizes * (reached[ends] - reached[ends - sizes])).sum()) / ideal
+
+
+def _areas(scored: list[np.ndarray], graded: list[np.ndarray], facts: dict[str, object]) -> Measure:
+    sizes = np.array([len(one) for one in scored])
+    query = np.repeat(np.arange(len(scored)), sizes)
+    positive, score = np.concatenate(graded) > 0, np.concatenate(scored)
+    pooled = roc_area(positive, score)
+    one = np.ones((1, 1))
+    own = np.array([roc_area(grade > 0, given)(np.repeat(one, len(given), axis=1))[0] if len(given) else np.nan for given, grade in zip(scored, graded, strict=True)])
+    share = np.where(np.isnan(own), 0.0, sizes)
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"auc": pooled(weights[:, query]), "grouped_auc": ratio(weights @ (np.nan_to_num(own) * share), weights @ share)}
+
+    return Measure(values, len(scored), {"auc": "", "grouped_auc": ""}, facts, cost=max(1.0, 6 * float(sizes.mean())))

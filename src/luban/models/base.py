@@ -1,0 +1,186 @@
+"""What every family of models gives: hidden states, logits, heads, first values, room for more tokens.
+
+A family is a subclass of :class:`Model` in a file of its own; its parameters bear transformers' names. ``families.py`` lists them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luban.foundation.errors import ConfigError
+from luban.models.heads import Head
+from luban.models.shape_base import BaseShapeConfig
+
+
+class Model(nn.Module):
+    """Tokens to hidden states; hidden states to logits, or to the scores of a head.
+
+    Decoders and encoders are called as ``model(tokens, positions=…, segments=…, types=…, cache=…)``, encoder–decoders as
+    ``model(tokens, source=…, source_segments=…, segments=…, cache=…)`` where ``tokens`` are the decoder's inputs. What comes
+    back is [rows, seq, dim] after the last norm. ``segments`` [rows, seq] number the documents of a row, -1 is padding, None a row
+    without padding; attention stays inside a segment. Losses are computed elsewhere, from hidden states, so that
+    logits need never exist for a whole batch.
+    """
+
+    prefix: ClassVar[str] = "model."  # of the trunk in transformers' names; files of a bare trunk lack it
+    output_names: ClassVar[tuple[str, ...]] = ()  # ends of names of matrices that write to the residual stream
+    optional: ClassVar[tuple[str, ...]] = ()  # beginnings of names that a file may lack: they are drawn anew, and said
+    shape: Any  # the family's own BaseShapeConfig
+
+    def __init__(self, shape: BaseShapeConfig):
+        super().__init__()
+        shape.require_resolved()
+        self.shape = shape
+        self.head: Head | None = None
+        self.recompute = False  # compute each block again in the backward pass: less memory, more time
+
+    # ---- what a family defines -------------------------------------------------------------------------------------
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers from the input upwards: what is compiled, frozen and given a learning rate one by one."""
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        raise NotImplementedError
+
+    def output_layer(self) -> nn.Linear | None:
+        """The untied output matrix, or None where the embedding serves (``shape.tied_embeddings``) or a head stands in its place."""
+        return None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of hidden states [..., dim]."""
+        return F.linear(hidden, self.output_weight)
+
+    def attach(self, head: Head) -> None:
+        """Put the modules of ``head`` in the place of the language model's output. ConfigError where the family has none such."""
+        raise ConfigError("{name} has no head for {structure}", "", "choose an encoder, or another family", name=self.shape.architecture, structure=head.structure)
+
+    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What the head makes of hidden states: "sequence" and "choice" [rows, outputs], "token" [rows, seq, outputs], "span" [rows, seq, 2], "vector" [rows, dim]."""
+        raise NotImplementedError
+
+    def auxiliary(self) -> dict[str, Tensor]:
+        """Losses that the last forward pass made by itself (load balance of experts), as named means over tokens; none as a rule."""
+        return {}
+
+    def is_output(self, name: str) -> bool:
+        """Whether a tensor belongs to the output or to a head: a file that has another head may lack it, or have one too many."""
+        return not name.startswith(self.prefix)
+
+    @classmethod
+    def rename(cls, name: str) -> str | None:
+        """A tensor's name on disk to its name here; None leaves the tensor out (buffers of old versions)."""
+        return name
+
+    # ---- what all have ---------------------------------------------------------------------------------------------
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """The matrix [vocabulary, dim] that turns hidden states into logits."""
+        layer = self.output_layer()
+        return self.embedding.weight if layer is None else layer.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def through(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """A block's output, its activations dropped and computed again in the backward pass where ``recompute`` asks for it."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def with_head(self, head: Head, seed: int = 0) -> Self:
+        """This model with ``head`` attached, its new parameters drawn from ``seed``."""
+        known = {name for name, _ in self.named_parameters()}
+        self.head = head
+        if head.replaces_output:
+            self.attach(head)
+        self.to(self.device, self.dtype)
+        return self.initialize(seed, only=[name for name, _ in self.named_parameters() if name not in known])
+
+    @torch.no_grad()
+    def initialize(self, seed: int, only: Sequence[str] | None = None) -> Self:
+        """Draw first values. They depend on the seed and each parameter's name only: not on device, order or type."""
+        for name, parameter in self.named_parameters():
+            if only is None or name in only:
+                self.first_values(name, parameter, named_generator(seed, name))
+        return self
+
+    def first_values(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """First values of one parameter; a family overrides it for what its own recipe draws otherwise."""
+        leaf = name.rpartition(".")[2]
+        if "bias" in leaf and parameter.dim() == 1:
+            parameter.zero_()
+        elif parameter.dim() == 1:
+            parameter.fill_(1.0)  # the weights of norms
+        else:
+            writes = name.endswith(self.output_names) if self.output_names else False
+            parameter.copy_(draw(parameter.shape, self.shape.initializer, self.shape.initializer_deviation, generator, self.shape.layers if writes else 0))
+
+    @torch.no_grad()
+    def resize_vocabulary(self, size: int, pieces: Mapping[int, Sequence[int]] | None = None) -> Self:
+        """Make room for ``size`` tokens, or cut the vocabulary to its first ``size``.
+
+        A new token starts as the mean of the old tokens that ``pieces`` names for it or else
+        of the whole old vocabulary: near what the model knows, and no likelier than the rest.
+        """
+        pieces = pieces or {}
+        layer = self.output_layer()
+        self.embedding.weight = resized(self.embedding.weight, size, pieces)
+        self.embedding.num_embeddings = size
+        if layer is not None and layer.weight is not self.embedding.weight:
+            layer.weight = resized(layer.weight, size, pieces)
+            layer.out_features = size
+        self.shape = self.shape.updated(vocabulary_size=size)
+        return self
+
+
+def draw(shape: Sequence[int], kind: str, deviation: float, generator: torch.Generator, writes: int = 0) -> Tensor:
+    """First values of a matrix [out, in], on the processor in float32. ``writes`` is the number of layers where it writes to the residual stream.
+
+    Xavier: Glorot & Bengio 2010; He: He et al. 2015, arXiv:1502.01852 (gain of ReLU, fan in); depth-scaled: Radford et al. 2019 (GPT-2).
+    """
+    values = torch.empty(tuple(shape), device="cpu", dtype=torch.float32)
+    if kind == "zero_output" and writes:
+        return values.zero_()
+    if kind in ("xavier_uniform", "xavier_normal"):
+        return getattr(nn.init, f"{kind}_")(values, generator=generator)
+    if kind in ("he_uniform", "he_normal"):
+        return getattr(nn.init, f"{kind.replace('he', 'kaiming')}_")(values, nonlinearity="relu", generator=generator)
+    if kind == "truncated_normal":
+        return nn.init.trunc_normal_(values, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
+    scale = deviation / math.sqrt(2 * writes) if writes and kind == "depth_scaled" else deviation
+    return values.normal_(0.0, scale, generator=generator)
+
+
+def resized(weight: nn.Parameter, size: int, pieces: Mapping[int, Sequence[int]]) -> nn.Parameter:
+    """The first rows of [vocabulary, …], and new ones as means of old ones."""
+    old = len(weight)
+    grown = weight.new_empty(size, *weight.shape[1:])
+    grown[:old] = weight[:size]
+    average = weight.float().mean(dim=0)
+    for row in range(old, size):
+        own = [piece for piece in pieces.get(row, ()) if piece < old]
+        grown[row] = weight[own].float().mean(dim=0) if own else average
+    return nn.Parameter(grown, requires_grad=weight.requires_grad)
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for each name under one seed."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,188 @@
+"""What T5 and BART share: who sees whom, heads, and how a single text is read by a model that has two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.foundation.errors import ConfigError
+from luban.models.base import Model
+from luban.models.classic import join_heads, split_heads
+from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
+from luban.models.heads import Head, Projection, last_state, mean_state
+
+HEAD_MODULES = ("classification_head", "classifier", "qa_outputs")
+
+
+class SourceCache(Protocol):
+    """What a decoder asks of the keys and values of tokens already written, and of the source (see luban.inference.source_cache)."""
+
+    length: int  # tokens held, the same in every row
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values [rows, heads, new, head_dim]; all that the new tokens attend to comes back."""
+
+    def source(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The source's keys and values [sources, heads, source_seq, head_dim], None before they are kept."""
+
+    def keep_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store them."""
+
+
+class EncoderDecoder(Model):
+    """A source to the encoder's states ("memory"), and with an eye on it the decoder's tokens to hidden states.
+
+    With ``source`` (or ``memory``), ``tokens`` are the decoder's inputs. Without, they are one text for a task head: "token" and "vector" heads take the
+    encoder's states of it; "sequence", "choice" and "span" those of the decoder, which reads the same text moved on by one place, as in BART's paper.
+    """
+
+    shape: EncoderDecoderShapeConfig
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        source: Tensor | None = None,
+        source_segments: Tensor | None = None,
+        segments: Tensor | None = None,
+        memory: Tensor | None = None,
+        cache: SourceCache | None = None,
+        positions: Tensor | None = None,
+        types: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [rows, seq, dim] of tokens [rows, seq], after the last norm.
+
+        With ``segments`` and ``source_segments`` a token sees its own segment, and of the source the segment of the same number; with the latter
+        alone, all of the source that is no padding. ``memory`` [sources, source_seq, dim] stands for a source that ``encode`` has read; where there are more
+        rows than sources, each source serves as many neighbouring rows (beams). With ``cache`` the tokens continue what it holds.
+        ``positions`` and ``types`` are taken for the sake of batches made for other families: positions follow from the segments.
+        """
+        if source is None and memory is None:
+            return self._read(tokens, segments)
+        if memory is None:
+            memory = self.encode(source, source_segments)
+        return self.decode(tokens, memory, source_segments, segments, cache)
+
+    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
+        """The encoder's states [rows, source_seq, dim] of source [rows, source_seq]."""
+        raise NotImplementedError
+
+    def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
+        """The decoder's states [rows, seq, dim]."""
+        raise NotImplementedError
+
+    def _read(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+        if self.head is None:
+            raise ConfigError(
+                "{name} reads a source and writes a target; it was given one text",
+                "an encoder–decoder without a task head has nothing to do with a single text",
+                "train it on pairs (translation, summarisation, denoising), or give it a task head",
+                name=self.shape.architecture,
+            )
+        memory = self.encode(tokens, segments)
+        if self.head.structure in ("token", "vector"):
+            return memory
+        return self.decode(moved_on(tokens, segments, self.shape.decoder_start_id), memory, segments, segments, None)
+
+    # ---- heads ---------------------------------------------------------------------------------------------------------
+
+    def attach(self, head: Head) -> None:
+        encoder_only = head.structure in ("token", "vector")
+        if head.structure == "pairs" or not (encoder_only or self.has_decoder()):
+            super().attach(head)
+        self.drop_outputs()
+        for name in HEAD_MODULES:
+            if hasattr(self, name):
+                delattr(self, name)
+        width = self.shape.hidden_size
+        if head.structure in ("sequence", "choice"):
+            self.classification_head = Projection(width, head.outputs, self.shape.classifier_dropout)
+        elif head.structure == "token":
+            self.classifier = nn.Linear(width, head.outputs)
+        elif head.structure == "span":
+            self.qa_outputs = nn.Linear(width, head.outputs)
+        self.arrange(head, decoder=not encoder_only)
+
+    def has_decoder(self) -> bool:
+        """Whether the decoder is there; heads over the encoder's states do without."""
+        raise NotImplementedError
+
+    def drop_outputs(self) -> None:
+        """Take away the language model's output."""
+        raise NotImplementedError
+
+    def arrange(self, head: Head, decoder: bool) -> None:
+        """Name the trunk as transformers' class with this head does, and take the decoder away where it is not wanted."""
+        raise NotImplementedError
+
+    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+        structure = self.head.structure
+        if structure == "vector":
+            return mean_state(hidden, segments)
+        if structure == "token":
+            return self.classifier(F.dropout(hidden, self.shape.classifier_dropout, self.training))
+        if structure == "span":
+            return self.qa_outputs(hidden)
+        return self.classification_head(last_state(hidden, segments))
+
+
+def moved_on(tokens: Tensor, segments: Tensor | None, start: int) -> Tensor:
+    """Tokens [rows, seq] one place later, each text of a row beginning with ``start``."""
+    moved = tokens.roll(1, dims=1)
+    moved[:, 0] = start
+    if segments is not None:
+        begins = segments[:, 1:] != segments[:, :-1]
+        moved[:, 1:] = moved[:, 1:].masked_fill(begins, start)
+    return moved
+
+
+def decoder_mask(seq: int, segments: Tensor | None, held: int, device: torch.device) -> Tensor | None:
+    """What each target token may see, [rows or 1, 1, seq, held + seq] of bool: itself and what stands before it; None for all (one new token)."""
+    assert segments is None or not held
+    if seq == 1:
+        return None
+    numbers = torch.arange(held + seq, device=device)
+    mask = numbers[None, held:, None] >= numbers  # [1, seq, held + seq]
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    return mask[:, None]
+
+
+def cross_mask(segments: Tensor | None, source_segments: Tensor | None) -> Tensor | None:
+    """What each target token may see of the source, [rows, 1, seq or 1, source_seq] of bool. A token that sees nothing gets zeros."""
+    if segments is None:
+        return None if source_segments is None else (source_segments >= 0)[:, None, None]
+    if source_segments is None:
+        return None
+    return ((segments[:, :, None] == source_segments[:, None, :]) & (source_segments >= 0)[:, None])[:, None]
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None) -> Tensor:
+    """Attention's output [rows, seq, heads * head_dim] of queries [rows, heads, seq, head_dim]; ``mask`` is of bool, or added to the scores.
+
+    With fewer rows of keys than of queries, neighbouring rows share them: their queries stand side by side in one product, and no key is copied.
+    """
+    rows, heads, seq, width = queries.shape
+    share = rows // keys.shape[0]
+    if share > 1:
+        queries = queries.view(-1, share, heads, seq, width).transpose(1, 2).reshape(-1, heads, share * seq, width)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(queries.dtype)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    if share > 1:
+        attended = attended.view(-1, heads, share, seq, width).transpose(1, 2).reshape(rows, heads, seq, width)
+    return join_heads(attended)
+
+
+def source_keys(memory: Tensor, keys: nn.Linear, values: nn.Linear, heads: int, cache: Any, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the source, made once where there is a cache."""
+    if cache is not None and (held := cache.source(layer)) is not None:
+        return held
+    made = split_heads(keys(memory), heads), split_heads(values(memory), heads)
+    if cache is not None:
+        cache.keep_source(layer, *made)
+    return made

@@ -1,0 +1,192 @@
+"""Decoders with mixtures of experts: Mixtral (arXiv:2401.04088), Qwen2-MoE (arXiv:2407.10671), Qwen3-MoE (arXiv:2505.09388)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.models.base import Model
+from luban.models.decoder import Decoder, attention_mask
+from luban.models.layers import Attention, Cache, FeedForward, RMSNorm
+from luban.models.moe_shape import MixtureShapeConfig
+from luban.models.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What ``FeedForward`` reads of a shape."""
+
+    hidden_size: int
+    feed_forward_size: int
+    feed_forward_bias: bool = False
+
+
+@dataclass
+class Routing:
+    """What a layer's router decided: logits [tokens, experts], and the experts chosen for each token [tokens, experts_per_token]."""
+
+    logits: Tensor
+    chosen: Tensor
+
+
+class MixtralExpert(nn.Module):
+    """SwiGLU under Mixtral's names."""
+
+    def __init__(self, shape: MixtureShapeConfig):
+        super().__init__()
+        self.w1 = nn.Linear(shape.hidden_size, shape.expert_size, bias=False)
+        self.w2 = nn.Linear(shape.expert_size, shape.hidden_size, bias=False)
+        self.w3 = nn.Linear(shape.hidden_size, shape.expert_size, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(states)) * self.w3(states))
+
+
+class SparseFeedForward(nn.Module):
+    """A router that sends each token to a few experts, whose outputs are added by its weights; beside them the shared expert, if there is one."""
+
+    def __init__(self, shape: MixtureShapeConfig):
+        super().__init__()
+        self.experts_per_token, self.normalize_weights, self.jitter = shape.experts_per_token, shape.normalize_weights, shape.router_jitter
+        self.gate = nn.Linear(shape.hidden_size, shape.experts, bias=False)
+        size = _Size(shape.hidden_size, shape.expert_size)
+        self.experts = nn.ModuleList(MixtralExpert(shape) if shape.architecture == "mixtral" else FeedForward(size) for _ in range(shape.experts))
+        if shape.shared_expert_size:
+            self.shared_expert = FeedForward(_Size(shape.hidden_size, shape.shared_expert_size))
+            self.shared_expert_gate = nn.Linear(shape.hidden_size, 1, bias=False)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Routing]:
+        """States [rows, seq, dim] and how they were routed, of states [rows, seq, dim]."""
+        if self.training and self.jitter:
+            states = states * torch.empty_like(states).uniform_(1 - self.jitter, 1 + self.jitter)
+        flat = states.reshape(-1, states.shape[-1])  # [tokens, dim]
+        weights, routing = self.route(flat)
+        mixed = self._mix(flat, weights, routing.chosen)
+        if hasattr(self, "shared_expert"):
+            mixed = mixed + torch.sigmoid(self.shared_expert_gate(flat)) * self.shared_expert(flat)
+        return mixed.view_as(states), routing
+
+    def route(self, flat: Tensor) -> tuple[Tensor, Routing]:
+        """Weights [tokens, experts_per_token] of the experts that are chosen for [tokens, dim]. Computed in float32 or wider."""
+        wide = flat.dtype if flat.dtype == torch.float64 else torch.float32
+        with torch.autocast(flat.device.type, enabled=False):
+            logits = F.linear(flat.to(wide), self.gate.weight.to(wide))  # [tokens, experts]
+            weights, chosen = logits.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
+        if self.normalize_weights:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return weights, Routing(logits, chosen)
+
+    def _mix(self, flat: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Each token's weighted sum [tokens, dim] of its experts' outputs: tokens are sorted by expert, so that each expert computes once."""
+        assigned = chosen.flatten()  # [tokens * experts_per_token]
+        order = assigned.argsort(stable=True)
+        counts = torch.bincount(assigned, minlength=len(self.experts)).tolist()
+        parts = flat.index_select(0, order // self.experts_per_token).split(counts)
+        # In training an expert without tokens computes too, on nothing: its gradient is zero, not absent, whatever the batch holds.
+        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part) or torch.is_grad_enabled()])
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        outputs = outputs.index_select(0, back).view(*chosen.shape, -1)  # [tokens, experts_per_token, dim]
+        return (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
+
+
+class MixtureLayer(nn.Module):
+    """Attention, then a mixture of experts or a dense feed-forward layer, each on the normalised stream and added to it."""
+
+    def __init__(self, shape: MixtureShapeConfig, index: int):
+        super().__init__()
+        self.self_attn = Attention(shape)
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.place = "block_sparse_moe" if shape.architecture == "mixtral" else "mlp"
+        self.sparse = shape.sparse[index]
+        self.add_module(self.place, SparseFeedForward(shape) if self.sparse else FeedForward(shape))
+
+    def forward(
+        self, states: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """States, and of a mixture the router's logits [tokens, experts] and choices [tokens, experts_per_token]."""
+        states = states + self.self_attn(self.input_layernorm(states), angles, mask, cache, layer)
+        feed_forward = getattr(self, self.place)
+        if not self.sparse:
+            return states + feed_forward(self.post_attention_layernorm(states)), None, None
+        mixed, routing = feed_forward(self.post_attention_layernorm(states))
+        return states + mixed, routing.logits, routing.chosen
+
+
+class Mixture(Decoder):
+    """A decoder of the Llama kind with experts; names and heads are those of transformers' classes."""
+
+    output_names: ClassVar[tuple[str, ...]] = ("o_proj.weight", "down_proj.weight", "w2.weight")
+    shape: MixtureShapeConfig
+
+    def __init__(self, shape: MixtureShapeConfig):
+        Model.__init__(self, shape)
+        self.model = _Trunk(shape)
+        if not shape.tied_embeddings:
+            self.lm_head = nn.Linear(shape.hidden_size, shape.vocabulary_size, bias=False)
+        self.rotary = Rotary(shape)
+        self.routings: list[Routing] = []  # of the last forward pass, one a mixture
+        self._kept: Tensor | None = None  # which of its tokens are no padding, [rows * seq] of bool
+
+    def forward(
+        self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
+        types: Tensor | None = None, cache: Cache | None = None,
+    ) -> Tensor:
+        """As :class:`Decoder`; what the routers decided is kept in ``routings`` for :meth:`auxiliary`."""
+        assert segments is None or cache is None
+        seq, windows = tokens.shape[1], self.shape.windows
+        if positions is None:
+            positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
+        masks = {
+            window: cache.mask(seq, window) if cache is not None else attention_mask(seq, segments, window, tokens.device)
+            for window in dict.fromkeys(windows)
+        }
+        states = self.model.embed_tokens(tokens)  # [rows, seq, dim]
+        autocast = torch.is_autocast_enabled(states.device.type)
+        angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
+        routings = []
+        for index, layer in enumerate(self.model.layers):
+            states, logits, chosen = self.through(layer, states, angles, masks[windows[index]], cache, index)
+            if logits is not None:
+                routings.append(Routing(logits, chosen))
+        self.routings, self._kept = routings, None if segments is None else (segments >= 0).flatten()
+        return self.model.norm(states)
+
+    def auxiliary(self) -> dict[str, Tensor]:
+        """Of the last forward pass, padding left out; ``shape.auxiliary_weights`` says what each counts in the loss.
+
+        ``load_balance``: experts * sum_e f_e P_e, where f_e are the choices of expert e and P_e its probability, both as means over
+        the tokens of all mixtures (Switch, arXiv:2101.03961, equations 4 to 6, for several experts a token; as transformers'
+        ``load_balancing_loss_func``); experts_per_token where all are used alike, more otherwise. ``router_z``: mean of the squared
+        log-sum-exp of a router's logits (arXiv:2202.08906), where its weight is not zero. ``expert_share_max``, without gradient, for the log: the
+        largest part of a layer's choices that went to one expert; 1 / experts is even.
+
+        Scope: f and P are means over the tokens of this pass, and their product is not additive over passes. The micro-batch is part
+        of the definition: a step of several takes the mean of their values, weighted by their tokens; packing changes nothing.
+        """
+        if not self.routings:
+            return {}
+        kept = slice(None) if self._kept is None else self._kept
+        logits = torch.stack([routing.logits[kept] for routing in self.routings])  # [layers, tokens, experts]
+        experts, tokens = self.shape.experts, max(1, logits.shape[1])
+        chosen = torch.stack([torch.bincount(routing.chosen[kept].flatten(), minlength=experts) for routing in self.routings])  # [layers, experts]
+        shares = chosen.to(logits.dtype) / tokens
+        probabilities = logits.softmax(dim=-1).sum((0, 1)) / (tokens * len(logits))  # [experts]
+        found = {"load_balance": experts * (shares.mean(0) * probabilities).sum()}
+        if self.shape.router_z_weight:
+            found["router_z"] = logits.logsumexp(dim=-1).square().sum() / (tokens * len(logits))
+        return found | {"expert_share_max": shares.amax() / self.shape.experts_per_token}
+
+
+class _Trunk(nn.Module):
+    """What stands under ``model.`` in transformers' names."""
+
+    def __init__(self, shape: MixtureShapeConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.layers = nn.ModuleList(MixtureLayer(shape, index) for index in range(shape.layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)

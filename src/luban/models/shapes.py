@@ -1,0 +1,13 @@
+"""The shape of a new model, of whichever family: chosen by its ``architecture``."""
+
+from __future__ import annotations
+
+from luban.foundation.config import one_of
+from luban.models.bart_shape import BartShapeConfig
+from luban.models.bert_shape import BertShapeConfig
+from luban.models.gpt2_shape import GPT2ShapeConfig
+from luban.models.shape import ShapeConfig
+from luban.models.t5_shape import T5ShapeConfig
+
+SHAPES = (ShapeConfig, GPT2ShapeConfig, BertShapeConfig, T5ShapeConfig, BartShapeConfig)
+AnyShape = one_of("architecture", *SHAPES)

@@ -1,0 +1,127 @@
+"""What recurrent models share: documents of a batch side by side, and states that a text is continued from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of rows, longest first, as recurrent layers want them: every document's first token, then every second, …
+
+    ``order`` [tokens] are their places in [rows * seq]; ``sizes`` [longest] how many documents have so many tokens; ``rows``,
+    ``starts`` and ``lengths`` [documents] where each stands.
+    """
+
+    order: Tensor
+    sizes: Tensor
+    rows: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, segments: Tensor) -> Documents:
+        """Of segments [rows, seq]: each run of one number is a document, -1 is padding."""
+        rows, seq = segments.shape
+        kept = segments >= 0
+        begins = kept & (segments != F.pad(segments, (1, 0), value=-1)[:, :-1])  # [rows, seq]
+        places = torch.arange(seq, device=segments.device)
+        times = places - torch.where(begins, places, 0).cummax(1).values  # [rows, seq]: the token's number in its document
+        document = (begins.flatten().cumsum(0) - 1)[kept.flatten()]  # [tokens]
+        place = kept.flatten().nonzero()[:, 0]  # [tokens]
+        count = int(begins.sum())
+        lengths = torch.bincount(document, minlength=count)  # [documents]
+        ranking = lengths.argsort(descending=True, stable=True)
+        rank = torch.empty_like(ranking).scatter_(0, ranking, torch.arange(count, device=segments.device))
+        time = times.flatten()[place]
+        starts = begins.flatten().nonzero()[:, 0][ranking]
+        order = place[(time * count + rank[document]).argsort()]
+        return cls(order, torch.bincount(time).cpu(), starts // seq, starts % seq, lengths[ranking])
+
+    def pack(self, states: Tensor) -> PackedSequence:
+        """Their states [rows, seq, dim] as a packed sequence."""
+        return PackedSequence(states.flatten(0, 1).index_select(0, self.order), self.sizes)
+
+    def unpack(self, data: Tensor, rows: int, seq: int) -> Tensor:
+        """Packed states [tokens, dim] back in place [rows, seq, dim]; zeros in padding."""
+        return data.new_zeros(rows * seq, data.shape[-1]).index_copy(0, self.order, data).view(rows, seq, -1)
+
+
+class StateCache:
+    """States of fixed size, one set a slot: what recurrent models keep of a text, in the place of keys and values.
+
+    A state is that after all tokens which were read, so :meth:`rows` must be told how many of a row's tokens are
+    the text's and how many are padding; :meth:`advance` holds the caller to it.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], maximum: int):
+        self.tensors = list(tensors)  # each [slots, …]
+        self.device, self.slots, self.maximum = tensors[0].device, len(tensors[0]), maximum
+        self.lengths = [0] * self.slots
+        self._read = [0] * self.slots
+
+    def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> StateRows:
+        """Slots ``first`` … ``first + count - 1`` for one forward pass, in which each reads so many tokens (None: all of its row)."""
+        return StateRows(self, first, count, lengths)
+
+    def note(self, slot: int, tokens: int) -> None:
+        """A forward pass has moved the slot's state on by so many tokens."""
+        self._read[slot] = self.lengths[slot] + tokens
+
+    def advance(self, slot: int, tokens: int) -> None:
+        """Say that a slot holds this many more tokens."""
+        self.lengths[slot] += tokens
+        assert self.lengths[slot] == self._read[slot] <= self.maximum
+
+    def clear(self, slot: int) -> None:
+        self.lengths[slot] = self._read[slot] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Take over what ``source`` holds into ``target``, and free ``source``."""
+        for tensor in self.tensors:
+            tensor[target] = tensor[source]
+        self.lengths[target], self._read[target] = self.lengths[source], self._read[source]
+        self.clear(source)
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Let slot i hold what ``slots[i]`` held: the beams that live on."""
+        chosen = torch.tensor(list(slots), device=self.device)
+        for tensor in self.tensors:
+            tensor[: len(chosen)] = tensor[chosen]
+        for name in ("lengths", "_read"):
+            held = getattr(self, name)
+            setattr(self, name, [held[slot] for slot in slots] + held[len(slots) :])
+
+
+class StateRows:
+    """Neighbouring slots during one forward pass."""
+
+    def __init__(self, cache: StateCache, first: int, count: int, lengths: Sequence[int] | None):
+        self.cache, self.first, self.end, self.new = cache, first, first + count, lengths
+        self.lengths = cache.lengths[first : self.end]
+        for slot in range(first, self.end):
+            if cache.lengths[slot] == 0:  # whatever an earlier text left
+                for tensor in cache.tensors:
+                    tensor[slot] = 0
+
+    def segments(self, seq: int) -> Tensor:
+        """Which of the next tokens [rows, seq] are the text's: 0, and -1 for padding."""
+        new = torch.tensor(self.new or [seq] * (self.end - self.first), device=self.cache.device)
+        return torch.where(torch.arange(seq, device=self.cache.device) < new[:, None], 0, -1)
+
+    def read(self) -> list[Tensor]:
+        """The states [rows, …] so far; zeros for a text that begins."""
+        return [tensor[self.first : self.end] for tensor in self.cache.tensors]
+
+    def write(self, states: Sequence[Tensor], seq: int) -> None:
+        """The states [rows, …] after a pass over ``seq`` columns."""
+        for tensor, state in zip(self.cache.tensors, states, strict=True):
+            tensor[self.first : self.end] = state
+        for offset, new in enumerate(self.new or [seq] * (self.end - self.first)):
+            self.cache.note(self.first + offset, new)

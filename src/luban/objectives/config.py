@@ -1,0 +1,182 @@
+"""The typed configs of the objectives: what is learned, and how its loss is made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from luban.foundation.config import Auto, Config, field, one_of
+
+Share = Annotated[float, Field(ge=0, le=1)]
+SMOOTHING = "Share of the target that is spread evenly over all labels (Szegedy et al. 2016)."
+
+
+class CausalConfig(Config):
+    """Predict the next token of running text."""
+
+    name: Literal["causal"] = field("causal", "The next token of running text.")
+
+
+class MaskedConfig(Config):
+    """Fill in tokens that were hidden, with an encoder (BERT, arXiv:1810.04805). What is hidden is drawn anew in every epoch."""
+
+    name: Literal["masked"] = field("masked", "Hidden tokens of running text.")
+    share: Share = field(0.15, "Share of the tokens to be predicted.")
+    masked: Share = field(0.8, "Of those, the share that is replaced by the mask token.")
+    random: Share = field(0.1, "Of those, the share that is replaced by a random token; the rest stays as it is.")
+    whole_words: bool = field(True, "Hide all tokens of a word together; Chinese words are found by segmentation (extra: tasks).")
+
+
+class SpanCorruptionConfig(Config):
+    """Write the spans that were cut out of a text, with an encoder–decoder (T5, arXiv:1910.10683)."""
+
+    name: Literal["span_corruption"] = field("span_corruption", "Spans cut out of running text.")
+    share: Share = field(0.15, "Share of the tokens that is cut out.")
+    mean_span: PositiveFloat = field(3.0, "Mean length of a span.", unit="tokens")
+
+
+class DenoisingConfig(Config):
+    """Write a text from a noisy copy of it, with an encoder–decoder (BART, arXiv:1910.13461)."""
+
+    name: Literal["denoising"] = field("denoising", "The clean text from a noisy copy.")
+    share: Share = field(0.3, "Share of the tokens that is infilled: spans are replaced by one mask each.")
+    mean_span: PositiveFloat = field(3.5, "Mean length of a span (Poisson; a span of length 0 puts in a mask).", unit="tokens")
+    permute_sentences: bool = field(True, "Shuffle the sentences of the noisy copy.")
+
+
+class PrefixConfig(Config):
+    """Continue a text of which a random first part is given: its tokens see each other and are not scored (arXiv:1910.10683, 1905.03197)."""
+
+    name: Literal["prefix"] = field("prefix", "The rest of a text after a given first part.")
+    shortest: Share = field(0.1, "The shortest given part, as a share of the text.")
+    longest: Share = field(0.9, "The longest given part, as a share of the text.")
+
+
+class FillInMiddleConfig(Config):
+    """Write the middle of a text from both of its ends, with a decoder (arXiv:2207.14255)."""
+
+    name: Literal["fill_in_middle"] = field("fill_in_middle", "The middle from both ends.")
+    share: Share = field(0.5, "Share of the documents that is cut in three; the rest is learned as running text.")
+    order: Literal["prefix_suffix_middle", "suffix_prefix_middle", "both"] = field("both", "In which order the parts are given.")
+
+
+class InstructionConfig(Config):
+    """The assistant's words in conversations."""
+
+    name: Literal["instruction"] = field("instruction", "The assistant's turns of conversations.")
+
+
+class ClassificationConfig(Config):
+    """Labels or numbers for a text or a pair of texts."""
+
+    name: Literal["classification", "multi_label", "regression"] = field("classification", "classification (one label), multi_label (any number of labels) or regression (a number; mean-squared error).")
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = field("none", "Weight of each label in the loss: balanced is inverse to its frequency; or {label: weight}.")
+    focal_gamma: NonNegativeFloat = field(0.0, "Focal loss: how far easy examples count less (Lin et al. 2017); 0 is cross-entropy.")
+    label_smoothing: Share = field(0.0, SMOOTHING)
+    threshold: Share = field(0.5, "multi_label: probability from which a label is given.")
+
+
+class TaggingConfig(Config):
+    """A label for stretches of a text: named entities and the like."""
+
+    name: Literal["tagging"] = field("tagging", "Spans of a text, labelled.")
+    scheme: Literal["BIO", "BIOES"] = field("BIO", "How spans are written as tags on tokens.")
+    label_smoothing: Share = field(0.0, SMOOTHING)
+
+
+class RelationConfig(Config):
+    """The relation between two marked stretches of a text."""
+
+    name: Literal["relation"] = field("relation", "The relation of two marked entities.")
+    pooling: Literal["markers", "first"] = field("markers", "What the label is read from: the states of the two opening markers (Baldini Soares et al. 2019), or the first token.")
+    entity_types: bool = field(True, "Write the entities' types, where the data has them, into the markers.")
+    label_smoothing: Share = field(0.0, SMOOTHING)
+
+
+class JointRelationConfig(Config):
+    """Entities and the relations between them, in one pass."""
+
+    name: Literal["joint_relation"] = field("joint_relation", "Entities and the relations between them.")
+    relation_weight: PositiveFloat = field(1.0, "Weight of the relations' loss beside the entities'.")
+
+
+class QuestionAnsweringConfig(Config):
+    """The stretch of a text that answers a question."""
+
+    name: Literal["question_answering"] = field("question_answering", "Where a context answers a question, or that it does not.")
+    stride: PositiveInt = field(128, "Overlap of the windows into which a long context is cut.", unit="tokens")
+    longest_answer: PositiveInt = field(64, "Longest answer given.", unit="tokens")
+
+
+class TextPairsConfig(Config):
+    """One text from another: translation, summaries, titles, controlled generation; encoder–decoders and decoders."""
+
+    name: Literal["translation", "summarization", "generation"] = field("generation", "translation, summarization, or generation (title to article, keywords to text, couplets…).")
+    source_language: str = field("", "translation: language of the input, such as en.")
+    target_language: str = field("", "Language of the output, such as zh; metrics cut words by it. Empty: found from the text.")
+    prompt: str | Auto = field("auto", "How the input is put, with {input} and the names of control columns in braces; auto: as it is for an encoder–decoder, a short frame for a decoder.")
+    label_smoothing: Share = field(0.0, SMOOTHING)
+    maximum_output: PositiveInt | Auto = field("auto", "Longest output; auto: what 99 % of the training outputs need.", unit="tokens")
+    beams: PositiveInt = field(1, "Beams of the search when outputs are scored and predicted.", unit="beams")
+
+
+class EmbeddingConfig(Config):
+    """Vectors of texts that are near where the texts mean the same (contrastive learning)."""
+
+    name: Literal["embedding"] = field("embedding", "Vectors by contrast: a text, its match, and what does not match.")
+    pooling: Literal["mean", "first", "last", "auto"] = field("auto", "How token states become one vector; auto: mean, last for a decoder.")
+    temperature: PositiveFloat = field(0.05, "Divides the cosines before the softmax.")
+    matryoshka: list[PositiveInt] = field([], "Shorter vector lengths that are trained to be of use by themselves (arXiv:2205.13147).")
+    hard_negatives: PositiveInt = field(1, "The most given negatives that one example brings.")
+
+
+class RankingConfig(Config):
+    """The order of documents for a query, or the probability of a click, from the text of both."""
+
+    name: Literal["ranking"] = field("ranking", "How well a document answers a query.")
+    loss: Literal["pointwise", "pairwise", "listwise"] = field("listwise", "pointwise: each document by itself (clicks); pairwise: better above worse (RankNet); listwise: softmax over the documents of a query.")
+    documents: PositiveInt = field(8, "The most documents of a query in one step.")
+
+
+class MultipleChoiceConfig(Config):
+    """The right one of several answers."""
+
+    name: Literal["multiple_choice"] = field("multiple_choice", "The right one of several answers.")
+
+
+class PatternConfig(Config):
+    """Labels as words: a pattern with a gap is put around the text, and label words are scored in it (arXiv:2001.07676).
+
+    Works with no examples at all, and can be tuned from a handful of examples a label. Encoders fill a mask; decoders score continuations.
+    """
+
+    name: Literal["pattern"] = field("pattern", "Label words in a pattern, from few examples.")
+    pattern: str = field("{text} It was {label}.", "Text with {text}, {pair} if there is one, and {label}, where the word of the label comes.")
+    words: dict[str, str] = field({}, "The word of each label, such as {positive: great}; empty: the label itself.")
+
+
+class DistillationConfig(Config):
+    """Learn from a teacher's probabilities beside the data's own labels (Hinton et al. 2015)."""
+
+    name: Literal["distillation"] = field("distillation", "A teacher's probabilities.")
+    teacher: str | list[str] = field("", "Model directory or stage of the teacher; several are averaged.", input=True)
+    of: str = field("classification", "The objective whose data and head are used: causal, instruction, masked, classification, multi_label, regression or tagging.")
+    temperature: PositiveFloat = field(2.0, "Softens both sides' probabilities.")
+    weight: Share = field(0.5, "Share of the loss that is the teacher's; the rest is the data's.")
+
+
+OBJECTIVES = (
+    CausalConfig, InstructionConfig, MaskedConfig, SpanCorruptionConfig, DenoisingConfig, PrefixConfig, FillInMiddleConfig,
+    ClassificationConfig, TaggingConfig, RelationConfig, JointRelationConfig, QuestionAnsweringConfig, TextPairsConfig,
+    EmbeddingConfig, RankingConfig, MultipleChoiceConfig, PatternConfig, DistillationConfig,
+)  # fmt: skip
+NAMES = {name: cls for cls in OBJECTIVES for name in cls.model_fields["name"].annotation.__args__}
+
+
+def _from_name(value: Any) -> Any:
+    """``objective: masked`` is short for ``objective: {name: masked}``."""
+    return {"name": value} if isinstance(value, str) and value in NAMES else value
+
+
+AnyObjective = Annotated[one_of("name", *OBJECTIVES) | str, BeforeValidator(_from_name)]
