@@ -73,7 +73,7 @@ def test_hostile_queries():
     assert found["mrr"].value == 0.5 and found["hit@1"].value == 0
     nothing = rankings([[1.0]], [[0]])
     assert math.isnan(nothing["ndcg@10"].value) and math.isnan(nothing["auc"].value)
-    assert ndcg(np.array([1.0, 0.0]), np.array([1.0, -5.0]), 10) == 1
+    assert ndcg(np.array([1.0, 0.0]), np.array([1.0, -5.0]), [10]) == [1]
     with pytest.raises(DataError, match="query 1 has 2 documents and 1 scores"):
         rankings([[1.0]], [[1, 0]])
     with pytest.raises(DataError, match="no examples"):

@@ -77,7 +77,7 @@ def test_paired_difference_is_narrow_where_examples_vary():
     after = before + random.normal(1, 0.5, size=80)
     found = difference(before, after, "points", {"unit": "x"}, seed=3)
     assert found.value == pytest.approx((after - before).mean()) and found.unit == "points" and "unit:x" in found.signature
-    assert 0 < found.interval[0] and found.interval[1] - found.interval[0] < 0.4
+    assert found.interval[0] > 0 and found.interval[1] - found.interval[0] < 0.4
     assert difference(before, before).interval == (0, 0)
     ratio = difference(np.stack([before, np.full(80, 2.0)], 1), np.stack([after, np.full(80, 4.0)], 1), statistic=lambda sums: sums[:, 0] / sums[:, 1])
     assert ratio.value == pytest.approx(after.sum() / 320 - before.sum() / 160)

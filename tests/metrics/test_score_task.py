@@ -106,6 +106,12 @@ def test_without_sacrebleu_pairs_are_scored_by_the_rest_and_that_is_said(monkeyp
         score_task("translation", [{"text": "a"}], [TextPair("x", "a")])
 
 
+def test_ter_of_long_texts_is_left_out_and_that_is_said(capsys):
+    found = score_task("translation", [{"text": "雨" * 20_000}], [TextPair("x", "雨天")])
+    said = capsys.readouterr()
+    assert "ter" not in found and "TER is left out" in (said.out + said.err)
+
+
 def test_directions_of_the_figures():
     assert greater_is_better("accuracy") and greater_is_better("f1/x") and greater_is_better("bleu")
     assert greater_is_better("ter") is False and greater_is_better("calibration_error") is False and greater_is_better("length") is None

@@ -8,9 +8,9 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from luban.foundation.errors import LubanError
 from luban.metrics.resampling import differences
-from luban.metrics.translation import bleu_of_sums, chrf_of_sums, ter_of_sums, tokenizer_for, translation_measures, translations
+from luban.metrics.translation import bleu_of_sums, chrf_of_sums, ter_is_affordable, ter_of_sums, tokenizer_for, translation_measures, translations
 
-WORDS = "the cat sat on a mat , dogs bark . 3.5".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", ",", "dogs", "bark", ".", "3.5"]
 ENGLISH = [" ".join(np.random.default_rng(seed).choice(WORDS, 3 + seed % 9)) for seed in range(24)]
 GUESSES = [" ".join(word for word in text.split() if np.random.default_rng(len(text)).random() < 0.8 or word == "cat") for text in ENGLISH]
 
@@ -71,3 +71,8 @@ def test_without_sacrebleu_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(LubanError, match=r"luban\[tasks\]"):
         translations(["a"], ["a"])
+
+
+def test_ter_of_long_sentences_is_known_to_be_dear():
+    assert ter_is_affordable(["a b c " * 7] * 3000, ["a b c " * 7] * 3000)
+    assert not ter_is_affordable(["雨" * 100_000], ["雨"])

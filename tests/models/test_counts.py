@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from luban.foundation.errors import ConfigError
 from luban.inference.cache import KeyValueCache
+from luban.models.config_json import config_json
 from luban.models.counts import activation_elements, flops_per_token, key_value_bytes, memory, parameters
 from luban.models.decoder import Decoder
+from luban.models.families import build_model
 from luban.models.presets import PRESETS, describe, preset
 from luban.models.shape import ShapeConfig
 
@@ -31,6 +34,7 @@ PUBLISHED = {
     "smollm2-135m": 134_515_008, "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
     "llama-3-8b": 8_030_261_248, "qwen2.5-7b": 7_615_616_512, "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360,
     "mistral-7b": 7_241_732_096,
+    "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
 }  # fmt: skip
 
 
@@ -56,12 +60,22 @@ def test_parameters_are_those_of_the_model(shape):
 def test_presets_can_be_built_on_the_meta_device(name):
     shape = preset(name).resolved(vocabulary_size=4096)
     with torch.device("meta"):
-        model = Decoder(shape)
+        model = build_model(shape)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total == parameters(shape)["total"] == PUBLISHED.get(name, total)
     text = dict(describe(shape))
     assert f"{total:,}" in text["parameters"]
-    assert len(text) == 8
+    assert len(text) == (7 if shape.kind == "encoder" else 8)
+
+
+@pytest.mark.parametrize("name", [name for name, said in PRESETS.items() if said.get("architecture") in ("gpt2", "bert", "roberta")])
+def test_presets_have_the_parameters_of_transformers(name):
+    """Its own model of that config.json, on the meta device."""
+    shape = preset(name).resolved(vocabulary_size=4096)
+    config = AutoConfig.for_model(**config_json(shape, "float32"))
+    with torch.device("meta"):
+        theirs = (AutoModelForCausalLM if shape.kind == "decoder" else AutoModelForMaskedLM).from_config(config)
+    assert theirs.num_parameters() == parameters(shape)["total"]
 
 
 def test_an_unknown_preset_names_the_nearest():

@@ -47,10 +47,10 @@ def test_replay_reads_its_share_of_the_old_data(made, tmp_path):
     tokens = luban.encode(corpus=corpus, tokenizer=made / "base", out=new / "tokens")
     artifact = go_on(made, tmp_path, data=tokens, replay={"data": str(made / "tokens"), "share": 0.25}, length="8 steps")
     assert artifact.metrics["steps"] == 8
-    from luban.objectives.causal import _weighted
+    from luban.objectives.text import weighted
     from luban.tokens.store import TokenStore
 
-    stores = _weighted([TokenStore(tokens.path, "train")], [TokenStore(made / "tokens", "train")], 0.25)
+    stores = weighted([TokenStore(tokens.path, "train")], [TokenStore(made / "tokens", "train")], 0.25)
     assert [weight for _, weight in stores] == pytest.approx([0.75, 0.25])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -13,10 +13,10 @@ Order = Annotated[int, Field(ge=1, le=10)]
 
 
 class EvaluateConfig(Config):
-    """Measure models on held-out text, before and after, beside n-gram baselines."""
+    """Measure language models on held-out text, before and after, beside n-gram baselines."""
 
     models: str | list[str] = field(..., "Train stages or Hugging Face model directories, in the order before → after.", input=True)
-    data: str | list[str] = field(..., "Held-out text: a curate stage (its split is used), or files and folders of text.", input=True)
+    data: str | list[str] = field(..., "Held-out text: a curate stage (its split is used), or files and folders of text; for task models labelled files.", input=True)
     split: Literal["test", "validation"] = field("test", "Which split of a curate stage is scored; an empty test split falls back to validation, and says so.")
     baselines: list[Order] = field([3, 5], "Orders of the character n-gram models (modified Kneser-Ney) fitted to the corpus' train split; empty fits none.", unit="characters")
     baseline_bytes: PositiveInt = field(20_000_000, "The most training text the n-gram models are fitted to (about 1 GB of memory at the default).", unit="bytes")
@@ -30,6 +30,8 @@ class EvaluateConfig(Config):
     questions: list[str] = field([], "Questions put to every model that has a chat template.")
     sampling: SamplingConfig = field(SamplingConfig(temperature=0.8, top_p=0.95, maximum_tokens=64, seed=0), "How the samples are drawn.")
     metrics: list[str] = field([], "Your own metrics, my_file.py:name: a function of the loaded model and the held-out texts that returns a number.", input=True)
+    mapping: dict[str, Any] = field({}, "Which column of labelled files holds what; empty: recognised, and shown.")
+    training_data: str | list[str] = field([], "Labelled files that task models learned from: baselines are fitted to them, and texts that the test shares with them are counted.", input=True)
     conversations: str | list[str] = field([], "Held-out conversations: the loss on the assistant's words is measured too.", input=True)
     maximum_conversations: PositiveInt = field(200, "The most conversations scored.", unit="conversations")
 

@@ -22,7 +22,13 @@ def read_results(artifact: Artifact) -> dict[str, Any]:
 
 def print_results(artifact: Artifact) -> None:
     """Show an evaluation in the terminal."""
-    print_table(read_results(artifact))
+    from luban.evaluation.labelled import show
+
+    results = read_results(artifact)
+    if "task" in results:
+        show(results)
+    else:
+        print_table(results)
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -74,6 +80,11 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def main_figure(results: dict[str, Any]) -> tuple[str, bool]:
+    """The figure that an evaluation is judged by, and whether more of it is better."""
+    return results.get("main", "bits_per_byte"), bool(results.get("greater_is_better", False))
+
+
 def verdicts(results: dict[str, Any], named_by: dict[str, Any] | None = None) -> list[tuple[bool, str]]:
     """What the comparisons over all text allow one to say; the flag is true where a difference is more than noise."""
     names = {row["name"]: row_label(row) for row in (named_by or results).get("rows", [])}
@@ -87,7 +98,7 @@ def verdicts(results: dict[str, Any], named_by: dict[str, Any] | None = None) ->
         if item["within_noise"]:
             interval = "{:+.3f} … {:+.3f}".format(*difference["interval"]) if difference["interval"] else t("too few documents for one")
             said.append((False, t("{after} and {before} cannot be told apart: the difference is no larger than chance (interval {interval} {unit})", interval=interval, **values)))
-        elif difference["value"] < 0:
+        elif (difference["value"] > 0) == item.get("greater_is_better", False):
             said.append((True, t("{after} is better than {before} by {change} {unit}, more than chance explains", **values)))
         else:
             said.append((True, t("{after} is worse than {before} by {change} {unit}, more than chance explains", **values)))

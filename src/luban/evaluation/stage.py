@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from luban.evaluation import report
 from luban.evaluation.config import EvaluateConfig
 from luban.evaluation.heldout import HeldOut, choose, training_texts
+from luban.evaluation.labelled import run_labelled, task_heads
 from luban.evaluation.subjects import Subject, automatic_prompts, context_length, measure_model, measure_ngrams, untrained
 from luban.examples.conversations import Conversation, read_conversations
 from luban.foundation.artifacts import Artifact, Input, Work, write_bytes, write_json
@@ -26,6 +28,9 @@ def run(config: EvaluateConfig, work: Work) -> None:
     """Score every model on the same held-out documents, beside baselines fitted to the training split."""
     models, sources, exclude = (_listed(work, name) for name in ("models", "data", "exclude"))
     subjects = _subjects(models)
+    if heads := task_heads(subjects):
+        run_labelled(config, work, subjects, heads[0], *([Path(str(getattr(item, "path", item))) for item in items] for items in (sources, _listed(work, "training_data"))))
+        return
     held_out = choose(sources, config.split, config.maximum_documents, config.maximum_bytes, exclude)
     conversations = _conversations(config, work)
     _introduce(held_out)

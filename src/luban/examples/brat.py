@@ -23,7 +23,13 @@ def example(path: Path, names: dict, notes: Notes) -> list[TaggedText]:
     text_path, marks = path.with_suffix(".txt"), path.with_suffix(".ann")
     for file in (text_path, marks):
         if not file.exists():
-            raise DataError("{path}: its other half {file} is missing", "brat writes a text and its annotations side by side", "put it beside", path=path, file=file.name)
+            raise DataError(
+                "{path}: its other half {file} is missing",
+                "brat writes a text and its annotations side by side",
+                "put it beside",
+                path=path,
+                file=file.name,
+            )
     try:
         with open_stream(text_path) as stream:
             raw = stream.read().decode(recognise(text_path).encoding).removeprefix("\ufeff")
@@ -66,7 +72,12 @@ def _relations(found: TaggedText, lines: list[tuple[int, str]], places: dict[str
             continue
         matched = _RELATION.match(line)
         if not matched or not {matched[3], matched[4]} <= known:
-            notes.set_aside(marks, number, "a relation between entities that the file does not have" if matched else "not a relation as brat writes one", line)
+            notes.set_aside(
+                marks,
+                number,
+                "a relation between entities that the file does not have" if matched else "not a relation as brat writes one",
+                line,
+            )
         elif matched[3] in places and matched[4] in places:
             found.relations.append((places[matched[3]], places[matched[4]], rename(matched[2], names)))
         else:
@@ -76,4 +87,6 @@ def _relations(found: TaggedText, lines: list[tuple[int, str]], places: dict[str
 def _agree(text: str, lines: list[tuple[int, str]]) -> bool:
     """Whether the first spans hold their words."""
     found = [matched.groups() for _, line in lines if (matched := _ENTITY.match(line)) and ";" not in matched[3] and matched[4]][:50]
-    return bool(found) and all(text[int(where.split()[0]) : int(where.split()[1])].replace("\n", " ") == words for _, _, where, words in found)
+    return bool(found) and all(
+        text[int(where.split()[0]) : int(where.split()[1])].replace("\n", " ") == words for _, _, where, words in found
+    )

@@ -21,17 +21,34 @@ def recognise(table: Table) -> dict[str, Any] | None:
     """Which columns hold the prompt, the choices (one column, or one a choice) and the answer."""
     rows = table.sample(100)
     names = {known.normalised(name): name for name in table.columns}
-    if "question" in names and any(isinstance(row.get(names["question"]), dict) and "choices" in row[names["question"]] for row in rows[:5]):
-        return {"prompt": names["question"], "choices": "choices"} | ({"answer": names["answerkey"]} if "answerkey" in names else {})  # ARC's own files
-    lists = [name for name in table.columns if any(isinstance(row.get(name), list | dict) or str(row.get(name)).strip().startswith("[") for row in rows[:20])]
+    if "question" in names and any(
+        isinstance(row.get(names["question"]), dict) and "choices" in row[names["question"]] for row in rows[:5]
+    ):
+        return {"prompt": names["question"], "choices": "choices"} | (
+            {"answer": names["answerkey"]} if "answerkey" in names else {}
+        )  # ARC's own files
+    lists = [
+        name
+        for name in table.columns
+        if any(isinstance(row.get(name), list | dict) or str(row.get(name)).strip().startswith("[") for row in rows[:20])
+    ]
     choices: Any = known.by_name(lists, known.CHOICES)
     if choices is None:
-        choices = next((found for pattern in ("choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "ending{}", "sol{}", "选项{}") if len(found := _numbered(names, pattern)) >= 2), None)
+        choices = next(
+            (
+                found
+                for pattern in ("choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "ending{}", "sol{}", "选项{}")
+                if len(found := _numbered(names, pattern)) >= 2
+            ),
+            None,
+        )
         choices = choices or (_lettered(names) if len(_lettered(names)) >= 2 else None)
     if not choices:
         return None
     used = choices if isinstance(choices, list) else [choices]
-    answer = known.by_name([name for name in table.columns if name not in used and any(is_filled(row.get(name)) for row in rows)], known.ANSWERS)
+    answer = known.by_name(
+        [name for name in table.columns if name not in used and any(is_filled(row.get(name)) for row in rows)], known.ANSWERS
+    )
     prompts = [name for name in table.columns if name not in used and name != answer]
     premise = names.get("premise") or names.get("前提")
     asked = next((name for name in prompts if {str(row.get(name)) for row in rows} <= {*_CAUSE, *_EFFECT}), None)
@@ -63,10 +80,18 @@ def _lettered(names: dict[str, str]) -> list[str]:
 
 def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Choice]:
     """Choices of a table. An answer that is no choice sets the row aside."""
-    prompts = [column(table, name, "prompt") for name in (mapping["prompt"] if isinstance(mapping["prompt"], list) else [mapping["prompt"]])]
+    prompts = [
+        column(table, name, "prompt") for name in (mapping["prompt"] if isinstance(mapping["prompt"], list) else [mapping["prompt"]])
+    ]
     several = isinstance(mapping["choices"], list)
     nested = not several and mapping["choices"] == "choices" and "choices" not in table.columns
-    columns = [column(table, name, "choices") for name in mapping["choices"]] if several else [] if nested else [column(table, mapping["choices"], "choices")]
+    columns = (
+        [column(table, name, "choices") for name in mapping["choices"]]
+        if several
+        else []
+        if nested
+        else [column(table, mapping["choices"], "choices")]
+    )
     answer = column(table, mapping["answer"], "answer") if mapping.get("answer") is not None else None
     first = _first_index(table, answer, mapping) if answer else 0
     found = []
@@ -122,7 +147,11 @@ def _first_index(table: Table, answer: str, mapping: dict[str, Any]) -> int:
         return int(mapping["first"])
     figures = [figure for _, row in table.rows if (figure := known.number(row.get(answer))) is not None]
     several = isinstance(mapping["choices"], list)
-    most = len(mapping["choices"]) if several else max((len(listed(row.get(str(mapping["choices"])), "|")) for _, row in table.rows[:200]), default=0)
+    most = (
+        len(mapping["choices"])
+        if several
+        else max((len(listed(row.get(str(mapping["choices"])), "|")) for _, row in table.rows[:200]), default=0)
+    )
     return int(bool(figures) and min(figures) >= 1 and max(figures) >= most)
 
 

@@ -36,7 +36,13 @@ def examples(path: Path, mapping: dict[str, Any], notes: Notes) -> list[TaggedTe
                 raise ValueError(f"line {lost[0]} of the sentence cannot be read")
             words, tags = [], []
             for line, cells in sentence:
-                if len(cells) < 2 or len(cells) <= tag_column or len(cells) <= word_column or not cells[word_column].strip() or not cells[tag_column].strip():
+                if (
+                    len(cells) < 2
+                    or len(cells) <= tag_column
+                    or len(cells) <= word_column
+                    or not cells[word_column].strip()
+                    or not cells[tag_column].strip()
+                ):
                     raise ValueError(f"line {line} of the sentence has no word or no tag")
                 words.append(cells[word_column])
                 tags.append(cells[tag_column].strip())
@@ -55,7 +61,9 @@ def _place(value: Any, default: int, part: str) -> int:
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value == 0:
-        raise ConfigError("mapping: {part}: {value!r} is no column of a CoNLL file", "", "count from 1, or from the end with -1", part=part, value=value)
+        raise ConfigError(
+            "mapping: {part}: {value!r} is no column of a CoNLL file", "", "count from 1, or from the end with -1", part=part, value=value
+        )
     return value - 1 if value > 0 else value
 
 
@@ -83,9 +91,19 @@ class Scheme:
 
     def __init__(self, tags: set[str]):
         heads = {tag[0] for tag in tags if len(tag) > 1 and tag[1] in "-_" or len(tag) == 1}
-        self.prefixed = any(len(tag) > 2 and tag[1] in "-_" and tag[0] in "BIESLUMW" for tag in tags) or bool(tags & {"B", "S"}) and tags <= set("BIOESLUMW")
+        self.prefixed = (
+            any(len(tag) > 2 and tag[1] in "-_" and tag[0] in "BIESLUMW" for tag in tags)
+            or bool(tags & {"B", "S"})
+            and tags <= set("BIOESLUMW")
+        )
         self.begins = bool(heads & set("BSUW"))  # IO tags have no B
         self.outside = "O" in tags
+        typed = [tag for tag in tags if tag != "O"]
+        self.suffixed = (
+            not self.prefixed and bool(typed) and all(tag[-2:-1] in ("-", "_") and tag[-1] in "BIESLUMW" for tag in typed)
+        )  # PER-B
+        self.prefixed = self.prefixed or self.suffixed
+        self.begins = self.begins or self.suffixed and any(tag[-1] in "BS" for tag in typed)
 
     def split(self, tag: str) -> tuple[str, str]:
         """(prefix, type) of a tag; the prefix of a tag that has none is I."""
@@ -93,6 +111,8 @@ class Scheme:
             return "O", ""
         if not self.prefixed:
             return "I", tag
+        if self.suffixed:
+            return tag[-1], tag[:-2]
         if len(tag) == 1:
             return tag, "entity"
         return (tag[0], tag[2:]) if tag[1] in "-_" else ("I", tag)

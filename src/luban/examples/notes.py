@@ -20,18 +20,28 @@ def note_text(kind: str, count: int) -> str:
         "contradictory": lambda: t("{count} examples have the text of an earlier one and another answer (kept: look at them)", count=count),
         "unlabelled": lambda: t("{count} examples have no label", count=count),
         "spans repaired": lambda: t("{count} spans did not hold their own words and were moved to the one place that does", count=count),
-        "spans widened": lambda: t("{count} spans cut a character in two (combining mark, emoji sequence) and were widened to hold it whole", count=count),
+        "spans widened": lambda: t(
+            "{count} spans cut a character in two (combining mark, emoji sequence) and were widened to hold it whole", count=count
+        ),
         "spans inclusive": lambda: t("{count} spans name their last character, not the one after it", count=count),
         "spans overlapping": lambda: t("{count} spans overlap another one; tags of words can hold only one of them", count=count),
         "spans empty": lambda: t("{count} texts hold no span", count=count),
         "tags repaired": lambda: t("{count} tags go on with an entity that was never begun, and begin one", count=count),
         "relations lost": lambda: t("{count} relations belong to a span that was set aside, and went with it", count=count),
-        "mentions chosen": lambda: t("{count} examples name an entity that stands several times in the text; the two nearest were taken", count=count),
-        "answers repaired": lambda: t("{count} answers stood elsewhere than said and were found at the one place that holds them", count=count),
-        "answers searched": lambda: t("{count} answers came without a position, stand several times in the context, and were taken at the first", count=count),
+        "mentions chosen": lambda: t(
+            "{count} examples name an entity that stands several times in the text; the two nearest were taken", count=count
+        ),
+        "answers repaired": lambda: t(
+            "{count} answers stood elsewhere than said and were found at the one place that holds them", count=count
+        ),
+        "answers searched": lambda: t(
+            "{count} answers came without a position, stand several times in the context, and were taken at the first", count=count
+        ),
         "unanswerable": lambda: t("{count} questions have no answer in their context", count=count),
         "several outputs": lambda: t("{count} inputs come with several outputs; each pair is an example", count=count),
-        "annotations unused": lambda: t("{count} annotations are neither entities nor relations (events, attributes, notes) and are not used", count=count),
+        "annotations unused": lambda: t(
+            "{count} annotations are neither entities nor relations (events, attributes, notes) and are not used", count=count
+        ),
         "sliced away": lambda: t("{count} examples are outside the slice that was asked for", count=count),
         "upsampled": lambda: t("{count} examples were added by weights above 1", count=count),
         "weighted away": lambda: t("{count} examples were left out by weights below 1", count=count),
@@ -75,7 +85,14 @@ def check_text(text: Any, what: str = "text") -> str:
 
 def is_han(text: str) -> bool:
     """Whether a character of the text is written without spaces around it (Chinese, kana, their punctuation)."""
-    return any("\u2e80" <= letter <= "\u9fff" or "\uf900" <= letter <= "\ufaff" or "\uff00" <= letter <= "\uff60" or letter >= "\U00020000" and letter < "\U00040000" for letter in text)
+    return any(
+        "\u2e80" <= letter <= "\u9fff"
+        or "\uf900" <= letter <= "\ufaff"
+        or "\uff00" <= letter <= "\uff60"
+        or letter >= "\U00020000"
+        and letter < "\U00040000"
+        for letter in text
+    )
 
 
 def join_words(words: list[str]) -> str:

@@ -33,7 +33,11 @@ def recognise(table: Table) -> dict[str, Any] | None:
         return {"input": languages[0], "output": languages[1]}
     facts = known.facts_of(rows, table.columns)
     texts = known.text_columns(facts, len(rows))
-    lists = [name for name in table.columns if name not in texts and any(isinstance(row.get(name), list) and row[name] and isinstance(row[name][0], str) for row in rows)]
+    lists = [
+        name
+        for name in table.columns
+        if name not in texts and any(isinstance(row.get(name), list) and row[name] and isinstance(row[name][0], str) for row in rows)
+    ]
     found = [name for name in table.columns if name in texts or name in lists]
     return {"input": found[0], "output": found[1]} if len(found) == 2 or (len(found) > 2 and not table.named) else None
 
@@ -64,7 +68,11 @@ def _path(table: Table, value: Any, part: str) -> list[str]:
     if isinstance(value, str) and value not in table.columns and "." in value:
         outer, _, inner = value.partition(".")
         return [column(table, outer, part), inner]
-    if isinstance(value, str) and value not in table.columns and any(isinstance(row.get("translation"), dict) and value in row["translation"] for row in table.sample(20)):
+    if (
+        isinstance(value, str)
+        and value not in table.columns
+        and any(isinstance(row.get("translation"), dict) and value in row["translation"] for row in table.sample(20))
+    ):
         return ["translation", value]  # the language alone
     return [column(table, value, part)]
 
@@ -97,7 +105,9 @@ def halves(files: Sequence[Path]) -> tuple[list[tuple[Path, Path]], list[Path]]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(plain_name(file)[0], []).append(file)
-    return [(group[0], group[1]) for group in groups.values() if len(group) == 2], [file for group in groups.values() if len(group) != 2 for file in group]
+    return [(group[0], group[1]) for group in groups.values() if len(group) == 2], [
+        file for group in groups.values() if len(group) != 2 for file in group
+    ]
 
 
 def partner(file: Path) -> Path | None:
@@ -105,7 +115,11 @@ def partner(file: Path) -> Path | None:
     stem, language = plain_name(file)
     if known.normalised(language) not in known.LANGUAGES:
         return None
-    others = [other for other in sorted(file.parent.iterdir()) if other != file and other.is_file() and plain_name(other)[0] == stem and known.normalised(plain_name(other)[1]) in known.LANGUAGES]
+    others = [
+        other
+        for other in sorted(file.parent.iterdir())
+        if other != file and other.is_file() and plain_name(other)[0] == stem and known.normalised(plain_name(other)[1]) in known.LANGUAGES
+    ]
     return others[0] if len(others) == 1 else None
 
 
@@ -115,7 +129,10 @@ def from_two_files(first: Path, second: Path, mapping: dict[str, Any], notes: No
         wanted = str(mapping["input"])
         languages = [plain_name(file)[1] for file in (first, second)]
         if wanted not in (*languages, first.name, second.name):
-            raise ConfigError("mapping: input: neither {first} nor {second} is {value!r}", "", "write the ending of one of them, such as {guess}", first=first.name, second=second.name, value=wanted, guess=languages[0] or first.name)  # fmt: skip
+            raise ConfigError(
+                "mapping: input: neither {first} nor {second} is {value!r}", "", "write the ending of one of them, such as {guess}",
+                first=first.name, second=second.name, value=wanted, guess=languages[0] or first.name,
+            )  # fmt: skip
         if wanted in (languages[1], second.name):
             first, second = second, first
     sides = []
@@ -139,7 +156,9 @@ def from_two_files(first: Path, second: Path, mapping: dict[str, Any], notes: No
         if not left[number].strip() and not right[number].strip():
             continue  # an empty line on both sides: a paragraph ends
         try:
-            found.append(TextPair(check_text(left[number], "input").strip(), check_text(right[number], "output").strip(), source=f"{first}:{number}"))
+            found.append(
+                TextPair(check_text(left[number], "input").strip(), check_text(right[number], "output").strip(), source=f"{first}:{number}")
+            )
         except ValueError as error:
             notes.set_aside(first, number, str(error), f"{left[number]}\t{right[number]}")
     return found
@@ -210,13 +229,23 @@ def from_tmx(path: Path, mapping: dict[str, Any], notes: Notes) -> tuple[list[Te
             languages[language] = languages.get(language, 0) + 1
     if not languages:
         return [], {}
-    input_language = _language(mapping.get("input"), languages, "input") or _language(units.source_language, languages, None) or next(iter(languages))
+    input_language = (
+        _language(mapping.get("input"), languages, "input") or _language(units.source_language, languages, None) or next(iter(languages))
+    )
     others = {name: count for name, count in languages.items() if name != input_language}
-    output_language = _language(mapping.get("output"), languages, "output") or (max(others, key=lambda name: others[name]) if others else "")
+    output_language = _language(mapping.get("output"), languages, "output") or (
+        max(others, key=lambda name: others[name]) if others else ""
+    )
     found = []
     for line, unit in units.units:
         try:
-            found.append(TextPair(check_text(unit.get(input_language), input_language).strip(), check_text(unit.get(output_language), output_language or "second language").strip(), source=f"{path}:{line}"))
+            found.append(
+                TextPair(
+                    check_text(unit.get(input_language), input_language).strip(),
+                    check_text(unit.get(output_language), output_language or "second language").strip(),
+                    source=f"{path}:{line}",
+                )
+            )
         except ValueError as error:
             notes.set_aside(path, line, str(error), unit)
     return found, {"input": input_language, "output": output_language}
@@ -235,4 +264,11 @@ def _language(wanted: Any, languages: dict[str, int], part: str | None) -> str |
             return language
     if part is None:
         return None
-    raise ConfigError("mapping: {part}: the file holds no language {value!r}", "", "it holds {languages}", part=part, value=wanted, languages=", ".join(languages))
+    raise ConfigError(
+        "mapping: {part}: the file holds no language {value!r}",
+        "",
+        "it holds {languages}",
+        part=part,
+        value=wanted,
+        languages=", ".join(languages),
+    )

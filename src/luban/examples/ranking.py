@@ -11,7 +11,20 @@ from luban.examples.tables import is_filled, listed
 from luban.examples.tasks import Ranking, TextPair
 
 PARTS = ("query", "positive", "negative", "document", "grade", "labels")
-_WORDS = {"entailment": 1.0, "neutral": 0.0, "contradiction": 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "蕴含": 1.0, "中立": 0.0, "矛盾": 0.0, "相关": 1.0, "不相关": 0.0}
+_WORDS = {
+    "entailment": 1.0,
+    "neutral": 0.0,
+    "contradiction": 0.0,
+    "true": 1.0,
+    "false": 0.0,
+    "yes": 1.0,
+    "no": 0.0,
+    "蕴含": 1.0,
+    "中立": 0.0,
+    "矛盾": 0.0,
+    "相关": 1.0,
+    "不相关": 0.0,
+}
 
 
 def recognise(table: Table, task: str) -> dict[str, Any] | None:
@@ -83,7 +96,9 @@ def _documents(row: dict, columns: dict[str, str], words: dict[str, float]) -> t
         return good + poor, [1.0] * len(good) + [0.0] * len(poor)
     value = row.get(columns["document"])
     if isinstance(value, dict) and "passage_text" in value:  # MS MARCO
-        return [_text(item) for item in value["passage_text"]], [float(flag) for flag in value.get("is_selected", [1] * len(value["passage_text"]))]
+        return [_text(item) for item in value["passage_text"]], [
+            float(flag) for flag in value.get("is_selected", [1] * len(value["passage_text"]))
+        ]
     items = value if isinstance(value, list) else [value]
     documents = [_text(item) for item in items]
     if "grade" not in columns:
@@ -98,7 +113,15 @@ def _documents(row: dict, columns: dict[str, str], words: dict[str, float]) -> t
 
 
 def _texts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else listed(value, "") if isinstance(value, str) and value.strip().startswith("[") else [value] if is_filled(value) else []
+    return (
+        value
+        if isinstance(value, list)
+        else listed(value, "")
+        if isinstance(value, str) and value.strip().startswith("[")
+        else [value]
+        if is_filled(value)
+        else []
+    )
 
 
 def _text(item: Any) -> str:

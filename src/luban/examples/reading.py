@@ -58,7 +58,10 @@ def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: S
     Raises ConfigError for an unknown task, mapping or slice, DataError where no record makes an example.
     """
     if task not in TASKS:
-        raise ConfigError("{task!r} is no task that examples are read for", "", "did you mean {guess}? The tasks are {tasks}", task=task, guess=nearest(str(task), TASKS) or "classification", tasks=", ".join(TASKS))  # fmt: skip
+        raise ConfigError(
+            "{task!r} is no task that examples are read for", "", "did you mean {guess}? The tasks are {tasks}",
+            task=task, guess=nearest(str(task), TASKS) or "classification", tasks=", ".join(TASKS),
+        )  # fmt: skip
     mapping = dict(mapping or {})
     sources.check_mapping(mapping, task)
     found = ExampleSet(task=task)
@@ -67,7 +70,9 @@ def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: S
     unused: dict[str, None] = {}
     entries = sources.entries_of(paths)
     if weights is not None and len(weights) != len(entries):
-        raise ConfigError("{weights} weights for {paths} paths", "", "give one weight for each path", weights=len(weights), paths=len(entries))
+        raise ConfigError(
+            "{weights} weights for {paths} paths", "", "give one weight for each path", weights=len(weights), paths=len(entries)
+        )
     for part in sources.plan(entries, task, mapping, notes):
         found.files += [file for file in part.names() if file not in found.files]
         examples, used, left = sources.read(part, task, mapping, notes)
@@ -138,7 +143,13 @@ def recognise_task(path: Path | str) -> list[str]:
 def show(found: ExampleSet, number: int = 3) -> None:
     """Print what was recognised, ``number`` examples, label counts, and what was set aside with the reasons."""
     files = ", ".join(found.files[:3]) + (" …" if len(found.files) > 3 else "")
-    say("{count} examples for the task {task} in {files} (format: {format})", count=len(found.examples), task=found.task, files=files, format=found.format)
+    say(
+        "{count} examples for the task {task} in {files} (format: {format})",
+        count=len(found.examples),
+        task=found.task,
+        files=files,
+        format=found.format,
+    )
     if found.mapping:
         table("", [t("part"), t("column")], [(part, value) for part, value in found.mapping.items()])
     step = max(1, len(found.examples) // max(1, number))
@@ -149,7 +160,12 @@ def show(found: ExampleSet, number: int = 3) -> None:
         shown = sorted(found.label_counts.items(), key=lambda item: (-item[1], item[0]))
         table("", [t("label"), t("count")], shown[:20])
         if len(shown) > 20:
-            say("… and {count} more labels, the rarest {label} with {number}", count=len(shown) - 20, label=shown[-1][0], number=shown[-1][1])
+            say(
+                "… and {count} more labels, the rarest {label} with {number}",
+                count=len(shown) - 20,
+                label=shown[-1][0],
+                number=shown[-1][1],
+            )
     if found.unused:
         say("columns that are not used: {columns}", columns=", ".join(found.unused[:12]))
     for kind, count in found.counts.items():
@@ -176,10 +192,14 @@ def render(example: Any) -> str:
         return _short(example.text) + (f" ‖ {_short(example.pair)}" if example.pair else "") + f" → {label}"
     if isinstance(example, TaggedText):
         return _short(_bracketed(example.text, [(s.start, s.end, s.label) for s in example.spans]), 2 * _SHOWN) + "".join(
-            f" ({example.text[example.spans[h].start : example.spans[h].end]}, {label}, {example.text[example.spans[t_].start : example.spans[t_].end]})" for h, t_, label in example.relations[:3]
+            f" ({example.text[example.spans[h].start : example.spans[h].end]}, {label}, {example.text[example.spans[t_].start : example.spans[t_].end]})"
+            for h, t_, label in example.relations[:3]
         )
     if isinstance(example, RelationText):
-        return _short(_bracketed(example.text, [(example.head.start, example.head.end, "1"), (example.tail.start, example.tail.end, "2")])) + f" → {example.label}"
+        return (
+            _short(_bracketed(example.text, [(example.head.start, example.head.end, "1"), (example.tail.start, example.tail.end, "2")]))
+            + f" → {example.label}"
+        )
     if isinstance(example, Question):
         return f"{_short(example.question)} → {' / '.join(dict.fromkeys(_short(words, 40) for words, _ in example.answers)) or '∅'} ({_short(example.context, 80)})"
     if isinstance(example, TextPair):
@@ -189,7 +209,9 @@ def render(example: Any) -> str:
         marks = " ".join(f"{'✓' if place == example.answer else '·'}{_short(choice, 40)}" for place, choice in enumerate(example.choices))
         return f"{_short(example.prompt)} {marks}"
     if isinstance(example, Ranking):
-        return f"{_short(example.query)} → " + "; ".join(f"{grade:g}: {_short(document, 60)}" for document, grade in list(zip(example.documents, example.grades, strict=True))[:4])
+        return f"{_short(example.query)} → " + "; ".join(
+            f"{grade:g}: {_short(document, 60)}" for document, grade in list(zip(example.documents, example.grades, strict=True))[:4]
+        )
     return _short(str(example))
 
 

@@ -44,7 +44,10 @@ class Table:
 def kind_of(path: Path) -> str:
     """One of FORMATS but for ``two_files`` and ``folders``, by content first and ending second; ``binary`` for what is no text."""
     layout = recognise(path)
-    if layout.format in ("json", "jsonl", "parquet", "csv", BINARY):
+    if layout.format == "json":  # an array; or lines that hold one array each
+        lines = [line for line in _first_lines(path, layout) if line.strip()]
+        return "jsonl" if len(lines) > 1 and all(line.startswith("[") and line.rstrip().endswith("]") for line in lines[:50]) else "json"
+    if layout.format in ("jsonl", "parquet", "csv", BINARY):
         return layout.format
     names = [suffix.lower() for suffix in path.suffixes]
     if ".ann" in names:
@@ -81,7 +84,9 @@ def _first_lines(path: Path, layout: Layout) -> list[str]:
 
 def looks_like_conll(lines: list[str]) -> bool:
     """Whether lines are words with a tag in their last column: few kinds of last column, most of them tags, words short."""
-    cells = [line.split("\t") if "\t" in line else line.split() for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "# "))]
+    cells = [
+        line.split("\t") if "\t" in line else line.split() for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "# "))
+    ]
     if len(cells) < 2:
         return False
     wide = [row for row in cells if len(row) >= 2]
@@ -90,10 +95,31 @@ def looks_like_conll(lines: list[str]) -> bool:
     tags = [row[-1].strip() for row in wide]
     short = sum(len(row[0]) <= 40 and " " not in row[0].strip() for row in wide) >= 0.95 * len(wide)
     marked = sum(bool(_TAG.match(tag)) for tag in tags)
-    if short and marked >= 0.95 * len(tags) and (any(tag[1:2] in ("-", "_") for tag in tags) or {"B", "I"} <= set(tags) or {"B", "E"} <= set(tags) or "O" in tags and len(wide) > 20):
+    if (
+        short
+        and marked >= 0.95 * len(tags)
+        and (
+            any(tag[1:2] in ("-", "_") for tag in tags)
+            or {"B", "I"} <= set(tags)
+            or {"B", "E"} <= set(tags)
+            or "O" in tags
+            and len(wide) > 20
+        )
+    ):
         return True
     blank = sum(not line.strip() for line in lines)  # IO tags or parts of speech: sentences are short, tags few
-    return short and blank >= 1 and len(cells) >= 2 * blank and len(set(tags)) <= max(3, len(tags) // 3) and all(re.match(r"^[A-Z][\w$.:,'`-]*$|^O$|^[^\w\s]+$", tag) for tag in tags)
+    return (
+        short
+        and blank >= 1
+        and len(cells) >= 2 * blank
+        and len(set(tags)) <= max(3, len(tags) // 3)
+        and all(re.match(r"^[A-Z][\w$.:,'`-]*$|^O$|^[^\w\s]+$", tag) for tag in tags)
+    )
+
+
+def is_tag(value: Any) -> bool:
+    """Whether a value is a tag such as O, B-PER, I_LOC."""
+    return bool(_TAG.match(str(value)))
 
 
 def lines_of(path: Path, notes: Notes) -> list[tuple[int, str]]:
@@ -138,6 +164,8 @@ def _json_rows(path: Path, form: str, notes: Notes) -> list[tuple[int, dict[str,
                 found = list(array_items(stream, layout.encoding, str(path), notes.bad.append, _LARGEST_JSON))
         except READ_ERRORS as error:
             raise DataError("{path} is damaged or cut off: {error}", "", "fetch or write the file again", path=path, error=error) from None
+    if len(found) == 1 and form == "json" and isinstance(found[0][1], dict):
+        found = [(found[0][0], row, "") for row in _turned(found[0][1])]
     if len(found) > 1 and all(isinstance(value, str) for _, value, _ in found):
         notes.set_aside(path, 0, f"not read: a list of {len(found)} names, no records")
         return []
@@ -152,6 +180,22 @@ def _json_rows(path: Path, form: str, notes: Notes) -> list[tuple[int, dict[str,
         else:
             notes.set_aside(path, number, "a JSON value that is no object", raw)
     return rows
+
+
+def _turned(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one object that holds a whole table: a list a column, or pandas' ``{column: {row: cell}}``, or ``{identity: row}``."""
+    inner = list(value.values())
+    if len(inner) < 2:
+        return [value]
+    if all(
+        isinstance(cells, list) and len(cells) == len(inner[0]) > 1 and not any(isinstance(cell, dict) for cell in cells) for cells in inner
+    ):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*inner, strict=True)]
+    if all(isinstance(cells, dict) and cells and list(cells) == list(inner[0]) for cells in inner):
+        if any(known.normalised(name) in known.ALL for name in value):
+            return [{name: cells[row] for name, cells in value.items()} for row in inner[0]]
+        return [{**({} if "id" in row else {"id": name}), **row} for name, row in value.items()]
+    return [value]
 
 
 def _cells(path: Path, form: str, notes: Notes, header: bool | None) -> Table:
@@ -180,7 +224,9 @@ def _cells(path: Path, form: str, notes: Notes, header: bool | None) -> Table:
 
 def _delimiter(lines: list[str]) -> str:
     """The separator that stands in most lines, and as often in each as in the first."""
-    return max(",\t;|", key=lambda mark: (sum(mark in line for line in lines), sum(line.count(mark) == lines[0].count(mark) for line in lines)))
+    return max(
+        ",\t;|", key=lambda mark: (sum(mark in line for line in lines), sum(line.count(mark) == lines[0].count(mark) for line in lines))
+    )
 
 
 def _usual_width(records: list[tuple[int, list[str]]]) -> int:

@@ -15,14 +15,22 @@ from luban.examples.tables import class_name, listed, rename
 from luban.examples.tasks import RelationText, Span, TaggedText
 
 PARTS = ("text", "words", "head", "tail", "label", "labels")
-_MARKS = (("<e1>", "</e1>", "<e2>", "</e2>"), ("[E1]", "[/E1]", "[E2]", "[/E2]"), ("<head>", "</head>", "<tail>", "</tail>"), ("[H]", "[/H]", "[T]", "[/T]"), ("<subj>", "</subj>", "<obj>", "</obj>"))
+_MARKS = (
+    ("<e1>", "</e1>", "<e2>", "</e2>"),
+    ("[E1]", "[/E1]", "[E2]", "[/E2]"),
+    ("<head>", "</head>", "<tail>", "</tail>"),
+    ("[H]", "[/H]", "[T]", "[/T]"),
+    ("<subj>", "</subj>", "<obj>", "</obj>"),
+)
 
 
 def recognise(table: Table) -> dict[str, Any] | None:
     """Which columns hold the text, the two entities and the relation, by name and by what is in them."""
     rows = table.sample()
     facts = known.facts_of(rows, table.columns)
-    words = known.by_name([name for name in table.columns if any(isinstance(row.get(name), list) for row in rows[:20])], ("token", "tokens", "words"))
+    words = known.by_name(
+        [name for name in table.columns if any(isinstance(row.get(name), list) for row in rows[:20])], ("token", "tokens", "words")
+    )
     text = known.by_name(table.columns, ("text", "sentence", "content", "文本", "句子", "内容", "原文")) or known.longest_text(facts)
     base = {"words": words} if words else {"text": text} if text else None
     if base is None:
@@ -38,7 +46,14 @@ def recognise(table: Table) -> dict[str, Any] | None:
     if any(marks[0] in str(row.get(text)) and marks[2] in str(row.get(text)) for marks in _MARKS for row in rows[:20]):
         label = known.by_name(table.columns, known.RELATIONS) or known.class_column(facts, len(rows), text)
         return {"text": text} | ({"label": label} if label else {})
-    inside = [name for name in table.columns if name != text and rows and sum(bool(row.get(name)) and str(row[name]) in str(row.get(text)) for row in rows) >= 0.9 * len(rows) and facts[name].distinct > 1]
+    inside = [
+        name
+        for name in table.columns
+        if name != text
+        and rows
+        and sum(bool(row.get(name)) and str(row[name]) in str(row.get(text)) for row in rows) >= 0.7 * len(rows)
+        and facts[name].distinct > 1
+    ]
     label = known.class_column(facts, len(rows), text, *inside[:2])
     if len(inside) >= 2:
         return {"text": text, "head": inside[0], "tail": inside[1]} | ({"label": label} if label else {})
@@ -110,7 +125,11 @@ def _entities(text: str, head: Any, tail: Any, ranges: list[tuple[int, int]] | N
         if not places:
             raise ValueError(f"the entity {words[:40]!r} is not in the text" if words else "an entity is missing")
         found.append([Span(place, place + len(words), "") for place in places])
-    pairs = [(one, two) for one in found[0] for two in found[1] if (one.start, one.end) != (two.start, two.end)] if max(map(len, found)) <= 50 else [(found[0][0], found[1][-1])]
+    pairs = (
+        [(one, two) for one in found[0] for two in found[1] if (one.start, one.end) != (two.start, two.end)]
+        if max(map(len, found)) <= 50
+        else [(found[0][0], found[1][-1])]
+    )
     if not pairs:
         return found[0][0], found[1][0]  # both names stand at the same single place
     notes.count("mentions chosen", int(len(pairs) > 1))
@@ -166,10 +185,16 @@ def from_semeval(path: Path, names: dict, notes: Notes) -> list[RelationText]:
 
 def from_tagged(tagged: list[TaggedText]) -> list[RelationText]:
     """One example for each relation of texts with entities and relations."""
-    return [RelationText(example.text, example.spans[head], example.spans[tail], label, example.source) for example in tagged for head, tail, label in example.relations]
+    return [
+        RelationText(example.text, example.spans[head], example.spans[tail], label, example.source)
+        for example in tagged
+        for head, tail, label in example.relations
+    ]
 
 
-def add_relations(example: TaggedText, value: Any, places: dict[Any, int], names: dict, bad: Callable[[str, Any], None], notes: Notes) -> None:
+def add_relations(
+    example: TaggedText, value: Any, places: dict[Any, int], names: dict, bad: Callable[[str, Any], None], notes: Notes
+) -> None:
     """Add a row's relations: dicts that refer to spans by identity or place, or triples of words that are searched in the text."""
     for item in value if isinstance(value, list) else []:
         try:
@@ -208,7 +233,11 @@ def _triple(item: Any) -> tuple[Any, str, Any]:
 
 def _mention(example: TaggedText, end: Any, default: str, notes: Notes) -> int:
     """The place of a span that holds the words, added if there is none yet: their first place in the text."""
-    words, label = (str(end.get("text") or end.get("name") or ""), str(end.get("label") or end.get("type") or default)) if isinstance(end, dict) else (str(end), default)
+    words, label = (
+        (str(end.get("text") or end.get("name") or ""), str(end.get("label") or end.get("type") or default))
+        if isinstance(end, dict)
+        else (str(end), default)
+    )
     for place, span in enumerate(example.spans):
         if example.text[span.start : span.end] == words and (label in (span.label, default)):
             return place

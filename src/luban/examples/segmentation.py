@@ -82,5 +82,11 @@ def stop_words(language: str = "all") -> frozenset[str]:
     """
     lists = json.loads(Path(__file__).with_name("stop_words.json").read_text(encoding="utf-8"))
     if language != "all" and language not in lists:
-        raise ConfigError("there is no list of stop words for {language!r}", "", "choose one of {languages}", language=language, languages=", ".join([*lists, "all"]))
+        raise ConfigError(
+            "there is no list of stop words for {language!r}",
+            "",
+            "choose one of {languages}",
+            language=language,
+            languages=", ".join([*lists, "all"]),
+        )
     return frozenset(word for name, text in lists.items() if language in (name, "all") for word in text.split())

@@ -39,12 +39,21 @@ def parse(path: Path | str) -> tuple[str, Slice | None]:
         return text, None
     plain, _, fragment = text.rpartition("#")
     matched = _GRAMMAR.fullmatch(fragment)
-    if not matched or any(value is not None and float(value) == 0 for value in matched.groups()[:3]) or (matched[3] and float(matched[3]) > 100):
+    if (
+        not matched
+        or any(value is not None and float(value) == 0 for value in matched.groups()[:3])
+        or (matched[3] and float(matched[3]) > 100)
+    ):
         raise ConfigError(
             "{path}: {fragment!r} is no slice", "", "write #500 (that many examples), #8/label (that many of each label) or #10% (a share), and @7 behind it for another draw",
             path=plain, fragment=fragment,
         )  # fmt: skip
-    return plain, Slice(int(matched[1]) if matched[1] else None, int(matched[2]) if matched[2] else None, float(matched[3]) / 100 if matched[3] else None, int(matched[4] or 0))
+    return plain, Slice(
+        int(matched[1]) if matched[1] else None,
+        int(matched[2]) if matched[2] else None,
+        float(matched[3]) / 100 if matched[3] else None,
+        int(matched[4] or 0),
+    )
 
 
 def draw_order(examples: Sequence[object], seed: int) -> list[int]:
@@ -68,7 +77,13 @@ def take(examples: Sequence[Example], part: Slice, path: str = "") -> list[Examp
         chosen = set(order[:number])
     else:
         if not any(labels_of(example) for example in examples):
-            raise ConfigError("{path}: #{each}/label needs examples with labels", "these have none", "write #{each} for that many examples", path=path, each=part.each)
+            raise ConfigError(
+                "{path}: #{each}/label needs examples with labels",
+                "these have none",
+                "write #{each} for that many examples",
+                path=path,
+                each=part.each,
+            )
         seen: Counter[str] = Counter()
         chosen = set()
         for index in order:
@@ -82,7 +97,12 @@ def take(examples: Sequence[Example], part: Slice, path: str = "") -> list[Examp
 def weigh(examples: Sequence[Example], weight: float) -> list[Example]:
     """Examples repeated ``weight`` times; of a broken number, the rest is a slice: 2.5 is two of each and half of them once more."""
     if not 0 < weight <= 1000:
-        raise ConfigError("a weight of {weight} is no number of times to read a file", "", "give a number above 0 and up to 1000, such as 2 or 0.5", weight=weight)
+        raise ConfigError(
+            "a weight of {weight} is no number of times to read a file",
+            "",
+            "give a number above 0 and up to 1000, such as 2 or 0.5",
+            weight=weight,
+        )
     whole = int(weight)
     rest = take(examples, Slice(share=weight - whole)) if weight > whole and examples else []
     return list(examples) * whole + rest

@@ -16,7 +16,19 @@ from luban.examples.records import FORMATS, TABLES, Table, column, kind_of, read
 from luban.examples.slices import Slice, parse
 from luban.foundation.errors import ConfigError, DataError, nearest
 
-TASKS = ("classification", "regression", "multi_label", "tagging", "relation", "joint_relation", "question_answering", "text_pairs", "choice", "ranking", "embedding")
+TASKS = (
+    "classification",
+    "regression",
+    "multi_label",
+    "tagging",
+    "relation",
+    "joint_relation",
+    "question_answering",
+    "text_pairs",
+    "choice",
+    "ranking",
+    "embedding",
+)
 _TEXT_TASKS = ("classification", "regression", "multi_label")
 _PARTS = {
     **dict.fromkeys(_TEXT_TASKS, tables.PARTS), "tagging": spans.PARTS, "joint_relation": spans.PARTS, "relation": (*relations.PARTS, "spans", "relations"), "question_answering": squad.PARTS,
@@ -33,7 +45,10 @@ _EXAMPLE = {
     "relation": ("text", "head", "tail", "label"), "question_answering": ("question", "context", "answers"), "text_pairs": ("input", "output"), "choice": ("prompt", "choices", "answer"),
     "ranking": ("query", "document", "grade"), "embedding": ("query", "positive"),
 }  # fmt: skip
-_NOTICE = re.compile(r"^(readme|licen[cs]e|licence|source|changelog|copying|notice|citation|makefile)\b.*|.*\.(md|html?|py|sh|pdf|png|jpe?g|yaml|yml)$", re.IGNORECASE)
+_NOTICE = re.compile(
+    r"^(readme|licen[cs]e|licence|source|changelog|copying|notice|citation|makefile)\b.*|.*\.(md|html?|py|sh|pdf|png|jpe?g|yaml|yml)$",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -57,11 +72,19 @@ def check_mapping(mapping: dict[str, Any], task: str) -> None:
     parts = (*_PARTS[task], *_ANYWHERE)
     for part in mapping:
         if part not in parts:
-            raise ConfigError("mapping: {part!r} is not a part of the task {task}", "", "did you mean {guess}? The parts are {parts}", part=part, task=task, guess=nearest(str(part), parts) or parts[0], parts=", ".join(parts))  # fmt: skip
+            raise ConfigError(
+                "mapping: {part!r} is not a part of the task {task}", "", "did you mean {guess}? The parts are {parts}",
+                part=part, task=task, guess=nearest(str(part), parts) or parts[0], parts=", ".join(parts),
+            )  # fmt: skip
     if mapping.get("format") not in (None, *FORMATS):
-        raise ConfigError("mapping: format: {format!r} is not known", "", "did you mean {guess}? The formats are {formats}", format=mapping["format"], guess=nearest(str(mapping["format"]), FORMATS) or "csv", formats=", ".join(FORMATS))  # fmt: skip
+        raise ConfigError(
+            "mapping: format: {format!r} is not known", "", "did you mean {guess}? The formats are {formats}",
+            format=mapping["format"], guess=nearest(str(mapping["format"]), FORMATS) or "csv", formats=", ".join(FORMATS),
+        )  # fmt: skip
     if mapping.get("labels") is not None and not isinstance(mapping["labels"], dict):
-        raise ConfigError("mapping: labels: {value!r} is no table of names", "", "write labels: {{\"0\": negative, \"1\": positive}}", value=mapping["labels"])
+        raise ConfigError(
+            "mapping: labels: {value!r} is no table of names", "", 'write labels: {{"0": negative, "1": positive}}', value=mapping["labels"]
+        )
 
 
 def mapping_example(task: str, columns: Sequence[str]) -> str:
@@ -93,7 +116,9 @@ def plan(entries: list[Any], task: str, mapping: dict[str, Any], notes: Notes) -
         for file, form in _files_of(text, task, mapping, notes):
             if form == "lines":
                 plain.append((file, part, index))
-            elif form == "brat" and any(other.format == "brat" and other.files[0].with_suffix("") == file.with_suffix("") for other in parts):
+            elif form == "brat" and any(
+                other.format == "brat" and other.files[0].with_suffix("") == file.with_suffix("") for other in parts
+            ):
                 continue  # its other half was named too
             else:
                 parts.append(Part([file], form, part, index))
@@ -106,7 +131,11 @@ def _files_of(text: str, task: str, mapping: dict[str, Any], notes: Notes) -> li
     if not path.exists():
         if "," in text and all(Path(half.strip()).is_file() for half in text.split(",")):
             return [(Path(half.strip()), "lines") for half in text.split(",")]
-        stems = [file for file in sorted(path.parent.glob(f"{path.name}.*")) if file.is_file()] if path.parent.is_dir() and not re.search(r"[*?\[]", path.name) else []
+        stems = (
+            [file for file in sorted(path.parent.glob(f"{path.name}.*")) if file.is_file()]
+            if path.parent.is_dir() and not re.search(r"[*?\[]", path.name)
+            else []
+        )
         if task in ("text_pairs", "embedding") and len(parallel.halves(stems)[0]) == 1:
             return [(file, "lines") for file in stems]
     found = []
@@ -117,7 +146,12 @@ def _files_of(text: str, task: str, mapping: dict[str, Any], notes: Notes) -> li
         form = mapping.get("format") or kind_of(file)
         if form == BINARY:
             if not path.is_dir():
-                raise DataError("{path} holds no text", "its bytes are none of UTF-8, UTF-16 and GB18030", "export the data as csv, jsonl or parquet", path=file)
+                raise DataError(
+                    "{path} holds no text",
+                    "its bytes are none of UTF-8, UTF-16 and GB18030",
+                    "export the data as csv, jsonl or parquet",
+                    path=file,
+                )
             notes.set_aside(file, 0, "not read: it holds no text")
             continue
         if form == "conll" and task != "tagging":
@@ -142,7 +176,9 @@ def _grouped(plain: list[tuple[Path, Slice | None, int]], task: str, mapping: di
         return [Part([one, two], "two_files", *facts[one]) for one, two in pairs]
     if task in ("classification", "multi_label"):
         labels = tables.class_of_files(files) if len(files) > 1 else {files[0]: None}
-        many = mapping.get("format") == "folders" or (len({file.parent for file in files}) > 1 and len(files) > len({file.parent for file in files}))
+        many = mapping.get("format") == "folders" or (
+            len({file.parent for file in files}) > 1 and len(files) > len({file.parent for file in files})
+        )
         return [Part([file], "folders" if many else "lines", *facts[file], label=labels[file]) for file in files]
     return [Part([file], "lines", *facts[file]) for file in files]
 
@@ -150,7 +186,9 @@ def _grouped(plain: list[tuple[Path, Slice | None, int]], task: str, mapping: di
 def read(part: Part, task: str, mapping: dict[str, Any], notes: Notes) -> tuple[list, dict[str, Any], list[str]]:
     """(examples, the mapping that was used, columns that were not) of a part."""
     if part.format in TABLES or part.rows is not None:
-        table = _rows_table(part.rows, notes) if part.rows is not None else read_table(part.files[0], notes, part.format, mapping.get("header"))
+        table = (
+            _rows_table(part.rows, notes) if part.rows is not None else read_table(part.files[0], notes, part.format, mapping.get("header"))
+        )
         return _from_table(table, task, mapping, notes)
     file = part.files[0]
     names = mapping.get("labels") or {}
@@ -162,7 +200,11 @@ def read(part: Part, task: str, mapping: dict[str, Any], notes: Notes) -> tuple[
     if task == "relation" and part.format == "semeval":
         return relations.from_semeval(file, names, notes), {}, []
     if task in ("text_pairs", "embedding") and part.format in ("two_files", "tmx"):
-        pairs, used = parallel.from_tmx(file, mapping, notes) if part.format == "tmx" else (parallel.from_two_files(file, part.files[1], mapping, notes), {"input": part.files[0].name, "output": part.files[1].name})
+        pairs, used = (
+            parallel.from_tmx(file, mapping, notes)
+            if part.format == "tmx"
+            else (parallel.from_two_files(file, part.files[1], mapping, notes), {"input": part.files[0].name, "output": part.files[1].name})
+        )
         if part.format == "two_files" and pairs and pairs[0].source.startswith(str(part.files[1])):
             used = {"input": used["output"], "output": used["input"]}
         return (ranking.from_pairs(pairs) if task == "embedding" else pairs), used, []
@@ -182,7 +224,12 @@ def _rows_table(rows: list[dict], notes: Notes) -> Table:
     columns: dict[str, None] = {}
     for row in rows:
         columns |= dict.fromkeys(str(name) for name in row)
-    return Table(Path("list"), "jsonl", [(number, {str(name): value for name, value in row.items()}) for number, row in enumerate(rows, start=1)], list(columns))
+    return Table(
+        Path("list"),
+        "jsonl",
+        [(number, {str(name): value for name, value in row.items()}) for number, row in enumerate(rows, start=1)],
+        list(columns),
+    )
 
 
 def recognise(table: Table, task: str) -> dict[str, Any] | None:
@@ -199,12 +246,17 @@ def recognise(table: Table, task: str) -> dict[str, Any] | None:
         return squad.recognise(table)
     if task == "text_pairs":
         return parallel.recognise(table)
-    return choice.recognise(table) if task == "choice" else ranking.recognise(table, task) or (parallel.recognise(table) if task == "embedding" else None)
+    return (
+        choice.recognise(table)
+        if task == "choice"
+        else ranking.recognise(table, task) or (parallel.recognise(table) if task == "embedding" else None)
+    )
 
 
 def _from_table(table: Table, task: str, mapping: dict[str, Any], notes: Notes) -> tuple[list, dict[str, Any], list[str]]:
     notes.columns = notes.columns or table.columns
     if not table.rows:
+        notes.set_aside(table.path, 0, "not read: it holds no records")
         return [], {}, []
     used = _merged(recognise(table, task) or {}, {part: value for part, value in mapping.items() if part not in _ANYWHERE}, task)
     if not any(enough <= used.keys() for enough in _ENOUGH[task]):
@@ -277,7 +329,11 @@ def guess_tasks(path: Path | str) -> list[str]:
     tabular = [found for file, form in files if form in TABLES and (found := read_table(file, notes, form)).rows]
     if not tabular:
         paired = [file for file, _ in files]
-        if paired and (parallel.halves(paired)[0] and len(paired) > 1 or parallel.partner(paired[0])) and all(parallel.known.normalised(parallel.plain_name(file)[1]) in parallel.known.LANGUAGES for file in paired):
+        if (
+            paired
+            and (parallel.halves(paired)[0] and len(paired) > 1 or parallel.partner(paired[0]))
+            and all(parallel.known.normalised(parallel.plain_name(file)[1]) in parallel.known.LANGUAGES for file in paired)
+        ):
             return ["text_pairs", "embedding"]
         return ["classification"] if len(paired) > 1 else []
     return _table_tasks(max(tabular, key=lambda found: len(found.rows)))
@@ -298,21 +354,28 @@ def _table_tasks(table: Table) -> list[str]:
     if (ranked := ranking.recognise(table, "ranking")) and table.named and ("positive" in ranked or "choice" not in found):
         found += ["ranking", "embedding"] if "positive" in ranked else ["ranking"]
     pairs = parallel.recognise(table)
-    known_pair = pairs and (parallel.known.pair_by_name(table.columns, parallel.known.OUTPUT_PAIRS) or "." in str(pairs["input"]) or not table.named)
+    named = pairs and {parallel.known.normalised(pairs["input"]), parallel.known.normalised(pairs["output"])} <= parallel.known.LANGUAGES
+    known_pair = pairs and (parallel.known.pair_by_name(table.columns, parallel.known.OUTPUT_PAIRS) or "." in str(pairs["input"]) or named)
     labelled = tables.recognise(table, "classification")
     if labelled and "label" in labelled and not isinstance(next((row.get(labelled["label"]) for _, row in table.rows), None), dict):
         facts = tables.known.facts_of(table.sample(), [labelled["label"]])[labelled["label"]]
         rows = table.sample(50)
         names = [str(item) for row in rows if isinstance(row.get(labelled["label"]), list) for item in row[labelled["label"]]]
         if names:
-            found += ["multi_label"] if "tagging" not in found and tables.known.normalised(labelled["label"]) in tables.known.LABELS and len(set(names)) * 2 <= max(4, len(names)) else []
+            found += (
+                ["multi_label"]
+                if "tagging" not in found
+                and tables.known.normalised(labelled["label"]) in tables.known.LABELS
+                and len(set(names)) * 2 <= max(4, len(names))
+                else []
+            )
         elif facts.numbers == facts.filled and not facts.whole:
             found += ["regression"]
         elif facts.distinct <= max(20, facts.filled // 3):
             found += ["classification"]
             target = tables.recognise(table, "regression") or {}
             found += ["regression"] if table.named and tables.known.normalised(target.get("label")) in tables.known.SCORES[:8] else []
-    if pairs and (known_pair and table.named or not found):
+    if pairs and (known_pair or not found):
         found += ["text_pairs", "embedding"]
     if labelled and "pair" in labelled and "embedding" not in found:
         found.append("embedding")

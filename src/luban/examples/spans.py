@@ -13,7 +13,7 @@ from typing import Any
 from luban.examples import columns as known
 from luban.examples.conll import Scheme, from_rows
 from luban.examples.notes import Notes, check_text, word_ranges
-from luban.examples.records import Table, column
+from luban.examples.records import Table, column, is_tag
 from luban.examples.tables import listed, rename
 from luban.examples.tasks import Span, TaggedText
 
@@ -39,13 +39,20 @@ def recognise(table: Table) -> dict[str, Any] | None:
     relations = holding((*_TRIPLES, "relations", "relationmentions"), lambda value: isinstance(value, list) and bool(value))
     if table.format not in ("csv", "tsv"):
         words = holding(known.WORDS, lambda value: isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value))
-        tags = holding(known.TAGS, lambda value: isinstance(value, list) and bool(value) and all(isinstance(item, str | int) for item in value))
+        tags = holding(
+            known.TAGS, lambda value: isinstance(value, list) and bool(value) and all(isinstance(item, str | int) for item in value)
+        )
         entities = holding(known.ENTITIES, lambda value: isinstance(value, list) and bool(value) and isinstance(value[0], dict))
         if words and tags and words != tags:
             return {"words": words, "tags": tags}
         if words and entities:
             return {"words": words, "spans": entities} | ({"relations": relations} if relations else {})
-    studio = holding(("annotations", "completions"), lambda value: isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "result" in value[0])
+    elif pair := _spaced(table, rows):
+        return {"words": pair[0], "tags": pair[1]}
+    studio = holding(
+        ("annotations", "completions"),
+        lambda value: isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "result" in value[0],
+    )
     if studio and "data" in table.columns:
         return {"text": "data", "spans": studio}
     text = holding(known.TEXTS, lambda value: isinstance(value, str) and bool(value))
@@ -60,6 +67,21 @@ def recognise(table: Table) -> dict[str, Any] | None:
     return None
 
 
+def _spaced(table: Table, rows: list[dict]) -> tuple[str, str] | None:
+    """Columns of a csv file that hold as many words as tags, with spaces between them or as lists."""
+    for words in table.columns:
+        for tags in table.columns:
+            if words != tags and rows:
+                cells = [(listed(row.get(words), " "), listed(row.get(tags), " ")) for row in rows]
+                if (
+                    all(len(one) == len(two) for one, two in cells)
+                    and sum(len(two) for _, two in cells) > len(cells)
+                    and all(is_tag(tag) for _, two in cells for tag in two)
+                ):
+                    return words, tags
+    return None
+
+
 def _looks_like_spans(value: Any) -> bool:
     if isinstance(value, str):
         value = listed(value, "")
@@ -70,7 +92,11 @@ def _looks_like_spans(value: Any) -> bool:
     first = value[0]
     if isinstance(first, dict):
         return field_of(first, _LABEL) is not None or field_of(first, _START) is not None or "entity" in first
-    return isinstance(first, list | tuple) and len(first) >= 3 and sum(isinstance(item, int) and not isinstance(item, bool) for item in first) >= 2
+    return (
+        isinstance(first, list | tuple)
+        and len(first) >= 3
+        and sum(isinstance(item, int) and not isinstance(item, bool) for item in first) >= 2
+    )
 
 
 def field_of(item: dict, names: tuple[str, ...]) -> Any:
@@ -100,7 +126,9 @@ def _parts(item: Any) -> tuple[Any, Any, str, str | None]:
         label, start, end, words = field_of(item, _LABEL), field_of(item, _START), field_of(item, _END), field_of(item, _WORDS)
         if label is None and isinstance(item.get("entity"), str) and words == item["entity"]:
             label, words = item["entity"], None  # {"start": 0, "end": 2, "entity": "PER"}
-        place = next((item[name] for name in ("pos", "position", "offsets", "offset", "span") if isinstance(item.get(name), list | tuple)), None)
+        place = next(
+            (item[name] for name in ("pos", "position", "offsets", "offset", "span") if isinstance(item.get(name), list | tuple)), None
+        )
         if start is None and place:
             place = place[0] if isinstance(place[0], list | tuple) and len(place) == 1 else place
             if len(place) != 2 or isinstance(place[0], list | tuple):
@@ -142,7 +170,11 @@ def fit(text: str, start: Any, end: Any, label: str, words: str | None, notes: N
         else:
             return _searched(text, label, words, notes)
     elif not holds:
-        raise SpanError(f"the span {start}–{end} ({label}) is empty" if start >= end else f"the span {start}–{end} ({label}) lies outside the text of {len(text)} characters")
+        raise SpanError(
+            f"the span {start}–{end} ({label}) is empty"
+            if start >= end
+            else f"the span {start}–{end} ({label}) lies outside the text of {len(text)} characters"
+        )
     return _whole(text, start, end, label, notes)
 
 
@@ -153,7 +185,9 @@ def _same(one: str, two: str) -> bool:
 def _searched(text: str, label: str, words: str, notes: Notes) -> Span:
     found = text.find(words)
     if not words or found < 0 or text.find(words, found + 1) >= 0:
-        raise SpanError(f"the words {words[:40]!r} ({label}) are not where the span says, and stand {'nowhere else' if found < 0 or not words else 'at several places'} in the text")
+        raise SpanError(
+            f"the words {words[:40]!r} ({label}) are not where the span says, and stand {'nowhere else' if found < 0 or not words else 'at several places'} in the text"
+        )
     notes.count("spans repaired")
     return _whole(text, found, found + len(words), label, notes)
 
@@ -174,7 +208,13 @@ def _joins(text: str, place: int) -> bool:
     if not 0 < place < len(text):
         return False
     letter, before = text[place], text[place - 1]
-    return bool(unicodedata.combining(letter)) or "\ufe00" <= letter <= "\ufe0f" or letter == "\u200d" or before == "\u200d" or "\U0001f3fb" <= letter <= "\U0001f3ff"
+    return (
+        bool(unicodedata.combining(letter))
+        or "\ufe00" <= letter <= "\ufe0f"
+        or letter == "\u200d"
+        or before == "\u200d"
+        or "\U0001f3fb" <= letter <= "\U0001f3ff"
+    )
 
 
 def _whole(text: str, start: int, end: int, label: str, notes: Notes) -> Span:
@@ -199,7 +239,11 @@ def overlap(spans: list[Span]) -> int:
 def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[TaggedText]:
     """Texts with spans and relations. A span that cannot be used is named and left out; its text stays."""
     names = mapping.get("labels") or {}
-    columns = {part: column(table, mapping[part], part) for part in ("text", "spans", "words", "tags", "relations") if mapping.get(part) is not None}
+    columns = {
+        part: column(table, mapping[part], part)
+        for part in ("text", "spans", "words", "tags", "relations")
+        if mapping.get(part) is not None
+    }
     scheme = None
     if "tags" in columns:
         scheme = Scheme({rename(str(tag), names) for _, row in table.rows for tag in listed(row.get(columns["tags"]), " ")})
@@ -248,7 +292,14 @@ def _one(row: dict, columns: dict[str, str], mapping: dict, names: dict, source:
     if "relations" in columns:
         from luban.examples.relations import add_relations
 
-        add_relations(example, row.get(columns["relations"]), places, names, lambda reason, item: notes.set_aside(table.path, line, reason, item), notes)
+        add_relations(
+            example,
+            row.get(columns["relations"]),
+            places,
+            names,
+            lambda reason, item: notes.set_aside(table.path, line, reason, item),
+            notes,
+        )
     notes.count("spans empty", int(not example.spans))
     notes.count("spans overlapping", overlap(example.spans))
     return example
@@ -277,7 +328,11 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     found = []
     for item in value:
         if isinstance(item, dict) and isinstance(item.get("result"), list):  # Label Studio
-            found += [(part.get("id"), {**part["value"], "id": part.get("id")}) for part in item["result"] if isinstance(part.get("value"), dict) and "labels" in part["value"]]
+            found += [
+                (part.get("id"), {**part["value"], "id": part.get("id")})
+                for part in item["result"]
+                if isinstance(part.get("value"), dict) and "labels" in part["value"]
+            ]
         else:
             found.append((item.get("id") if isinstance(item, dict) else None, item))
     return found

@@ -99,10 +99,14 @@ def _groups(examples: Sequence[Any], seed: int) -> list[tuple[float, str, list[i
             found.setdefault(key(texts_of(example)), []).append(index)
         if len(found) > 1:
             break  # the second key is for sets where one text (a constant question, say) stands in every example
-    return sorted((xxhash.xxh3_64_intdigest(text.encode("utf-8", "replace"), seed=seed) / 2**64, text, indices) for text, indices in found.items())
+    return sorted(
+        (xxhash.xxh3_64_intdigest(text.encode("utf-8", "replace"), seed=seed) / 2**64, text, indices) for text, indices in found.items()
+    )
 
 
-def _strata(examples: Sequence[Any], groups: list[tuple[float, str, list[int]]], stratify: bool) -> list[list[tuple[float, str, list[int]]]]:
+def _strata(
+    examples: Sequence[Any], groups: list[tuple[float, str, list[int]]], stratify: bool
+) -> list[list[tuple[float, str, list[int]]]]:
     """Groups by the rarest class of their first example, rarest stratum first; numbers in ten bins of equal size."""
     if not stratify:
         return [groups]
@@ -130,7 +134,13 @@ def hold_out(examples: Sequence[Example], share: float, *, stratify: bool = True
         raise ConfigError("a share of {share} cannot be held out", "", "give a number above 0 and below 1, such as 0.1", share=share)
     groups = _groups(examples, seed)
     if len(groups) < 2:
-        raise DataError("{count} examples with {texts} different texts cannot be split", "one text must not stand on both sides", "read more data", count=len(examples), texts=len(groups))
+        raise DataError(
+            "{count} examples with {texts} different texts cannot be split",
+            "one text must not stand on both sides",
+            "read more data",
+            count=len(examples),
+            texts=len(groups),
+        )
     strata = _strata(examples, groups, stratify)
     sizes = [sum(len(group[2]) for group in stratum) for stratum in strata]
     held: set[int] = set()
@@ -143,7 +153,9 @@ def hold_out(examples: Sequence[Example], share: float, *, stratify: bool = True
             taken += len(indices)
     if not held:
         held.update(min((group for stratum in strata if len(stratum) > 1 for group in stratum), default=groups[0])[2])
-    return [example for index, example in enumerate(examples) if index not in held], [example for index, example in enumerate(examples) if index in held]
+    return [example for index, example in enumerate(examples) if index not in held], [
+        example for index, example in enumerate(examples) if index in held
+    ]
 
 
 def _quotas(sizes: list[int], share: float) -> list[int]:
@@ -162,10 +174,19 @@ def k_folds(examples: Sequence[Example], k: int, stratify: bool = True, seed: in
     Raises ConfigError for fewer than two folds, DataError for fewer different texts than folds.
     """
     if not isinstance(k, int) or k < 2:
-        raise ConfigError("{k} folds cannot be made", "each fold is held out once while the others are trained on", "give 2 or more, such as 5", k=k)
+        raise ConfigError(
+            "{k} folds cannot be made", "each fold is held out once while the others are trained on", "give 2 or more, such as 5", k=k
+        )
     groups = _groups(examples, seed)
     if len(groups) < k:
-        raise DataError("{count} examples with {texts} different texts make no {k} folds", "", "read more data, or ask for fewer folds", count=len(examples), texts=len(groups), k=k)
+        raise DataError(
+            "{count} examples with {texts} different texts make no {k} folds",
+            "",
+            "read more data, or ask for fewer folds",
+            count=len(examples),
+            texts=len(groups),
+            k=k,
+        )
     fold_of = [0] * len(examples)
     totals = [0] * k
     for stratum in _strata(examples, groups, stratify):
@@ -176,7 +197,13 @@ def k_folds(examples: Sequence[Example], k: int, stratify: bool = True, seed: in
             totals[fold] += len(indices)
             for index in indices:
                 fold_of[index] = fold
-    return [([e for e, place in zip(examples, fold_of, strict=True) if place != fold], [e for e, place in zip(examples, fold_of, strict=True) if place == fold]) for fold in range(k)]
+    return [
+        (
+            [e for e, place in zip(examples, fold_of, strict=True) if place != fold],
+            [e for e, place in zip(examples, fold_of, strict=True) if place == fold],
+        )
+        for fold in range(k)
+    ]
 
 
 def duplicates(examples: Sequence[Any]) -> tuple[int, int]:

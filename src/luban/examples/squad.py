@@ -61,8 +61,15 @@ def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Questi
             if any(place is None for place in places):
                 lost = next(words for (words, _), place in zip(answers, places, strict=True) if place is None)
                 if all(place is None for place in places):
-                    raise ValueError(f"the answer {lost[:40]!r} is not in the context, or stands at several places none of which is the one given")
-                notes.set_aside(table.path, line, f"question {identity}: the answer {lost[:40]!r} is not where it is said to be, and was left out; others stay", question)
+                    raise ValueError(
+                        f"the answer {lost[:40]!r} is not in the context, or stands at several places none of which is the one given"
+                    )
+                notes.set_aside(
+                    table.path,
+                    line,
+                    f"question {identity}: the answer {lost[:40]!r} is not where it is said to be, and was left out; others stay",
+                    question,
+                )
         except ValueError as error:
             notes.set_aside(table.path, line, f"question {identity}: {error}" if identity else str(error), question)
             continue
@@ -87,7 +94,9 @@ def placed(context: str, words: str, start: int | None, notes: Notes) -> tuple[s
     return None
 
 
-def _questions(table: Table, mapping: dict[str, Any], notes: Notes) -> Iterator[tuple[int, Any, Any, list[tuple[str, int | None]], str, bool]]:
+def _questions(
+    table: Table, mapping: dict[str, Any], notes: Notes
+) -> Iterator[tuple[int, Any, Any, list[tuple[str, int | None]], str, bool]]:
     """(line, question, context, answers, identity, whether it is marked as impossible) of every question in any of the forms."""
     if mapping["question"] == "qas":
         for line, row in table.rows:
@@ -105,7 +114,14 @@ def _questions(table: Table, mapping: dict[str, Any], notes: Notes) -> Iterator[
                         notes.set_aside(table.path, line, "a question that is no object", item)
                         continue
                     asked = item.get("question", item.get("query_text"))
-                    yield line, asked, context, _answers(item.get("answers"), None), str(item.get("id", item.get("query_id", ""))), item.get("is_impossible") is True
+                    yield (
+                        line,
+                        asked,
+                        context,
+                        _answers(item.get("answers"), None),
+                        str(item.get("id", item.get("query_id", ""))),
+                        item.get("is_impossible") is True,
+                    )
         return
     columns = {part: column(table, mapping[part], part) for part in PARTS if mapping.get(part) is not None}
     impossible = known.by_name(table.columns, ("is_impossible", "impossible"))

@@ -29,7 +29,7 @@ def recognise(table: Table, task: str) -> dict[str, Any] | None:
         found |= {"text": pair[0], "pair": pair[1]}
     else:
         named = known.by_name([name for name in table.columns if _is_text(facts[name])], known.TEXTS)
-        text = named or known.longest_text(facts)
+        text = named or known.longest_text(facts, *(name for name in table.columns if known.normalised(name) in known.LABELS))
         if text is None:
             return None
         found["text"] = text
@@ -53,7 +53,11 @@ def _label_column(table: Table, facts: dict[str, known.Facts], rows: list[dict],
     if task == "multi_label":
         named = known.by_name(free, ("labels", *known.LABELS))
         if named is None:
-            flags = [name for name in free if facts[name].numbers == facts[name].filled and {known.number(row.get(name)) for row in rows} <= {0.0, 1.0, None}]
+            flags = [
+                name
+                for name in free
+                if facts[name].numbers == facts[name].filled and {known.number(row.get(name)) for row in rows} <= {0.0, 1.0, None}
+            ]
             if len(flags) > 1:
                 return flags
         return named or known.class_column(facts, len(rows), *used)
@@ -89,7 +93,9 @@ def _target(row: dict, labels: list[str], task: str, separator: str, names: dict
     if task == "regression":
         value = known.number(row.get(labels[0]))
         if value is None:
-            raise ValueError(f"the target {str(row.get(labels[0]))[:40]!r} is no number" if is_filled(row.get(labels[0])) else "the target is missing")
+            raise ValueError(
+                f"the target {str(row.get(labels[0]))[:40]!r} is no number" if is_filled(row.get(labels[0])) else "the target is missing"
+            )
         return value
     if task == "multi_label":
         if len(labels) > 1:  # one column a class
@@ -213,5 +219,3 @@ def from_lines(path: Path, label: str | None, notes: Notes, whole: bool) -> list
         except ValueError as error:
             notes.set_aside(path, line, str(error), text)
     return found
-
-

@@ -23,7 +23,7 @@ _STRETCH = 1_000_000  # entries read at once
 
 
 @dataclass(frozen=True)
-class GloveSettings:
+class GloVeSettings:
     """``maximum_count``: x_max, from which on an entry has full weight."""
 
     dimension: int = 100
@@ -60,7 +60,7 @@ def count_cooccurrences(ids: np.ndarray, words: int, window: int, folder: Path, 
     return entries
 
 
-def train_glove(folder: Path, entries: int, words: int, settings: GloveSettings, seed: int) -> tuple[np.ndarray, list[float]]:
+def train_glove(folder: Path, entries: int, words: int, settings: GloVeSettings, seed: int) -> tuple[np.ndarray, list[float]]:
     """Vectors [words, dimension] float32 and the mean weighted squared error of each epoch.
 
     Each epoch reads stretches of the entries in a random order, and the entries of a stretch in a random order.
@@ -92,7 +92,7 @@ def train_glove(folder: Path, entries: int, words: int, settings: GloveSettings,
     return (parameters[:words, :size] + parameters[words:, :size]).numpy(), losses
 
 
-def _step(parameters: torch.Tensor, squares: torch.Tensor, rows: torch.Tensor, values: torch.Tensor, settings: GloveSettings) -> float:
+def _step(parameters: torch.Tensor, squares: torch.Tensor, rows: torch.Tensor, values: torch.Tensor, settings: GloVeSettings) -> float:
     """One AdaGrad step on a batch of entries; ``rows`` [2 * entries] are the words' rows, then the contexts'."""
     entries = len(values)
     both = parameters[rows]  # [2 * entries, dimension + 1]

@@ -84,7 +84,7 @@ class LinearModel:
         return self.coefficients[:, numbers].astype(np.float64) @ weights + self.intercept
 
     def predict(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """``{"label", "probabilities"}`` of each text; ``{"labels", "probabilities"}`` of a multi-label one, ``{"label"}`` of a number.
+        """``{"label", "probabilities"}`` of each text; ``{"labels", "probabilities"}`` of a multi-label one, ``{"value"}`` of a number.
 
         Probabilities of a centroid model rank the classes and are not calibrated.
         """
@@ -92,7 +92,7 @@ class LinearModel:
 
     def _answer(self, scores: np.ndarray) -> dict[str, Any]:
         if self.task == "regression":
-            return {"label": float(scores[0])}
+            return {"value": float(scores[0])}
         if self.task == "multi_label":
             each = 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
             return {"labels": [name for name, p in zip(self.labels, each, strict=True) if p > 0.5], "probabilities": dict(zip(self.labels, each.tolist(), strict=True))}

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -155,15 +154,3 @@ class NgramModel:
     def sample(self, maximum: int = 100, *, seed: int = 0, temperature: float = 1.0, prompt: str = "") -> str:
         """A text drawn from the model, without the prompt: until the document's end or ``maximum`` units."""
         return self.units.join(self.tables.sample(maximum, seed=seed, temperature=temperature, history=self.units.split(prompt)))
-
-
-def model_card(model: NgramModel, sizes: list[dict[str, int]], stream: Stream) -> dict[str, Any]:
-    """Figures for results.json."""
-    return {
-        "order": model.tables.order,
-        "unit": model.units.unit,
-        "vocabulary": len(model.tables.units),
-        "training": {"documents": len(stream.lengths), "units": stream.units, "bytes": stream.bytes},
-        "orders": sizes,
-        "runs": model.tables.facts.get("runs"),
-    }

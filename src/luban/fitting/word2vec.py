@@ -1,8 +1,8 @@
 """Word vectors by word2vec: skip-gram and continuous bag of words with negative sampling (Mikolov et al. 2013, arXiv 1301.3781 and 1310.4546).
 
 The objective, subsampling, shrunken windows and the linear decay of the rate are those of the papers. Two things differ, so that the work is
-matrix products: updates of a batch of pairs are added up before they are applied (the sum over one word is bounded, since a frequent word
-stands in many pairs), and the negative words are drawn once for a batch, each weighted so that a pair expects ``negatives`` of them.
+matrix products: updates of a batch of pairs are added up before they are applied (all those of one word scaled down together where they
+are many), and the negative words are drawn once for a batch, each weighted so that a pair expects ``negatives`` of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from luban.foundation.console import progress, say
 _BLOCK = 100_000  # words whose windows are laid out at once; no window reaches over a block's end
 _BATCH = 512  # pairs (skip-gram) or words (bag of words) whose updates are added up
 _SHARED = 80  # negative words of one batch
-_MOST_UPDATES = 32.0  # of one word in one batch; more are scaled down to this many
+_LONGEST_STEP = 0.5  # rate times the updates of one word in one batch; more are scaled down together, or small vocabularies diverge
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ def train_word2vec(ids: np.ndarray, counts: np.ndarray, settings: Word2VecSettin
     """
     random, rows = np.random.default_rng(seed), len(counts)
     inner = torch.from_numpy(((random.random((rows, settings.dimension)) - 0.5) / settings.dimension).astype(np.float32))
-    outer = torch.zeros(rows, settings.dimension)
     noise = np.cumsum(counts.astype(np.float64) ** 0.75)
     noise /= noise[-1]
     share = counts / counts.sum()
-    keep = np.ones(rows) if not settings.subsample else np.minimum(1.0, np.sqrt(settings.subsample / np.maximum(share, 1e-300)) + settings.subsample / np.maximum(share, 1e-300))
-    layout, update = (_pairs, _skip_gram) if settings.architecture == "skip_gram" else (_windows, _bag_of_words)
+    rarity = settings.subsample / np.maximum(share, 1e-300)
+    keep = np.minimum(1.0, np.sqrt(rarity) + rarity) if settings.subsample else np.ones(rows)
+    network = _Network(inner, settings)
+    layout, update = (_pairs, network.skip_gram) if settings.architecture == "skip_gram" else (_windows, network.bag_of_words)
     losses, work = [], max(len(ids) * settings.epochs, 1)
     with progress("training word vectors (words)", total=work) as advance, torch.no_grad():
         for epoch in range(settings.epochs):
@@ -58,7 +59,7 @@ def train_word2vec(ids: np.ndarray, counts: np.ndarray, settings: Word2VecSettin
                 words, documents = _subsampled(np.asarray(ids[start : start + _BLOCK]), keep, random)
                 for given, wanted in layout(words, documents, settings.window, random):
                     negatives = torch.from_numpy(np.searchsorted(noise, random.random(_SHARED), side="right").clip(max=rows - 1))
-                    total += update(inner, outer, torch.from_numpy(given), torch.from_numpy(wanted), negatives, settings.negatives, rate)
+                    total += update(torch.from_numpy(given), torch.from_numpy(wanted), negatives, rate)
                     number += len(wanted)
                 advance(min(_BLOCK, len(ids) - start))
             losses.append(total / max(number, 1.0))
@@ -108,41 +109,48 @@ def _windows(words: np.ndarray, documents: np.ndarray, window: int, random: np.r
         yield neighbours[batch], words[batch]
 
 
-def _skip_gram(inner: torch.Tensor, outer: torch.Tensor, given: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, wanted_negatives: int, rate: float) -> float:
-    hidden = inner[given]  # [pairs, dimension]
-    slope, loss = _output_step(outer, hidden, wanted, negatives, wanted_negatives, rate)
-    _add(inner, given, slope.mul_(rate))
-    return loss
+class _Network:
+    """The two tables [words, dimension]: of words as given and as predicted."""
 
+    def __init__(self, inner: torch.Tensor, settings: Word2VecSettings):
+        self.inner, self.outer = inner, torch.zeros_like(inner)
+        self.negatives = settings.negatives
+        self._number = torch.zeros(len(inner))  # updates of each word in this batch; zero between batches
 
-def _bag_of_words(inner: torch.Tensor, outer: torch.Tensor, given: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, wanted_negatives: int, rate: float) -> float:
-    there = given >= 0  # [words, 2 * window]
-    hidden = (inner[given.clamp(min=0)] * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True)  # [words, dimension]
-    slope, loss = _output_step(outer, hidden, wanted, negatives, wanted_negatives, rate)
-    place, _ = there.nonzero(as_tuple=True)
-    _add(inner, given[there], slope.mul_(rate)[place])
-    return loss
+    def skip_gram(self, given: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, rate: float) -> float:
+        """One batch of pairs, given [pairs] and wanted [pairs]; the summed loss."""
+        slope, loss = self._predict(self.inner[given], wanted, negatives, rate)
+        self._add(self.inner, given, slope, torch.ones(len(given)), rate)
+        return loss
 
+    def bag_of_words(self, given: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, rate: float) -> float:
+        """One batch of words with their neighbours, given [words, 2 * window] (-1 where none); the summed loss."""
+        there = given >= 0
+        hidden = (self.inner[given.clamp(min=0)] * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True)  # [words, dimension]
+        slope, loss = self._predict(hidden, wanted, negatives, rate)
+        place, _ = there.nonzero(as_tuple=True)
+        self._add(self.inner, given[there], slope[place], torch.ones(len(place)), rate)
+        return loss
 
-def _output_step(outer: torch.Tensor, hidden: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, wanted_negatives: int, rate: float) -> tuple[torch.Tensor, float]:
-    """Move the output vectors; the slope of the log-likelihood in ``hidden`` [rows, dimension], and the summed loss."""
-    weight = wanted_negatives / len(negatives)
-    right, wrong = outer[wanted], outer[negatives]  # [rows, dimension], [negatives, dimension]
-    agree = (hidden * right).sum(1)  # [rows]
-    against = hidden @ wrong.T  # [rows, negatives]
-    missing = torch.sigmoid(-agree).unsqueeze(1)  # [rows, 1]
-    counted = (wanted.unsqueeze(1) != negatives).float().mul_(weight)  # a word is not its own negative
-    excess = torch.sigmoid(against) * counted  # [rows, negatives]
-    loss = float(torch.nn.functional.softplus(-agree).sum() + (torch.nn.functional.softplus(against) * counted).sum())
-    slope = missing * right - excess @ wrong
-    toward = (missing * hidden).mul_(rate)
-    away = (excess.T @ hidden).mul_(-rate * min(1.0, _MOST_UPDATES / (len(hidden) * weight)))
-    _add(outer, wanted, toward)
-    outer.index_add_(0, negatives, away)
-    return slope, loss
+    def _predict(self, hidden: torch.Tensor, wanted: torch.Tensor, negatives: torch.Tensor, rate: float) -> tuple[torch.Tensor, float]:
+        """Move the output vectors; the slope of the log-likelihood in ``hidden`` [rows, dimension], and the summed loss."""
+        weight = self.negatives / len(negatives)
+        right, wrong = self.outer[wanted], self.outer[negatives]  # [rows, dimension], [negatives, dimension]
+        agree = (hidden * right).sum(1)  # [rows]
+        against = hidden @ wrong.T  # [rows, negatives]
+        missing = torch.sigmoid(-agree).unsqueeze(1)  # [rows, 1]
+        counted = (wanted.unsqueeze(1) != negatives).float().mul_(weight)  # a word is not its own negative
+        excess = torch.sigmoid(against) * counted  # [rows, negatives]
+        loss = float(torch.nn.functional.softplus(-agree).sum() + (torch.nn.functional.softplus(against) * counted).sum())
+        slope = missing * right - excess @ wrong
+        updates = torch.cat([missing * hidden, -(excess.T @ hidden)])
+        share = torch.cat([torch.ones(len(wanted)), torch.full((len(negatives),), len(hidden) * weight)])
+        self._add(self.outer, torch.cat([wanted, negatives]), updates, share, rate)
+        return slope, loss
 
-
-def _add(table: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor) -> None:
-    """Add updates to rows; a row that gets more than `_MOST_UPDATES` gets them scaled down to that many."""
-    number = torch.bincount(rows, minlength=1)[rows]
-    table.index_add_(0, rows, updates * (_MOST_UPDATES / number.clamp(min=_MOST_UPDATES)).unsqueeze(1))
+    def _add(self, table: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor, share: torch.Tensor, rate: float) -> None:
+        """Add ``updates`` [updates, dimension] times the rate to rows of the table; ``share`` [updates] is how many pairs each sums over."""
+        self._number.index_add_(0, rows, share)
+        step = (_LONGEST_STEP / self._number[rows]).clamp(max=rate).unsqueeze(1)
+        self._number[rows] = 0.0
+        table.index_add_(0, rows, updates * step)

@@ -39,6 +39,7 @@ KINDS = {
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
+        Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
         Kind("evaluate", "evaluation", "EvaluateConfig", "Score models on held-out text, beside n-gram baselines."),
         Kind("serve", "serving", "ServeConfig", "Serve a model over an OpenAI-compatible API with a chat page.", terminal=True),
     )

@@ -19,7 +19,7 @@ def new_cache(model: Any, slots: int, maximum: int) -> Any:
     """What a model keeps of ``slots`` texts of up to ``maximum`` tokens while it writes them.
 
     A model that keeps something else than keys and values brings its own by a method ``new_cache(slots, maximum)``; what that
-    returns has ``rows``, ``advance``, ``clear``, ``move``, ``slots`` and ``lengths`` as :class:`KeyValueCache`.
+    returns has ``rows``, ``advance``, ``clear``, ``move``, ``select``, ``slots`` and ``lengths`` as :class:`KeyValueCache`.
     """
     own = getattr(model, "new_cache", None)
     return KeyValueCache(model, slots, maximum) if own is None else own(slots, maximum)
@@ -58,6 +58,16 @@ class KeyValueCache:
         for block in (*self.keys, *self.values):
             block[target, :, :length] = block[source, :, :length]
         self.lengths[target], self.lengths[source] = length, 0
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Let slot i hold what ``slots[i]`` held: the beams that live on."""
+        if list(slots) == list(range(len(slots))):
+            return
+        longest = max(self.lengths[slot] for slot in slots)
+        chosen = torch.tensor(list(slots), device=self.device)
+        for block in (*self.keys, *self.values):
+            block[: len(chosen), :, :longest] = block[chosen, :, :longest]
+        self.lengths = [self.lengths[slot] for slot in slots] + self.lengths[len(slots) :]
 
 
 class CacheRows:

@@ -84,6 +84,8 @@ class Engine:
         self.running: list[Request] = []
         self.prompt_tokens = self.generated_tokens = 0
         self._stop_ids = frozenset(tokenizer.stop_ids)
+        # A prompt's tokens see each other in a model that has learned a given first part so.
+        self._both_sides = model.takes_prefix and model.head is not None and model.head.task == "prefix"
 
     @property
     def idle(self) -> bool:
@@ -153,7 +155,10 @@ class Engine:
         lengths = [len(request.prompt_ids) for request in requests]
         longest = max(lengths)
         tokens = torch.tensor([request.prompt_ids + [0] * (longest - size) for request, size in zip(requests, lengths, strict=True)])
-        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths))  # [rows, longest, dim]
+        context = {}
+        if self._both_sides:
+            context["prefix"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(self.model.device)  # [rows, longest]
+        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
         for offset, size in enumerate(lengths):
             self.cache.advance(first + offset, size)
         self.prompt_tokens += sum(lengths)

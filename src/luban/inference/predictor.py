@@ -22,6 +22,12 @@ from luban.tokenizer.tokenizer import Tokenizer
 
 # Task to the function that predicts it: ``function(model, tokenizer, items, rows) -> list[dict]``, items as the table of `predict` says.
 PREDICTORS = {
+    "causal": "filling:next_words",
+    "masked": "filling:fill",
+    "span_corruption": "filling:fill_spans",
+    "denoising": "filling:clean",
+    "prefix": "filling:continue_text",
+    "fill_in_middle": "filling:write_middle",
     "classification": "labels:classify",
     "multi_label": "labels:classify",
     "regression": "labels:classify",

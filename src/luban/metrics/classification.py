@@ -17,17 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from luban.metrics.counts import Counted, all_labels, averages, check_pairs, count_items, mean_over, per_label, text_of
+from luban.metrics.counts import Counted, all_labels, averages, check_pairs, count_items, mean_over, text_of
 from luban.metrics.curves import average_precision, macro, roc_area
 from luban.metrics.resampling import Measure, means, ratio, scores
 from luban.metrics.score import Score
+
+Labels = Sequence[Any]
+Probabilities = Sequence[Mapping[str, float] | None]
 
 BINS = 15
 _SMALLEST = float(np.finfo(np.float64).eps)
 _SUM_SLACK = 0.01
 
 
-def classification(gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[str] = (), probabilities: Sequence[Mapping[str, float] | None] | None = None, seed: int = 0) -> dict[str, Score]:
+def classification(gold: Labels, predicted: Labels, labels: Sequence[str] = (), probabilities: Probabilities | None = None, seed: int = 0) -> dict[str, Score]:
     """Every figure for one label a text: accuracy, F1 (macro, micro, weighted), Matthews, and those of probabilities."""
     found: dict[str, Score] = {}
     for measure in classification_measures(gold, predicted, labels, probabilities):
@@ -35,17 +38,17 @@ def classification(gold: Sequence[Any], predicted: Sequence[Any], labels: Sequen
     return found
 
 
-def classification_measures(gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[str] = (), probabilities: Sequence[Mapping[str, float] | None] | None = None) -> list[Measure]:
+def classification_measures(gold: Labels, predicted: Labels, labels: Sequence[str] = (), probabilities: Probabilities | None = None) -> list[Measure]:
     """What :func:`classification` reports, as measures that can also be compared in pairs."""
     check_pairs(predicted, gold)
     gold = [text_of(label) for label in gold]
     predicted = [None if label is None else text_of(label) for label in predicted]
     counted = count_items([[(label,)] if label is not None else [] for label in predicted], [[(label,)] for label in gold], labels)
     facts = {"labels": "met"}
-    found = [_agreement(counted, facts), averages(counted, ("macro", "micro", "weighted"), facts), per_label(counted, facts)]
+    found = [_agreement(counted, facts), averages(counted, ("macro", "micro", "weighted"), facts, each="")]
     if probabilities is not None and any(probabilities):
         table = probability_table(probabilities, counted.labels)
-        found[2:2] = _of_probabilities(table, gold, predicted, counted.labels)
+        found += _of_probabilities(table, gold, predicted, counted.labels)
     return found
 
 
@@ -76,7 +79,7 @@ def _agreement(counted: Counted, facts: dict[str, object]) -> Measure:
     return Measure(values, counted.examples, {"accuracy": "", "balanced_accuracy": "", "matthews": ""}, facts, cost=3.0)
 
 
-def probability_table(probabilities: Sequence[Mapping[str, float] | None], labels: Sequence[str]) -> np.ndarray:
+def probability_table(probabilities: Probabilities, labels: Sequence[str]) -> np.ndarray:
     """[examples, labels]; 0 for a label left out, NaN throughout for a prediction without any."""
     place = {label: code for code, label in enumerate(labels)}
     table = np.zeros((len(probabilities), len(labels)))
@@ -120,7 +123,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
     return Measure(lambda weights: {"calibration_error": ratio(np.abs(weights @ gaps).sum(1), weights.sum(1))}, len(chosen), {"calibration_error": ""}, {"bins": bins}, cost=bins / 4)
 
 
-def multi_label(gold: Sequence[Sequence[Any]], predicted: Sequence[Sequence[Any]], labels: Sequence[str] = (), probabilities: Sequence[Mapping[str, float] | None] | None = None, seed: int = 0) -> dict[str, Score]:
+def multi_label(gold: Sequence[Labels], predicted: Sequence[Labels], labels: Sequence[str] = (), probabilities: Probabilities | None = None, seed: int = 0) -> dict[str, Score]:
     """Every figure for sets of labels: F1 (micro, macro, weighted, by example), subset accuracy, Hamming loss, mean average precision."""
     found: dict[str, Score] = {}
     for measure in multi_label_measures(gold, predicted, labels, probabilities):
@@ -128,7 +131,7 @@ def multi_label(gold: Sequence[Sequence[Any]], predicted: Sequence[Sequence[Any]
     return found
 
 
-def multi_label_measures(gold: Sequence[Sequence[Any]], predicted: Sequence[Sequence[Any]], labels: Sequence[str] = (), probabilities: Sequence[Mapping[str, float] | None] | None = None) -> list[Measure]:
+def multi_label_measures(gold: Sequence[Labels], predicted: Sequence[Labels], labels: Sequence[str] = (), probabilities: Probabilities | None = None) -> list[Measure]:
     """What :func:`multi_label` reports. A text may have no label; two empty sets agree (F1 by example 1)."""
     check_pairs(predicted, gold)
     truths = [{text_of(label) for label in one or ()} for one in gold]
@@ -141,9 +144,9 @@ def multi_label_measures(gold: Sequence[Sequence[Any]], predicted: Sequence[Sequ
         "subset_accuracy": np.array([a == b for a, b in pairs], float),
         "hamming_loss": np.array([len(a ^ b) / max(len(counted.labels), 1) for a, b in pairs]),
     }
-    found = [averages(counted, facts=facts), means(columns, {name: "" for name in columns}, facts), per_label(counted, facts)]
+    found = [averages(counted, facts=facts, each=""), means(columns, {name: "" for name in columns}, facts)]
     if probabilities is not None and any(probabilities):
-        found[2:2] = _of_label_probabilities(probability_table(probabilities, counted.labels), truths, counted.labels)
+        found += _of_label_probabilities(probability_table(probabilities, counted.labels), truths, counted.labels)
     return found
 
 

@@ -59,12 +59,22 @@ def count_items(predicted: Sequence[Iterable[tuple]], gold: Sequence[Iterable[tu
     return Counted(events(both), events(predicted), events(gold), known, len(gold))
 
 
-def averages(counted: Counted, kinds: Sequence[str] = ("micro", "macro", "weighted"), facts: dict[str, object] | None = None, *, name: str = "", only_gold: bool = False) -> Measure:
-    """Precision, recall and F1 under each average. ``name`` goes before the figures' names (``entity_``).
+def averages(
+    counted: Counted,
+    kinds: Sequence[str] = ("micro", "macro", "weighted"),
+    facts: dict[str, object] | None = None,
+    *,
+    name: str = "",
+    each: str | None = None,
+    only_gold: bool = False,
+) -> Measure:
+    """Precision, recall and F1 under each average, and the F1 of each label.
 
-    ``only_gold``: labels that occur in gold alone make the macro average (SemEval's rule).
+    ``name`` goes before the averages' names (``entity_micro_f1``), ``each`` before those of single labels (``f1/LABEL``), which are
+    left out for None. ``only_gold``: labels that occur in gold alone make the macro average (SemEval's rule).
     """
     figures = [f"{name}{kind}_{what}" for kind in kinds for what in ("f1", "precision", "recall")]
+    single = [f"{each}f1/{label}" for label in counted.labels] if each is not None else []
 
     def values(weights: np.ndarray) -> dict[str, np.ndarray]:
         hits, predicted, gold = counted.totals(weights)
@@ -77,20 +87,10 @@ def averages(counted: Counted, kinds: Sequence[str] = ("micro", "macro", "weight
             found |= _named(f"{name}macro", [mean_over(rate, there) for rate in rates])
         if "weighted" in kinds:
             found |= _named(f"{name}weighted", [ratio((np.nan_to_num(rate) * gold).sum(1), gold.sum(1)) for rate in rates])
-        return found
+        return found | dict(zip(single, rates[0].T, strict=False))
 
     cost = 2 * max(1.0, len(counted.gold[0]) / counted.examples, len(counted.labels) / counted.examples)
-    return Measure(values, counted.examples, {figure: "" for figure in figures}, dict(facts or {}), cost=cost)
-
-
-def per_label(counted: Counted, facts: dict[str, object] | None = None, *, name: str = "") -> Measure:
-    """F1 of each label: ``f1/LABEL``."""
-    figures = {f"{name}f1/{label}": "" for label in counted.labels}
-
-    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(figures, _rates(*counted.totals(weights))[0].T, strict=True))
-
-    return Measure(values, counted.examples, figures, dict(facts or {}), cost=2.0)
+    return Measure(values, counted.examples, {figure: "" for figure in [*figures, *single]}, dict(facts or {}), cost=cost)
 
 
 def _rates(hits: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> list[np.ndarray]:
@@ -124,6 +124,7 @@ def all_labels(known: Iterable[Any], met: Iterable[Any]) -> list[str]:
 def check_pairs(predictions: Sequence, gold: Sequence) -> None:
     """As many predictions as gold examples, and at least one."""
     if len(predictions) != len(gold):
-        raise DataError("there are {predictions} predictions for {gold} examples", "each example needs exactly one", "predict the same file that is scored", predictions=len(predictions), gold=len(gold))
+        counts = {"predictions": len(predictions), "gold": len(gold)}
+        raise DataError("there are {predictions} predictions for {gold} examples", "each example needs exactly one", "predict the same file that is scored", **counts)
     if not len(gold):
         raise DataError("there are no examples to score", "the held-out set is empty", "hold out a larger share, or name a file with examples")

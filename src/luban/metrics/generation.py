@@ -126,7 +126,8 @@ def _keywords(wanted: str) -> list[list[str]]:
 def _range(control: str, wanted: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)\s*(?:[-–~～至到]\s*(\d+))?\s*\D?", wanted)
     if not match:
-        raise DataError("the control {control} is {wanted!r}", "it asks for a number such as 8, or a range such as 20-30", "correct the control, or give it another name", control=control, wanted=wanted)
+        why = "it asks for a number such as 8, or a range such as 20-30"
+        raise DataError("the control {control} is {wanted!r}", why, "correct the control, or give it another name", control=control, wanted=wanted)
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -134,7 +135,8 @@ def _has_form(text: str, wanted: str) -> bool:
     shape = re.fullmatch(r"(\d+)\s*[x×]\s*(\d+)", wanted)
     if not shape and wanted not in FORMS:
         forms = ", ".join(FORMS)
-        raise DataError("the form {form!r} is not known", "known: {forms}, or LINESxCHARACTERS such as 4x7", "correct the control, or give it another name", form=wanted, forms=forms)
+        why = "known: {forms}, or LINESxCHARACTERS such as 4x7"
+        raise DataError("the form {form!r} is not known", why, "correct the control, or give it another name", form=wanted, forms=forms)
     count, length = (int(shape[1]), int(shape[2])) if shape else FORMS[wanted]
     verses = [characters(verse) for verse in _VERSE.split(text) if characters(verse)]
     if wanted in ("对联", "couplet"):  # its halves may hold commas, so that lines decide where there are two

@@ -40,7 +40,8 @@ def ranking_measures(scored: Sequence[Sequence[float | None]], grades: Sequence[
         raise ValueError(f"gain is linear or exponential, not {gain}")
     for number, (given, graded) in enumerate(zip(scored, grades, strict=True), start=1):
         if len(given) != len(graded):
-            raise DataError("query {number} has {documents} documents and {scores} scores", "each document needs exactly one score", "predict the same file that is scored", number=number, documents=len(graded), scores=len(given))
+            what, fix = "query {number} has {documents} documents and {scores} scores", "predict the same file that is scored"
+            raise DataError(what, "each document needs exactly one score", fix, number=number, documents=len(graded), scores=len(given))
     raw = [np.array([np.nan if one is None else one for one in given], np.float64) for given in scored]
     clean = [np.where(np.isnan(one), -np.inf, one) for one in raw]
     graded = [np.array(one, np.float64) for one in grades]
@@ -59,8 +60,7 @@ def _columns(scored: list[np.ndarray], graded: list[np.ndarray], cuts: Sequence[
     for score, grade in zip(scored, graded, strict=True):
         row: dict[str, float] = {}
         relevant = worst_order(score, grade) > 0
-        for cut in cuts:
-            row[f"ndcg@{cut}"] = ndcg(score, grade, cut, gain)
+        row |= {f"ndcg@{cut}": value for cut, value in zip(cuts, ndcg(score, grade, cuts, gain), strict=True)}
         count, first = int(relevant.sum()), int(np.argmax(relevant)) if relevant.any() else 0
         for cut in cuts:
             row[f"mrr@{cut}"] = (1 / (first + 1) if first < cut else 0.0) if count else np.nan
@@ -70,7 +70,7 @@ def _columns(scored: list[np.ndarray], graded: list[np.ndarray], cuts: Sequence[
         row["map"] = float((np.cumsum(relevant)[relevant] / (np.flatnonzero(relevant) + 1)).mean()) if count else np.nan
         rows.append(row)
     order = ["ndcg@", "mrr@", "recall@", "hit@", "mrr", "map"]
-    names = sorted(rows[0], key=lambda name: next(place for place, start in enumerate(order) if name == start or (start.endswith("@") and name.startswith(start))))
+    names = sorted(rows[0], key=lambda name: order.index(name.split("@")[0] + "@" * ("@" in name)))
     return {name: np.array([row[name] for row in rows]) for name in names}
 
 
@@ -79,18 +79,19 @@ def worst_order(score: np.ndarray, grade: np.ndarray) -> np.ndarray:
     return grade[np.lexsort((grade, -score))]
 
 
-def ndcg(score: np.ndarray, grade: np.ndarray, cut: int, gain: str = "linear") -> float:
-    """Normalised discounted cumulative gain of one query, averaged over the orders of ties; NaN without a positive grade."""
+def ndcg(score: np.ndarray, grade: np.ndarray, cuts: Sequence[int], gain: str = "linear") -> list[float]:
+    """Normalised discounted cumulative gain of one query at each cut, averaged over the orders of ties; NaN without a positive grade."""
     gains = np.maximum(grade, 0.0) if gain == "linear" else 2.0 ** np.maximum(grade, 0.0) - 1
     if not (gains > 0).any():
-        return float("nan")
-    discounts = np.where(np.arange(len(gains)) < cut, 1 / np.log2(np.arange(len(gains)) + 2.0), 0.0)
-    ideal = float((np.sort(gains)[::-1] * discounts).sum())
+        return [float("nan")] * len(cuts)
+    ranks = np.arange(len(gains))
+    discounts = np.where(ranks < np.array(cuts)[:, None], 1 / np.log2(ranks + 2.0), 0.0)  # [cuts, documents]
+    ideal = discounts @ np.sort(gains)[::-1]
     _, group = np.unique(-score, return_inverse=True)  # groups of equal scores, the highest first
     sizes = np.bincount(group)
     ends = np.cumsum(sizes)
-    reached = np.concatenate([[0.0], np.cumsum(discounts)])
-    return float((np.bincount(group, weights=gains) / sizes * (reached[ends] - reached[ends - sizes])).sum()) / ideal
+    reached = np.concatenate([np.zeros((len(cuts), 1)), np.cumsum(discounts, axis=1)], axis=1)
+    return ((reached[:, ends] - reached[:, ends - sizes]) @ (np.bincount(group, weights=gains) / sizes) / ideal).tolist()
 
 
 def _areas(scored: list[np.ndarray], graded: list[np.ndarray], facts: dict[str, object]) -> Measure:
@@ -98,8 +99,7 @@ def _areas(scored: list[np.ndarray], graded: list[np.ndarray], facts: dict[str, 
     query = np.repeat(np.arange(len(scored)), sizes)
     positive, score = np.concatenate(graded) > 0, np.concatenate(scored)
     pooled = roc_area(positive, score)
-    one = np.ones((1, 1))
-    own = np.array([roc_area(grade > 0, given)(np.repeat(one, len(given), axis=1))[0] if len(given) else np.nan for given, grade in zip(scored, graded, strict=True)])
+    own = np.array([roc_area(grade > 0, given)(np.ones((1, len(given))))[0] if len(given) else np.nan for given, grade in zip(scored, graded, strict=True)])
     share = np.where(np.isnan(own), 0.0, sizes)
 
     def values(weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from luban.metrics.words import resolve_language
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CHINESE_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-_WORD = re.compile(r"[^\W_]+(?:[.,'’][^\W_]+)*|\S")
+_WORD = re.compile(r"[^\W_]+(?:[.,'’][^\W_]+)*(?:\.(?=\s*\S))?|\S")
 
 
 def normalise(answer: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luban.foundation.errors import DataError
-from luban.metrics.counts import averages, check_pairs, count_items, per_label, text_of
+from luban.metrics.counts import averages, check_pairs, count_items, text_of
 from luban.metrics.resampling import Measure, means, scores
 from luban.metrics.score import Score
 
@@ -56,7 +56,8 @@ def _part(tag: str) -> tuple[str, str]:
         return "O", ""
     letter = _LETTERS.get(tag[:1])
     if letter is None or (len(tag) > 1 and tag[1] not in "-_"):
-        raise DataError("{tag!r} is not a tag", "tags are O, or one of B I E S (M L U W) with a label: B-PER", "look at the column that holds the tags", tag=tag)
+        why = "tags are O, or one of B I E S (M L U W) with a label: B-PER"
+        raise DataError("{tag!r} is not a tag", why, "look at the column that holds the tags", tag=tag)
     return letter, tag[2:] or "_"
 
 
@@ -65,12 +66,12 @@ def entities(gold: Sequence[Iterable[Any]], predicted: Sequence[Iterable[Any]], 
     return _scored(entity_measures(gold, predicted, labels), seed)
 
 
-def entity_measures(gold: Sequence[Iterable[Any]], predicted: Sequence[Iterable[Any]], labels: Sequence[str] = (), name: str = "entity_") -> list[Measure]:
+def entity_measures(gold: Sequence[Iterable[Any]], predicted: Sequence[Iterable[Any]], labels: Sequence[str] = ()) -> list[Measure]:
     """What :func:`entities` reports."""
     check_pairs(predicted, gold)
     counted = count_items([[_span(span) for span in one] for one in predicted], [[_span(span) for span in one] for one in gold], labels)
     facts = {"match": "exact", "labels": "met"}
-    return [averages(counted, facts=facts, name=name), per_label(counted, facts, name="" if name == "entity_" else name)]
+    return [averages(counted, facts=facts, name="entity_", each="")]
 
 
 def tag_sequences(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], scheme: str = "BIO", strict: bool = False, seed: int = 0) -> dict[str, Score]:
@@ -78,10 +79,12 @@ def tag_sequences(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     check_pairs(predicted, gold)
     for number, (truth, guess) in enumerate(zip(gold, predicted, strict=True), start=1):
         if len(truth) != len(guess):
-            raise DataError("example {number} has {tokens} tokens and {tags} predicted tags", "each token needs exactly one tag", "predict whole texts: a truncated one lacks its end", number=number, tokens=len(truth), tags=len(guess))
+            what = "example {number} has {tokens} tokens and {tags} predicted tags"
+            fix = "predict whole texts: a truncated one lacks its end"
+            raise DataError(what, "each token needs exactly one tag", fix, number=number, tokens=len(truth), tags=len(guess))
     counted = count_items([spans_of_tags(tags, scheme, strict) for tags in predicted], [spans_of_tags(tags, scheme, strict) for tags in gold], ())
     facts = {"match": "exact", "scheme": scheme, "strict": "yes" if strict else "no"}
-    return _scored([averages(counted, facts=facts, name="entity_"), per_label(counted, facts)], seed)
+    return _scored([averages(counted, facts=facts, name="entity_", each="")], seed)
 
 
 def relations(gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[str] = (), negative: str | None = "auto", seed: int = 0) -> dict[str, Score]:
@@ -106,7 +109,7 @@ def relation_measures(gold: Sequence[Any], predicted: Sequence[Any], labels: Seq
     counted = count_items(items(predicted), items(gold), [label for label in known if label != negative])
     facts = {"negative": negative or "none", "labels": "met"}
     same = [(truth or negative) == (guess or negative) for truth, guess in zip(gold, predicted, strict=True)]
-    found = [averages(counted, facts=facts), means({"accuracy": same}, {"accuracy": ""}, facts), per_label(counted, facts)]
+    found = [averages(counted, facts=facts, each=""), means({"accuracy": same}, {"accuracy": ""}, facts)]
     if any(_DIRECTED.match(label) for label in counted.labels):
         found.insert(1, _semeval(gold, predicted, negative))
     return found
@@ -117,7 +120,10 @@ def _semeval(gold: list[str | None], predicted: list[str | None], negative: str 
 
     def items(side: list[str | None]) -> list[list[tuple[str, str]]]:
         split = [_DIRECTED.match(label) if label else None for label in side]
-        return [[(f"{match[2]},{match[3]}", match[1])] if match else [("", label)] if label and label != negative else [] for label, match in zip(side, split, strict=True)]
+        found = []
+        for label, match in zip(side, split, strict=True):
+            found.append([(f"{match[2]},{match[3]}", match[1])] if match else [("", label)] if label and label != negative else [])
+        return found
 
     return averages(count_items(items(predicted), items(gold), ()), ("macro",), {"direction": "yes", "negative": negative or "none"}, name="semeval_", only_gold=True)
 
@@ -137,9 +143,8 @@ def triple_measures(gold: Sequence[Iterable[Any]], predicted: Sequence[Iterable[
         loose.append([[(head[:2], tail[:2], label) for head, tail, label in one] for one in made])
     counted = count_items(*strict, labels)
     return [
-        averages(counted, ("micro", "macro"), {"match": "exact", "entities": "labelled"}, name="triple_"),
+        averages(counted, ("micro", "macro"), {"match": "exact", "entities": "labelled"}, name="triple_", each="triple_"),
         averages(count_items(*loose, labels), ("micro",), {"match": "exact", "entities": "boundaries"}, name="triple_boundaries_"),
-        per_label(counted, {"match": "exact"}, name="triple_"),
     ]
 
 
@@ -148,7 +153,9 @@ def triples_of(spans: Sequence[Any], related: Iterable[tuple[int, int, str]]) ->
     spans = list(spans)
     for head, tail, label in related:
         if not (0 <= head < len(spans) and 0 <= tail < len(spans)):
-            raise DataError("a relation {label!r} points at entity {entity}, and there are {count}", "relations name entities by their place, from 0", "correct the relation", label=label, entity=max(head, tail), count=len(spans))
+            what = "a relation {label!r} points at entity {entity}, and there are {count}"
+            why = "relations name entities by their place, from 0"
+            raise DataError(what, why, "correct the relation", label=label, entity=max(head, tail), count=len(spans))
     return [(_span(spans[head]), text_of(label), _span(spans[tail])) for head, tail, label in related]
 
 

@@ -29,7 +29,7 @@ from luban.metrics.resampling import Measure, differences, means, scores
 from luban.metrics.score import Score
 from luban.metrics.summarization import summary_measure
 from luban.metrics.tagging import entity_measures, relation_measures, triple_measures, triples_of
-from luban.metrics.translation import translation_measures
+from luban.metrics.translation import ter_is_affordable, translation_measures
 from luban.metrics.words import resolve_language
 
 MAIN = {
@@ -97,7 +97,8 @@ def _main_first(task: str, found: dict[str, Score]) -> dict[str, Score]:
     main = "spearman" if task == "embedding" and "spearman" in found and "ndcg@10" not in found else MAIN[task]
     if task == "generation" and "adherence" in found:
         main = "adherence"
-    return ({main: found[main]} if main in found else {}) | found
+    single = {name: score for name, score in found.items() if "/" in name}  # labels' and controls' own figures come last
+    return ({main: found[main]} if main in found else {}) | {name: score for name, score in found.items() if name not in single} | single
 
 
 def _labels_of(gold: Sequence[Any]) -> list[Any]:
@@ -150,7 +151,11 @@ def _texts(predictions: list[dict]) -> list[str]:
 
 
 def _translation(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:
-    return translation_measures(_texts(predictions), [example.output for example in gold], language)
+    texts, outputs = _texts(predictions), [example.output for example in gold]
+    with_ter = ter_is_affordable(texts, outputs)
+    if not with_ter:
+        warn("TER is left out: {count} sentences of this length would take long; luban.metrics.translation gives it", count=len(texts))
+    return translation_measures(texts, outputs, language, with_ter)
 
 
 def _summarization(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:

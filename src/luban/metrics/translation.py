@@ -5,7 +5,8 @@ sufficient statistics (n-gram matches and lengths, edits), which sacrebleu count
 
 Words are split as the target language asks (Post 2018): ``zh`` for Chinese; single characters for Japanese, whose own splitter needs
 MeCab, and for Thai, Lao, Khmer and Burmese; ``13a``, the rule of the WMT campaigns, for all else. chrF splits nothing. TER takes
-Chinese and Japanese by character (``asian:yes``). TER searches for shifts, sentence by sentence: sentences of thousands of words are slow.
+Chinese and Japanese by character (``asian:yes``). It searches for shifts, in time that grows with the cube of a sentence's words:
+:func:`ter_is_affordable` tells beforehand whether that is seconds or hours.
 
 An empty translation scores 0 in its sentence; empty references are sacrebleu's to judge: they add to the length only.
 """
@@ -21,10 +22,12 @@ from luban.foundation.errors import missing_extra
 from luban.metrics.counts import check_pairs
 from luban.metrics.resampling import Measure, of_sums, ratio, scores
 from luban.metrics.score import Score
-from luban.metrics.words import resolve_language
+from luban.metrics.words import resolve_language, units
 
 _BY_CHARACTER = ("ja", "th", "lo", "km", "my")
 _ORDERS = 4
+_TER_WORK = 30_000_000  # words cubed: some twenty seconds
+_TER_SEARCHED = 30_000  # of a long sentence the search gives up after about so many steps a word
 _BETA = 2.0
 
 References = Sequence[str] | Sequence[Sequence[str]]  # one reference a sentence, or several
@@ -35,6 +38,12 @@ def tokenizer_for(language: str) -> str:
     if language == "zh":
         return "zh"
     return "char" if language in _BY_CHARACTER else "13a"
+
+
+def ter_is_affordable(predicted: Sequence[str], gold: Sequence[str]) -> bool:
+    """Whether TER of these sentences takes some twenty seconds at most."""
+    lengths = [max(len(units(first)), len(units(second))) for first, second in zip(predicted, gold, strict=True)]
+    return sum(min(length**3, _TER_SEARCHED * length) for length in lengths) <= _TER_WORK
 
 
 def translations(predicted: Sequence[str], gold: References, language: str = "auto", seed: int = 0, with_ter: bool = True) -> dict[str, Score]:
@@ -55,7 +64,7 @@ def translation_measures(predicted: Sequence[str], gold: References, language: s
     except ImportError:
         raise missing_extra("sacrebleu", "tasks") from None
     asian = language in ("zh", "ja")
-    makers = [("bleu", BLEU(tokenize=tokenizer_for(language)), bleu_of_sums), ("chrf", CHRF(), chrf_of_sums)]
+    makers = [("bleu", BLEU(tokenize=tokenizer_for(language), force=True), bleu_of_sums), ("chrf", CHRF(), chrf_of_sums)]
     if with_ter:
         makers.append(("ter", TER(normalized=asian, asian_support=asian), ter_of_sums))
     return [_measure(name, metric, list(predicted), references, statistic, language) for name, metric, statistic in makers]

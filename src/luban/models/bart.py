@@ -15,8 +15,9 @@ from luban.foundation.errors import DataError
 from luban.models.bart_shape import OFFSET, BartShapeConfig
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads, text_positions
-from luban.models.encoder_decoder import EncoderDecoder, SourceCache, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
+from luban.models.source_cache import SourceCache
 
 
 class Bart(EncoderDecoder):

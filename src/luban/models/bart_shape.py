@@ -180,7 +180,7 @@ def activation_elements(shape: BartShapeConfig, recompute: bool = False) -> floa
     width, (inner, decoder_inner) = shape.hidden_size, shape.inner_sizes
     sides = 1 if shape.activation == "relu" else 2
     encoder, decoder = 8 * width + sides * inner, 14 * width + sides * decoder_inner
-    ends = (4 * shape.embedding_norm + 4 * shape.norm_first) * width
+    ends = (3 * shape.embedding_norm + 2 * shape.norm_first) * width
     if recompute:
         return (shape.layers + shape.decoder_layers) * width + max(encoder, decoder) + ends
     return shape.layers * encoder + shape.decoder_layers * decoder + ends

@@ -33,6 +33,7 @@ class Model(nn.Module):
     prefix: ClassVar[str] = "model."  # of the trunk in transformers' names; files of a bare trunk lack it
     output_names: ClassVar[tuple[str, ...]] = ()  # ends of names of matrices that write to the residual stream
     optional: ClassVar[tuple[str, ...]] = ()  # beginnings of names that a file may lack: they are drawn anew, and said
+    takes_prefix: ClassVar[bool] = False  # whether ``forward`` knows ``prefix``: tokens of a decoder that are seen from both sides
     shape: Any  # the family's own BaseShapeConfig
 
     def __init__(self, shape: BaseShapeConfig):
@@ -106,12 +107,13 @@ class Model(nn.Module):
 
     def with_head(self, head: Head, seed: int = 0) -> Self:
         """This model with ``head`` attached, its new parameters drawn from ``seed``."""
-        known = {name for name, _ in self.named_parameters()}
+        known = {id(parameter): parameter for parameter in self.parameters()}  # held, so that no id is used a second time
         self.head = head
         if head.replaces_output:
             self.attach(head)
+        new = [name for name, parameter in self.named_parameters() if id(parameter) not in known]
         self.to(self.device, self.dtype)
-        return self.initialize(seed, only=[name for name, _ in self.named_parameters() if name not in known])
+        return self.initialize(seed, only=new)
 
     @torch.no_grad()
     def initialize(self, seed: int, only: Sequence[str] | None = None) -> Self:

@@ -91,9 +91,12 @@ class Bert(Model):
         self._pool(head.structure in ("choice", "vector") or (bert and head.structure == "sequence"))
         share = shape.dropout if shape.classifier_dropout is None else shape.classifier_dropout
         self.dropout = nn.Dropout(share)
+        if hasattr(self.trunk, "pooler"):
+            # With vectors it is carried along for whoever reads it: they are made without it.
+            self.trunk.pooler.requires_grad_(head.structure != "vector")
         if head.structure == "vector":
-            self.trunk.pooler.requires_grad_(False)  # carried along for whoever reads it: the vector is made without it
-        elif head.structure == "span":
+            return
+        if head.structure == "span":
             self.qa_outputs = nn.Linear(width, 2)
         elif head.structure == "sequence" and not bert:
             self.classifier = Projection(width, head.outputs, share)

@@ -8,7 +8,8 @@ from typing import Any
 
 from luban.foundation.config import Source, build
 from luban.foundation.errors import DataError
-from luban.models.families import family_of
+from luban.models.auto_shape import refuse_code
+from luban.models.families import BY_ARCHITECTURE, family_of
 from luban.models.heads import Head, read_head
 from luban.models.shape_base import BaseShapeConfig
 
@@ -39,6 +40,8 @@ def read_shape(folder: Path) -> Any:
 
 def shape_from(plain: dict[str, Any], file: str = "config.json") -> Any:
     """The shape that the content of a config.json describes."""
+    if plain.get("model_type") not in BY_ARCHITECTURE:
+        refuse_code(plain, file)
     family = family_of(plain.get("model_type"), file)
     return build(family.shape, {"architecture": plain["model_type"], **family.from_json(plain, file)}, Source(file))
 

@@ -19,6 +19,7 @@ class Decoder(Model):
     """Causal tokens to hidden states; the heads are those of transformers' classes (a label from the last token's state)."""
 
     output_names: ClassVar[tuple[str, ...]] = ("o_proj.weight", "down_proj.weight")
+    takes_prefix: ClassVar[bool] = True
     shape: ShapeConfig
 
     def __init__(self, shape: ShapeConfig):
@@ -30,12 +31,13 @@ class Decoder(Model):
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
-        types: Tensor | None = None, cache: Cache | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [batch, seq, dim] of tokens [batch, seq], after the last norm; causal.
 
         ``positions`` [batch, seq] default to 0, 1, … (after what the cache holds). With ``segments`` [batch, seq] a
         token sees only its own segment. With ``cache`` the tokens continue what it holds, which ``segments`` excludes.
+        Tokens where ``prefix`` [batch, seq] holds are seen by those before them too (prefix language model); the cache must be empty then.
         """
         assert segments is None or cache is None
         batch, seq = tokens.shape
@@ -43,7 +45,7 @@ class Decoder(Model):
             positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
         windows = self.shape.windows
         masks = {
-            window: cache.mask(seq, window) if cache is not None else attention_mask(seq, segments, window, tokens.device)
+            window: cache.mask(seq, window) if cache is not None and prefix is None else attention_mask(seq, segments, window, tokens.device, prefix)
             for window in dict.fromkeys(windows)
         }
         states = self.model.embed_tokens(tokens)  # [batch, seq, dim]
@@ -92,14 +94,22 @@ class _Trunk(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
 
 
-def attention_mask(seq: int, segments: Tensor | None, window: int | None, device: torch.device) -> Tensor | None:
-    """What each token may see, [batch or 1, 1, seq, seq] of bool; None where the plain causal rule says it all."""
-    if segments is None and (window is None or window >= seq):
+def attention_mask(
+    seq: int, segments: Tensor | None, window: int | None, device: torch.device, prefix: Tensor | None = None
+) -> Tensor | None:
+    """What each token may see, [batch or 1, 1, seq, seq] of bool; None where the plain causal rule says it all.
+
+    Tokens where ``prefix`` [batch, seq] holds are seen from both sides, inside the window and the segment.
+    """
+    if segments is None and prefix is None and (window is None or window >= seq):
         return None
     places = torch.arange(seq, device=device)
-    mask = places[:, None] >= places[None, :]
+    distance = places[:, None] - places[None, :]  # [seq, seq]
+    mask = (distance >= 0)[None]
+    if prefix is not None:
+        mask = mask | prefix[:, None, :]  # [batch, seq, seq]
     if window is not None and window < seq:
-        mask = mask & (places[:, None] - places[None, :] < window)
-    if segments is None:
-        return mask[None, None]
-    return (mask & (segments[:, :, None] == segments[:, None, :]))[:, None]
+        mask = mask & (distance.abs() < window)
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    return mask[:, None]

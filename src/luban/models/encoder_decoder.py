@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +14,9 @@ from luban.models.base import Model
 from luban.models.classic import join_heads, split_heads
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
 from luban.models.heads import Head, Projection, last_state, mean_state
+from luban.models.source_cache import SourceCache
 
 HEAD_MODULES = ("classification_head", "classifier", "qa_outputs")
-
-
-class SourceCache(Protocol):
-    """What a decoder asks of the keys and values of tokens already written, and of the source (see luban.inference.source_cache)."""
-
-    length: int  # tokens held, the same in every row
-
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [rows, heads, new, head_dim]; all that the new tokens attend to comes back."""
-
-    def source(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """The source's keys and values [sources, heads, source_seq, head_dim], None before they are kept."""
-
-    def keep_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store them."""
 
 
 class EncoderDecoder(Model):
@@ -41,6 +27,7 @@ class EncoderDecoder(Model):
     """
 
     shape: EncoderDecoderShapeConfig
+    shares_memory: ClassVar[bool] = True  # several rows of tokens may look at one row of memory
 
     def forward(
         self,
@@ -75,8 +62,12 @@ class EncoderDecoder(Model):
         """The decoder's states [rows, seq, dim]."""
         raise NotImplementedError
 
+    def new_cache(self, slots: int, maximum: int) -> SourceCache:
+        """What ``decode`` keeps of ``slots`` texts of up to ``maximum`` tokens."""
+        return SourceCache(slots, maximum)
+
     def _read(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
-        if self.head is None:
+        if self.head is None or not self.head.replaces_output:
             raise ConfigError(
                 "{name} reads a source and writes a target; it was given one text",
                 "an encoder–decoder without a task head has nothing to do with a single text",

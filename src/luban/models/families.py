@@ -65,17 +65,22 @@ FAMILIES = (
     Family("bart_shape", "BartShapeConfig", "bart", "Marian", ("marian",)),
     Family("recurrent_shape", "RecurrentShapeConfig", "recurrent", "Recurrent", ("luban-recurrent",)),
 )
+AUTO = Family("auto_shape", "AutoShapeConfig", "auto", "AutoModelAdapter", ())  # whatever else transformers has
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
 
 def family_of(architecture: object, where: str = "config.json") -> Family:
-    """The family that a ``model_type`` belongs to. Raises DataError for one that Luban has no modules for."""
+    """The family that a ``model_type`` belongs to. Raises DataError for one that neither Luban nor an installed transformers has modules for."""
     if isinstance(architecture, str) and architecture in BY_ARCHITECTURE:
         return BY_ARCHITECTURE[architecture]
+    from luban.models.auto_shape import known_to_transformers
+
+    if known_to_transformers(architecture):
+        return AUTO
     raise DataError(
         "{file}: model_type {name!r} is not known",
         "Luban has its own modules for: {known}",
-        "choose a model of one of these families",
+        "choose a model of one of these families; others run through transformers where it is installed and knows them: pip install 'luban[transformers]'",
         file=where,
         name=architecture,
         known=", ".join(BY_ARCHITECTURE),

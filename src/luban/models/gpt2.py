@@ -23,6 +23,7 @@ class GPT2(Model):
 
     prefix: ClassVar[str] = "transformer."
     output_names: ClassVar[tuple[str, ...]] = ("c_proj.weight",)
+    takes_prefix: ClassVar[bool] = True
     shape: GPT2ShapeConfig
 
     def __init__(self, shape: GPT2ShapeConfig):
@@ -33,18 +34,19 @@ class GPT2(Model):
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
-        types: Tensor | None = None, cache: Cache | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [rows, seq, dim] of tokens [rows, seq], after the last norm; causal.
 
         ``positions`` [rows, seq] default to 0, 1, … in each segment (after what the cache holds). With ``cache`` the tokens
-        continue what it holds, which ``segments`` excludes. DataError for a text longer than the table of positions.
+        continue what it holds, which ``segments`` excludes. Tokens where ``prefix`` [rows, seq] holds are seen by those before them too
+        (prefix language model); the cache must be empty then. DataError for a text longer than the table of positions.
         """
         assert segments is None or cache is None
         seq = tokens.shape[1]
         if positions is None:
             positions = cache.positions(seq) if cache is not None else text_positions(tokens, segments, self.shape.maximum_positions)
-        mask = cache.mask(seq, None) if cache is not None else attention_mask(seq, segments, None, tokens.device)
+        mask = cache.mask(seq, None) if cache is not None and prefix is None else attention_mask(seq, segments, None, tokens.device, prefix)
         trunk = self.transformer
         states = trunk.drop(trunk.wte(tokens) + trunk.wpe(positions))  # [rows, seq, dim]
         for index, block in enumerate(trunk.h):

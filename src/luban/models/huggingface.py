@@ -20,7 +20,7 @@ from luban.foundation.console import say
 from luban.foundation.errors import DataError
 from luban.models.base import Model
 from luban.models.config_json import config_json, head_from, read_config, read_shape, shape_from
-from luban.models.families import build_model
+from luban.models.families import AUTO, build_model, family_of
 from luban.models.heads import Head
 
 __all__ = ["load_model", "read_shape", "save_model", "stored_dtype"]
@@ -48,6 +48,9 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.dtype
+    if family_of(model.shape.architecture) is AUTO:
+        model.write_directory(folder, dtype, end_ids, begin_id, pad_id, shard_bytes)
+        return
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     shards = _shards({name: value.numel() * dtype.itemsize for name, value in tensors.items()}, shard_bytes)
     files = [SINGLE] if len(shards) == 1 else [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
@@ -113,6 +116,9 @@ def load_model(
     folder = Path(folder)
     plain = read_config(folder)
     shape = shape_from(plain, str(folder / "config.json"))
+    if (family := family_of(shape.architecture)) is AUTO:
+        weight_files(folder)  # the words for pickled or missing weights are said there
+        return family.model.read_directory(folder, plain, dtype, device, check_finite, head, language_model, seed)
     saved = head_from(plain)
     wanted_head = None if language_model else head or saved
     with torch.device("meta"):

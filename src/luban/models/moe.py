@@ -134,7 +134,7 @@ class Mixture(Decoder):
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
-        types: Tensor | None = None, cache: Cache | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
     ) -> Tensor:
         """As :class:`Decoder`; what the routers decided is kept in ``routings`` for :meth:`auxiliary`."""
         assert segments is None or cache is None
@@ -142,7 +142,7 @@ class Mixture(Decoder):
         if positions is None:
             positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
         masks = {
-            window: cache.mask(seq, window) if cache is not None else attention_mask(seq, segments, window, tokens.device)
+            window: cache.mask(seq, window) if cache is not None and prefix is None else attention_mask(seq, segments, window, tokens.device, prefix)
             for window in dict.fromkeys(windows)
         }
         states = self.model.embed_tokens(tokens)  # [rows, seq, dim]

@@ -79,7 +79,7 @@ class NgramTables:
         context = ([START] * (self.order - 1) + list(history))[len(history) :]
         probability = np.full(self.radix, 1.0 / self.outcomes)
         for k in range(1, self.order + 1):
-            rank = self.rank(context[len(context) - k + 1 :]) if k > 1 else 0
+            rank = int(self.ranks(np.array([context[len(context) - k + 1 :]], np.int64).reshape(1, -1))[0])
             if rank < 0:
                 continue
             probability *= float(self.backoff[k - 1][rank])
@@ -89,13 +89,11 @@ class NgramTables:
         probability[START] = 0.0
         return probability
 
-    def rank(self, symbols: Sequence[int]) -> int:
-        """The number of a k-gram, or -1 where it was never seen."""
-        rank = 0
-        for k, symbol in enumerate(symbols, 1):
-            rank = int(self._rank(k, np.array([rank * self.radix + symbol]))[0])
-            if rank < 0:
-                return -1
+    def ranks(self, rows: np.ndarray) -> np.ndarray:
+        """[rows] the numbers of k-grams [rows, k], -1 where one was never seen; 0 for k = 0."""
+        rank = np.zeros(len(rows), np.int64)
+        for k in range(1, rows.shape[1] + 1):
+            rank = self._rank(k, np.where(rank >= 0, rank * self.radix + rows[:, k - 1], -1))
         return rank
 
     def _rank(self, k: int, key: np.ndarray) -> np.ndarray:
@@ -220,27 +218,28 @@ def write_arpa(tables: NgramTables, file: Path) -> dict[int, int]:
 
 def _arpa_lines(tables: NgramTables, k: int, block: int = 50_000) -> Iterator[str]:
     n = tables.order
+    names = [_written(tables.name(symbol)) for symbol in range(tables.radix)]
     if k == 1:
         beginning = np.prod([float(tables.backoff[m][0]) for m in range(1, n)])
         yield f"-99\t<s>\t{_log10(beginning):.7g}\n" if n > 1 else "-99\t<s>\n"
         if UNKNOWN not in tables.symbol_of:
             yield f"{_log10(tables.backoff[0][0] / tables.outcomes):.7g}\t{UNKNOWN}\n"
     for first in range(0, len(tables.keys[k - 1]), block):
-        ranks = np.arange(first, min(first + block, len(tables.keys[k - 1])))
-        rows = _unroll(tables, k, ranks)  # [n-grams, k]
+        rows = _unroll(tables, k, np.arange(first, min(first + block, len(tables.keys[k - 1]))))  # [n-grams, k]
         starts = (rows == START).sum(1)
-        kept = (rows[:, -1] != START) & (starts <= 1)
-        for row, begins, rank in zip(rows[kept], starts[kept], ranks[kept], strict=True):
+        for begins in (False, True):
+            chosen = rows[(rows[:, -1] != START) & (starts == int(begins))]
             # From the one <s> of the file to all the start symbols of the tables.
-            full = np.concatenate([[START] * (n - k), row]) if begins else row
-            weight = 1.0
-            if k < n:
-                levels = range(k, n) if begins else (k,)
-                own = [int(rank) if m == k else tables.rank(full[n - m :]) for m in levels]
-                weight = np.prod([float(tables.backoff[m][place]) if place >= 0 else 1.0 for m, place in zip(levels, own, strict=True)])
-            names = " ".join(_written(tables.name(int(symbol))) for symbol in row)
-            tail = f"\t{_log10(weight):.7g}" if k < n and row[-1] != END else ""
-            yield f"{_log10(_interpolated(tables, full)):.7g}\t{names}{tail}\n"
+            full = np.concatenate([np.full((len(chosen), n - k), START), chosen], 1) if begins else chosen
+            weight = np.ones(len(chosen))
+            for m in range(k, n if begins else min(k + 1, n)):
+                place = tables.ranks(full[:, full.shape[1] - m :])
+                weight *= np.where(place >= 0, tables.backoff[m][np.maximum(place, 0)], 1.0)
+            figures = np.log10(np.maximum(_interpolated(tables, full), 1e-99))
+            weights = np.log10(np.maximum(weight, 1e-99))
+            for row, figure, backoff in zip(chosen.tolist(), figures.tolist(), weights.tolist(), strict=True):
+                tail = f"\t{backoff:.7g}" if k < n and row[-1] != END else ""
+                yield f"{figure:.7g}\t{' '.join([names[symbol] for symbol in row])}{tail}\n"
 
 
 def _unroll(tables: NgramTables, k: int, ranks: np.ndarray) -> np.ndarray:
@@ -253,14 +252,14 @@ def _unroll(tables: NgramTables, k: int, ranks: np.ndarray) -> np.ndarray:
     return np.stack(columns[::-1], 1)
 
 
-def _interpolated(tables: NgramTables, row: np.ndarray) -> float:
-    """p_k of the last symbol of a row of k."""
-    probability = 1.0 / tables.outcomes
-    for k in range(1, len(row) + 1):
-        history = tables.rank(row[len(row) - k : -1])
-        if history >= 0:
-            rank = tables.rank(row[len(row) - k :])
-            probability = probability * float(tables.backoff[k - 1][history]) + (float(tables.direct[k - 1][rank]) if rank >= 0 else 0.0)
+def _interpolated(tables: NgramTables, rows: np.ndarray) -> np.ndarray:
+    """[rows] p_k of the last symbol of each row of ``rows`` [rows, k]."""
+    probability = np.full(len(rows), 1.0 / tables.outcomes)
+    for k in range(1, rows.shape[1] + 1):
+        window = rows[:, rows.shape[1] - k :]
+        history, rank = tables.ranks(window[:, :-1]), tables.ranks(window)
+        probability *= np.where(history >= 0, tables.backoff[k - 1][np.maximum(history, 0)], 1.0)
+        probability += np.where(rank >= 0, tables.direct[k - 1][np.maximum(rank, 0)], 0.0)
     return probability
 
 

@@ -26,6 +26,15 @@ _GPT2: dict[str, Any] = {"architecture": "gpt2", "vocabulary_size": 50257, "maxi
 _BERT: dict[str, Any] = {"architecture": "bert", "vocabulary_size": 30522, "maximum_positions": 512}
 _ROBERTA: dict[str, Any] = {"architecture": "roberta", "vocabulary_size": 50265, "maximum_positions": 512}
 _SMALL_BERT: dict[str, Any] = {"architecture": "bert", "maximum_positions": 512}
+_T5: dict[str, Any] = {"architecture": "t5", "vocabulary_size": 32128, "head_dim": 64, "maximum_positions": 512, "end_ids": [1]}
+_T5_V1_1: dict[str, Any] = {**_T5, "feed_forward": "gated-gelu", "tied_embeddings": False}
+_BART: dict[str, Any] = {
+    "architecture": "bart", "vocabulary_size": 50265, "maximum_positions": 1024, "decoder_start_id": 2, "end_ids": [2], "forced_end_id": 2,
+}  # fmt: skip
+# "Attention is all you need", table 3; Marian's implementation of it.
+_TRANSFORMER: dict[str, Any] = {
+    "architecture": "marian", "activation": "relu", "scaled_embedding": True, "initializer": "xavier_uniform", "maximum_positions": 1024,
+}  # fmt: skip
 
 # The numbers are those of each model's published config.json. The small ones leave the vocabulary to the tokenizer.
 PRESETS: Mapping[str, dict[str, Any]] = {
@@ -66,6 +75,18 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "roberta-base": {**_ROBERTA, "layers": 12, "hidden_size": 768},
     "roberta-large": {**_ROBERTA, "layers": 24, "hidden_size": 1024},
     "minilm-l6-h384": {**_BERT, "layers": 6, "hidden_size": 384, "heads": 12},
+    "t5-tiny": {"architecture": "t5", "layers": 2, "hidden_size": 128, "heads": 4, "maximum_positions": 256},
+    "t5-small": {**_T5, "layers": 6, "hidden_size": 512, "heads": 8, "feed_forward_size": 2048},
+    "t5-base": {**_T5, "layers": 12, "hidden_size": 768, "heads": 12, "feed_forward_size": 3072},
+    "t5-large": {**_T5, "layers": 24, "hidden_size": 1024, "heads": 16, "feed_forward_size": 4096},
+    "t5-v1_1-small": {**_T5_V1_1, "layers": 8, "hidden_size": 512, "heads": 6, "feed_forward_size": 1024},
+    "t5-v1_1-base": {**_T5_V1_1, "layers": 12, "hidden_size": 768, "heads": 12, "feed_forward_size": 2048},
+    "bart-tiny": {"architecture": "bart", "layers": 2, "hidden_size": 128, "heads": 4, "maximum_positions": 256},
+    "bart-base": {**_BART, "layers": 6, "hidden_size": 768, "heads": 12, "feed_forward_size": 3072},
+    "bart-large": {**_BART, "layers": 12, "hidden_size": 1024, "heads": 16, "feed_forward_size": 4096},
+    "transformer-tiny": {**_TRANSFORMER, "layers": 2, "hidden_size": 128, "heads": 4, "maximum_positions": 256},
+    "transformer-base": {**_TRANSFORMER, "layers": 6, "hidden_size": 512, "heads": 8, "feed_forward_size": 2048},
+    "transformer-big": {**_TRANSFORMER, "layers": 6, "hidden_size": 1024, "heads": 16, "feed_forward_size": 4096, "dropout": 0.3},
 }  # fmt: skip
 
 

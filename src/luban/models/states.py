@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,3 +125,59 @@ class StateRows:
             tensor[self.first : self.end] = state
         for offset, new in enumerate(self.new or [seq] * (self.end - self.first)):
             self.cache.note(self.first + offset, new)
+
+
+class TextCache:
+    """The texts themselves, for models whose state is not known: each pass reads them whole. Slots as in :class:`StateCache`."""
+
+    def __init__(self, slots: int, maximum: int, device: torch.device):
+        self.slots, self.maximum, self.device = slots, maximum, device
+        self.texts: list[list[int]] = [[] for _ in range(slots)]
+        self.lengths = [0] * slots
+
+    def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> TextRows:
+        """Slots ``first`` … ``first + count - 1`` for one forward pass; a row has so many new tokens (None: all)."""
+        return TextRows(self, first, count, lengths)
+
+    def advance(self, slot: int, tokens: int) -> None:
+        """Say that a slot holds this many more tokens."""
+        self.lengths[slot] += tokens
+        assert self.lengths[slot] == len(self.texts[slot]) <= self.maximum
+
+    def clear(self, slot: int) -> None:
+        self.texts[slot], self.lengths[slot] = [], 0
+
+    def move(self, source: int, target: int) -> None:
+        """Take over what ``source`` holds into ``target``, and free ``source``."""
+        self.texts[target], self.lengths[target] = self.texts[source], self.lengths[source]
+        self.clear(source)
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Let slot i hold what ``slots[i]`` held: the beams that live on."""
+        self.texts[: len(slots)] = [list(self.texts[slot]) for slot in slots]
+        self.lengths[: len(slots)] = [self.lengths[slot] for slot in slots]
+
+
+class TextRows:
+    """Neighbouring slots of texts during one forward pass."""
+
+    def __init__(self, cache: TextCache, first: int, count: int, lengths: Sequence[int] | None):
+        self.cache, self.first, self.count, self.new = cache, first, count, lengths
+        self.lengths = cache.lengths[first : first + count]
+
+    def read(self, tokens: Tensor, model: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Hidden states [rows, seq, dim] of new tokens [rows, seq] from ``model(texts, segments)`` over all there is."""
+        rows, seq = tokens.shape
+        new = self.new or [seq] * rows
+        for offset, (row, size) in enumerate(zip(tokens.tolist(), new, strict=True)):
+            slot = self.first + offset
+            self.cache.texts[slot] = self.cache.texts[slot][: self.lengths[offset]] + row[:size]
+        texts = self.cache.texts[self.first : self.first + rows]
+        longest = max(map(len, texts))
+        padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=tokens.device)
+        sizes = torch.tensor([len(text) for text in texts], device=tokens.device)
+        segments = torch.where(torch.arange(longest, device=tokens.device) < sizes[:, None], 0, -1)
+        hidden = model(padded, segments)  # [rows, longest, dim]
+        held = torch.tensor(self.lengths, device=tokens.device)
+        places = (held[:, None] + torch.arange(seq, device=tokens.device)).clamp(max=longest - 1)  # [rows, seq]
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))

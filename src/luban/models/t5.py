@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads
-from luban.models.encoder_decoder import EncoderDecoder, SourceCache, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
+from luban.models.source_cache import SourceCache
 from luban.models.t5_shape import T5ShapeConfig
 
 

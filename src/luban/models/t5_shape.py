@@ -19,7 +19,7 @@ from luban.models.encoder_decoder_shape import (
     key_value_bytes,
     layer_matrices,
 )
-from luban.models.shape_base import INITIALIZER, Initializer, named_values
+from luban.models.shape_base import Initializer, named_values
 
 __all__ = ["T5ShapeConfig", "activation_elements", "classes", "flops_per_token", "from_json", "key_value_bytes", "parameters", "to_json"]
 
@@ -48,7 +48,7 @@ class T5ShapeConfig(EncoderDecoderShapeConfig):
     tied_embeddings: bool = field(True, "Use the embedding also as the output matrix (t5); v1.1, flan and mt5 have one of its own.")
     scaled_output: bool | Auto = field("auto", "Divide the last states by the root of hidden_size before the output; auto: t5 with tied_embeddings does.")
     initializer: Literal["t5"] | Initializer = field(
-        "t5", f"t5: as the paper's code, from each matrix's sizes, with unit deviation in the embedding. {INITIALIZER}"
+        "t5", "First values of the matrices: t5 draws them as the paper's code did, from each matrix's sizes; the others are those of every family."
     )
     initializer_factor: PositiveFloat = field(1.0, "Multiplies the first values that the initializer t5 draws.")
 
@@ -179,13 +179,15 @@ def parameters(shape: T5ShapeConfig) -> dict[str, int]:
 
 
 def activation_elements(shape: T5ShapeConfig, recompute: bool = False) -> float:
-    """Numbers kept for the backward pass for each pair of a source and a target token, without dropout, biases of positions and the loss.
+    """Numbers kept for the backward pass for each pair of a source and a target token, without dropout and the loss.
 
     With D the stream, H all heads and F the inner width: a norm keeps 3 D, an attention 4 H (queries, keys, values, its output), a
-    feed-forward layer 2 F, gated 4 F.
+    feed-forward layer 2 F, gated 4 F, with relu one F less. Not counted is what grows with the square of the length: where no fused
+    kernel takes trained biases of positions (on processors), attention keeps its weights, heads times length for each token and layer.
     """
-    width, (heads, _), inner = shape.hidden_size, shape.attention_sizes, (4 if shape.gated else 2) * shape.feed_forward_size
+    width, (heads, _) = shape.hidden_size, shape.attention_sizes
+    inner = ((4 if shape.gated else 2) - (shape.activation == "relu")) * shape.feed_forward_size
     encoder, decoder = 6 * width + 4 * heads + inner, 9 * width + 8 * heads + inner
     if recompute:
-        return (shape.layers + shape.decoder_layers) * width + max(encoder, decoder) + 6 * width
-    return shape.layers * encoder + shape.decoder_layers * decoder + 6 * width
+        return (shape.layers + shape.decoder_layers) * width + max(encoder, decoder) + 5 * width
+    return shape.layers * encoder + shape.decoder_layers * decoder + 5 * width

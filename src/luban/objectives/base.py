@@ -137,6 +137,11 @@ class Loaders:
 
 SHIPPED = {
     "causal": "causal:Causal",
+    "masked": "masked:Masked",
+    "span_corruption": "span_corruption:SpanCorruption",
+    "denoising": "denoising:Denoising",
+    "prefix": "prefix:Prefix",
+    "fill_in_middle": "fill_in_middle:FillInMiddle",
     "instruction": "instruction:Instruction",
     "classification": "classification:Classification",
     "multi_label": "classification:Classification",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, Config, field, one_of
 
@@ -27,13 +27,19 @@ class MaskedConfig(Config):
     random: Share = field(0.1, "Of those, the share that is replaced by a random token; the rest stays as it is.")
     whole_words: bool = field(True, "Hide all tokens of a word together; Chinese words are found by segmentation (extra: tasks).")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> MaskedConfig:
+        if self.masked + self.random > 1:
+            raise ValueError(f"masked {self.masked} and random {self.random} are more than 1 together")
+        return self
+
 
 class SpanCorruptionConfig(Config):
     """Write the spans that were cut out of a text, with an encoder–decoder (T5, arXiv:1910.10683)."""
 
     name: Literal["span_corruption"] = field("span_corruption", "Spans cut out of running text.")
     share: Share = field(0.15, "Share of the tokens that is cut out.")
-    mean_span: PositiveFloat = field(3.0, "Mean length of a span.", unit="tokens")
+    mean_span: Annotated[float, Field(ge=1)] = field(3.0, "Mean length of a span.", unit="tokens")
 
 
 class DenoisingConfig(Config):
@@ -41,7 +47,7 @@ class DenoisingConfig(Config):
 
     name: Literal["denoising"] = field("denoising", "The clean text from a noisy copy.")
     share: Share = field(0.3, "Share of the tokens that is infilled: spans are replaced by one mask each.")
-    mean_span: PositiveFloat = field(3.5, "Mean length of a span (Poisson; a span of length 0 puts in a mask).", unit="tokens")
+    mean_span: Annotated[float, Field(ge=1)] = field(3.5, "Mean length of a span (Poisson; a span of length 0 puts in a mask).", unit="tokens")
     permute_sentences: bool = field(True, "Shuffle the sentences of the noisy copy.")
 
 
@@ -51,6 +57,12 @@ class PrefixConfig(Config):
     name: Literal["prefix"] = field("prefix", "The rest of a text after a given first part.")
     shortest: Share = field(0.1, "The shortest given part, as a share of the text.")
     longest: Share = field(0.9, "The longest given part, as a share of the text.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrefixConfig:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest {self.shortest} is more than longest {self.longest}")
+        return self
 
 
 class FillInMiddleConfig(Config):

@@ -31,8 +31,13 @@ class TaskObjective(Objective):
     (``make_head``), how an example becomes a unit of rows (``unit_of``) and an item to predict (``item_of``), and its loss (``terms``)."""
 
     unit = "example"
-    reads: str = ""  # the task by which `read_examples` knows it
     group: int = 1  # rows a unit
+    reads: str = ""  # the task by which `read_examples` knows it
+
+    @property
+    def measured_as(self) -> str:
+        """The task by which `metrics.tasks` knows it."""
+        return self.reads
 
     # ---- what a subclass defines -----------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ class TaskObjective(Objective):
         training = model.training
         predictions = Predictor(model, tokenizer).predict([self.item_of(example) for example in examples])
         model.train(training)
-        return score_task(self.head.task, predictions, examples, labels=list(self.head.labels))
+        return score_task(self.measured_as, predictions, examples, labels=list(self.head.labels))
 
     def _set_aside(self, found: ExampleSet, data: DataRequest) -> None:
         """Rows that could not be used, each with its place and the reason, in training/set_aside.jsonl."""

@@ -38,6 +38,8 @@ class OnePass:
 class TorchEngine:
     """Accumulates over micro-batches of rows; each backward is scaled once, by weight over the step's count."""
 
+    micro_batch_tokens = 4096  # where ``micro_batch_rows`` is 0: rows are as many as this holds of the step's width
+
     def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None):
         self.passes = passes or OnePass()
         self.model, self.optimizer, self.objective = model, optimizer, objective
@@ -88,8 +90,9 @@ class TorchEngine:
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch in micro-batches of whole units on the device, padding trimmed from each; a batch whose rows are compared stays whole."""
-        rows = batch.inputs.shape[0]
-        size = rows if self.objective.scope == "batch" else max(1, self.micro_batch_rows // batch.group) * batch.group
+        rows, width = batch.inputs.shape
+        wanted = self.micro_batch_rows or self.micro_batch_tokens // (width + (0 if batch.source is None else batch.source.shape[1]))
+        size = rows if self.objective.scope == "batch" else max(1, wanted // batch.group) * batch.group
         for start in range(0, rows, size):
             part = batch.rows(start, start + size, trim=True)
             if part.weights.any():

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from luban import __version__
-from luban.evaluation.report import row_label, verdicts
+from luban.evaluation.report import main_figure, row_label, verdicts
 from luban.foundation.artifacts import write_bytes
 from luban.foundation.console import bytes_text, console, count_text, seconds_text
 from luban.foundation.messages import language, t
@@ -80,7 +80,7 @@ def summary_text(run: RunFacts) -> str:
     models, corpora = run.of_kind("train"), run.of_kind("curate")
     parts = []
     if models and (size := models[0].artifact.metrics.get("parameters")):
-        parts.append(t("A language model of {parameters} parameters", parameters=count_text(size)))
+        parts.append(t("A model of {parameters} parameters", parameters=count_text(size)))
     if corpora:
         languages = t(", ").join(corpus_languages(corpora[0]))
         size = bytes_text(corpus_bytes(corpora[0]))
@@ -94,12 +94,13 @@ def summary_text(run: RunFacts) -> str:
 def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
     """The few figures that stand at the top: label, figure, and a word beside it."""
     tiles = []
-    rows = [row for row in run.results.get("rows", []) if row.get("scores", {}).get("all", {}).get("bits_per_byte")]
-    models = [row for row in rows if row.get("role") == "model"]
+    main, greater = main_figure(run.results)
+    values = {row_label(row): score["value"] for row in run.results.get("rows", []) if (score := row.get("scores", {}).get("all", {}).get(main))}
+    models = [row_label(row) for row in run.results.get("rows", []) if row.get("role") == "model" and row_label(row) in values]
     if models:
-        best = min(models, key=lambda row: row["scores"]["all"]["bits_per_byte"]["value"])
-        beside = [f"{row_label(row)} {row['scores']['all']['bits_per_byte']['value']:.2f}" for row in rows if row.get("role") == "baseline"]
-        tiles.append((t("bits a byte, held-out text"), f"{best['scores']['all']['bits_per_byte']['value']:.3f}", t(", ").join([best["name"], *beside])))
+        best = (max if greater else min)(models, key=values.__getitem__)
+        beside = [f"{row_label(row)} {values[row_label(row)]:.2f}" for row in run.results["rows"] if row.get("role") == "baseline" and row_label(row) in values]
+        tiles.append((t("bits a byte, held-out text") if main == "bits_per_byte" else main, f"{values[best]:.3f}", t(", ").join([best, *beside])))
     if trained := run.of_kind("train"):
         metrics = [stage.artifact.metrics for stage in trained]
         if size := metrics[0].get("parameters"):
@@ -113,7 +114,7 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
 
 def _signature(results: dict[str, Any]) -> str:
     for row in results.get("rows", []):
-        if row.get("role") == "model" and (score := row.get("scores", {}).get("all", {}).get("bits_per_byte")):
+        if row.get("role") == "model" and (score := row.get("scores", {}).get("all", {}).get(main_figure(results)[0])):
             return str(score.get("signature", ""))
     return ""
 
@@ -141,12 +142,13 @@ def print_summary(run_folder: Path) -> None:
         took = seconds_text(stage.seconds) if stage.finished else ""
         stages.add_row(Text(stage.name, style="bold"), Text(stage.kind, style="dim"), Text(took), Text(bar, style="cyan" if stage.finished else "yellow"))
     blocks += [Text(), stages]
+    main = main_figure(run.results)[0]
     for title, bars in comparison(run.results)[:3]:
         grid = Table.grid(padding=(0, 2))
         for bar in bars:
             style = {"model": "bold green", "baseline": "blue"}.get(bar.role, "dim")
             grid.add_row(Text("  " + bar.label, style=style), Text(bar.text, style=style), Text("█" * max(1, round(bar.width * 0.24)), style=style))
-        blocks += [Text(), Text(t("bits a byte: {what}", what=title), style="bold"), grid]
+        blocks += [Text(), Text(f"{t('bits a byte') if main == 'bits_per_byte' else main}: {title}", style="bold"), grid]
     for clear, sentence in verdicts(run.results):
         blocks.append(Text("  " + sentence, style="" if clear else "yellow"))
     blocks += [Text(), Text(t("where it lies"), style="bold"), Text(f"  {_typed(run.folder)}/", overflow="fold")]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luban.evaluation.report import language_name, row_label
+from luban.evaluation.report import language_name, main_figure, row_label
 from luban.foundation.artifacts import Artifact, is_artifact, open_artifact
 from luban.foundation.console import bytes_text, count_text, seconds_text
 from luban.foundation.errors import LubanError
@@ -191,8 +191,9 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def comparison(results: dict[str, Any], metric: str = "bits_per_byte") -> list[tuple[str, list[Bar]]]:
+def comparison(results: dict[str, Any], metric: str = "") -> list[tuple[str, list[Bar]]]:
     """Bars of every row of an evaluation, overall and for each language where there is more than one."""
+    metric = metric or main_figure(results)[0]
     rows = [row for row in results.get("rows", []) if isinstance(row, dict)]
     languages = [name for name in results.get("languages", {}) if name]
     groups = []
@@ -206,7 +207,7 @@ def comparison(results: dict[str, Any], metric: str = "bits_per_byte") -> list[t
             interval = score.get("interval")
             low, high = (100 * bound / top for bound in interval) if interval else (None, None)
             bars.append(Bar(row_label(row), row.get("role", "model"), f"{score['value']:.3f}", 100 * score["value"] / top, low, high))
-        groups.append((t("all held-out text") if group == "all" else language_name(group), bars))
+        groups.append(((t("all examples") if "task" in results else t("all held-out text")) if group == "all" else language_name(group), bars))
     return groups
 
 
@@ -267,9 +268,15 @@ def versions_text(run: RunFacts) -> str:
 
 def next_commands(run: RunFacts, show: str) -> list[tuple[str, str]]:
     """Three commands to try next, and what each does; ``show`` is the run's folder as a person would type it."""
-    models = [stage.name for stage in run.stages if stage.kind in MODEL_KINDS and stage.artifact]
+    models = [stage for stage in run.stages if stage.kind in MODEL_KINDS and stage.artifact]
     if models:
-        path = f"{show}/{models[-1]}"
+        path = f"{show}/{models[-1].name}"
+        if "labels" in models[-1].artifact.metrics:
+            return [
+                (f"luban predict {path} FILE", t("predict the rows of a file, or lines from standard input (-)")),
+                (f"luban serve {path}", t("serve its predictions")),
+                (f"luban show {show}", t("see this card in the terminal again")),
+            ]
         return [
             (f"luban chat {path}", t("talk to the model in the terminal")),
             (f"luban serve {path}", t("serve it with the OpenAI interface and a chat page")),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from luban.foundation.artifacts import is_artifact, open_artifact
+from luban.models.presets import PRESETS
 from luban.planning.dial import ON_TEXT
+
+# The tokenizer that an architecture's models expect; the others take a plain one.
+STYLES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "t5": "t5", "mt5": "t5", "bart": "bart", "mbart": "bart"}
 
 
 def with_implied_stages(stages: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -45,10 +50,18 @@ def _before(name: str, body: dict[str, Any], kinds: dict[str, str]) -> dict[str,
     tokenizer = body.get("tokenizer") or body.get("model")
     if not tokenizer:
         tokenizer = f"{name}-tokenizer"
-        implied[tokenizer] = {"kind": "train_tokenizer", "corpus": corpora}
+        style = STYLES.get(_architecture(body))
+        implied[tokenizer] = {"kind": "train_tokenizer", "corpus": corpora, **({"style": style} if style else {})}
     implied[f"{name}-tokens"] = {"kind": "encode", "corpus": corpora, "tokenizer": tokenizer}
     body["data"] = f"{name}-tokens"
     return implied
+
+
+def _architecture(body: dict[str, Any]) -> str:
+    """The family of a stage's new model: of its shape, or of the preset that its shape names."""
+    shape = body.get("shape")
+    plain = PRESETS.get(shape, {}) if isinstance(shape, str) else shape
+    return str(plain.get("architecture", "")) if isinstance(plain, Mapping) else ""
 
 
 def _listed(value: Any) -> list[str]:

@@ -57,12 +57,11 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool)
 
     Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
     Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones), tuning
-    on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), falling and rising with the width.
+    on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it.
     """
     narrow = math.sqrt(192 / width)
     if objective not in ON_TEXT and objective != "instruction":
-        rate = 2e-5 * 768 / width if from_model else 1e-3 * narrow
-        rate = min(rate, 1e-4) if from_model else rate
+        rate = min(2e-4, 2e-5 * (768 / width) ** 2) if from_model else 1e-3 * narrow
         return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(rate), "matrix_learning_rate": _two_digits(0.02 if not from_model else 0.002)}
     share = 1.0
     if objective == "instruction":

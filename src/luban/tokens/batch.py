@@ -53,6 +53,7 @@ class Batch:
     source_segments: Tensor | None = None  # [rows, source_seq] int32
     extra: dict[str, Tensor] = field(default_factory=dict)  # [rows, …] labels and the like
     group: int = 1
+    prefix: Tensor | None = None  # [rows, seq] bool: places of a decoder's input that all places of their segment see
 
     def rows(self, start: int, stop: int, trim: bool = False) -> Batch:
         """Some of the rows: a rank's share or a micro-batch. ``trim`` drops columns at the end that are padding in all of them."""
@@ -72,7 +73,7 @@ class Batch:
 
     def context(self) -> dict[str, Tensor]:
         """What a model is called with beside the inputs."""
-        named = {"positions": self.positions, "segments": self.segments, "types": self.types}
+        named = {"positions": self.positions, "segments": self.segments, "types": self.types, "prefix": self.prefix}
         if self.source is not None:
             named = {"segments": self.segments, "source": self.source, "source_segments": self.source_segments}
         return {name: value for name, value in named.items() if value is not None}
@@ -83,7 +84,7 @@ class Batch:
         return float(self.weights.sum(dtype=torch.float64))
 
 
-_PLACES = ("inputs", "targets", "weights", "positions", "segments", "types")
+_PLACES = ("inputs", "targets", "weights", "positions", "segments", "types", "prefix")
 _SOURCE = ("source", "source_segments")
 
 

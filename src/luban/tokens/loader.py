@@ -6,7 +6,7 @@ holds the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -77,14 +77,15 @@ class _Loader:
         for row, (store, pieces) in enumerate(rows):
             place = 0
             for number, piece in enumerate(pieces):
-                size = piece.stop - piece.start
+                given, wanted, weight, source = self._fetch(store, piece)
+                size = len(given)
                 here = slice(place, place + size)
-                inputs[row, here], targets[row, here], weights[row, here], source = self._fetch(store, piece)
+                inputs[row, here], targets[row, here], weights[row, here] = given, wanted, weight
                 positions[row, here] = np.arange(size)
                 segments[row, here] = number
                 sources.append(source)
                 place += size
-        alone = all(len(pieces) == 1 and pieces[0].stop - pieces[0].start == width for _, pieces in rows)
+        alone = all(len(pieces) == 1 for _, pieces in rows) and bool((segments == 0).all())
         as_tensor = torch.from_numpy
         return Batch(
             as_tensor(inputs), as_tensor(targets), as_tensor(weights), as_tensor(positions), None if alone else as_tensor(segments),
@@ -121,14 +122,16 @@ class PackedLoader(_Loader):
         self.epoch_tokens = sum(store.tokens + store.documents for store in self.stores)  # targets in all documents, each once
         self._orders: list[ConcatenatedRows | FixedRows] = []
         for number, store in enumerate(self.stores):
-            lengths = store.lengths + np.uint32(1)
             own = seed + (number << 40)  # two stores of the same size must not be read in the same order
-            if packing == "concatenate":
-                self._orders.append(ConcatenatedRows(lengths, sequence_length, own, shuffle))
-            else:
-                self._orders.append(FixedRows(lengths, sequence_length, own, packing, shuffle))
+            self._orders.append(self._make_order(store, own, packing, shuffle))
         self.rows_per_epoch = sum(order.rows_per_epoch for order in self._orders)
         self._mixture = Mixture([weight for _, weight in stores], seed)
+
+    def _make_order(self, store: TokenStore, seed: int, packing: Packing, shuffle: bool) -> ConcatenatedRows | FixedRows:
+        lengths = store.lengths + np.uint32(1)
+        if packing == "concatenate":
+            return ConcatenatedRows(lengths, self.sequence_length, seed, shuffle)
+        return FixedRows(lengths, self.sequence_length, seed, packing, shuffle)
 
     def repeats(self, steps: int) -> dict[str, float]:
         """How many times each store is read in so many steps: above four, training gains little (Muennighoff et al. 2023)."""
@@ -166,6 +169,49 @@ class PackedLoader(_Loader):
         if piece.stop == len(body) + 1:
             targets = np.concatenate([targets, [end]])
         return inputs, targets, np.ones(len(targets), np.float32), f"{held.name}:{held.identity(piece.item)}"
+
+
+class PieceLoader(PackedLoader):
+    """Documents of token stores in pieces, each with all its tokens as inputs, whole pieces packed into rows (``best_fit``): what
+    objectives that hide or move tokens start from. Nothing is scored yet, and targets are the inputs.
+
+    A document longer than ``longest`` is cut into pieces of that many tokens. ``before`` and ``after`` stand around every piece or, with
+    ``every_piece`` off, around the document: before its first piece and behind its last. A piece of n tokens takes ``cost(n)`` places in
+    a row, which may be more than it has, where the objective will need them.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[tuple[TokenStore, float]],
+        *,
+        sequence_length: int,
+        rows_per_step: int,
+        seed: int,
+        longest: int,
+        cost: Callable[[np.ndarray], np.ndarray],
+        pad_id: int,
+        before: Sequence[int] = (),
+        after: Sequence[int] = (),
+        every_piece: bool = True,
+        shuffle: bool = True,
+    ):
+        if longest < 1 or cost(np.array([longest]))[0] > sequence_length:
+            raise ConfigError("sequence_length {length} leaves no room for text", "special tokens fill the row", "give a longer one", length=sequence_length)
+        self.longest, self.cost, self.every_piece = longest, cost, every_piece
+        self.before, self.after = np.array(before, np.int64), np.array(after, np.int64)
+        super().__init__(stores, sequence_length=sequence_length, rows_per_step=rows_per_step, seed=seed, packing="best_fit", shuffle=shuffle)
+        self.pad_id = pad_id
+
+    def _make_order(self, store: TokenStore, seed: int, packing: Packing, shuffle: bool) -> FixedRows:
+        return FixedRows(store.lengths, self.sequence_length, seed, packing, shuffle, longest=self.longest, cost=self.cost)
+
+    def _fetch(self, store: int, piece: Piece) -> Filled:
+        held = self.stores[store]
+        body = held.document(piece.item)
+        first = self.every_piece or piece.start == 0
+        last = self.every_piece or piece.stop == len(body)
+        ids = np.concatenate([self.before if first else (), body[piece.start : piece.stop], self.after if last else ()]).astype(np.int64)
+        return ids, ids, np.zeros(len(ids), np.float32), f"{held.name}:{held.identity(piece.item)}"
 
 
 class ExampleLoader(_Loader):

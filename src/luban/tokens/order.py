@@ -105,15 +105,26 @@ class FixedRows:
     ``packing="none"``: one document a row (a long one fills several, each its own context). ``packing="best_fit"``: documents that
     fit a row are never cut; each goes where it leaves the least room, longest first (best-fit decreasing, as Ding et al. 2024,
     arXiv 2404.10830), in windows of 65,536 documents drawn at random. A row's company does not matter, as attention stays inside documents.
+    ``longest`` cuts items shorter than a row; ``cost`` says how many places pieces of given lengths take.
     """
 
-    def __init__(self, lengths: np.ndarray, sequence_length: int, seed: int, packing: str, shuffle: bool = True, window: int = 65_536):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        sequence_length: int,
+        seed: int,
+        packing: str,
+        shuffle: bool = True,
+        window: int = 65_536,
+        *,
+        longest: int | None = None,
+        cost: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
         self.width, self.seed, self.shuffle = sequence_length, seed, shuffle
-        items, starts, stops = _cut(lengths, sequence_length)
+        items, starts, stops = _cut(lengths, longest or sequence_length)
         if packing == "best_fit":
-            rows = _best_fit(
-                stops - starts, sequence_length, permutation(len(items), seed, 2**63) if shuffle else np.arange(len(items)), window
-            )
+            sizes = stops - starts if cost is None else cost(stops - starts)
+            rows = _best_fit(sizes, sequence_length, permutation(len(items), seed, 2**63) if shuffle else np.arange(len(items)), window)
             flat = np.array([piece for row in rows for piece in row], dtype=np.int64)
             first = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
             self.table = _Table(first, items[flat], starts[flat], stops[flat]) if len(flat) else _Table(first, items, starts, stops)

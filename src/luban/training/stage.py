@@ -46,10 +46,9 @@ def run(config: TrainConfig, work: Work) -> None:
     folder = work.path / "training"
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device()
-    choices = _choices(config, folder, device)
-
     objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
     _check_kind(config, objective)
+    choices = _choices(config, folder, device, objective.unit)
     known = _tokenizer(work)
     tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer))
@@ -84,7 +83,7 @@ def run(config: TrainConfig, work: Work) -> None:
     write_model_card(work)
 
 
-def _choices(config: TrainConfig, folder: Path, device: torch.device) -> dict[str, Any]:
+def _choices(config: TrainConfig, folder: Path, device: torch.device, unit: str) -> dict[str, Any]:
     """What was chosen on this machine, written before step one and replayed when the run is continued."""
     file = folder / "choices.json"
     if file.exists():
@@ -97,7 +96,8 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device) -> dict[st
     rows = config.micro_batch_rows
     if rows == "auto":
         # Measured on processors: micro-batches of about 2,048 tokens stay in cache and are the fastest.
-        rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length)
+        # Rows of examples are only as wide as the longest of a step, so there the engine counts tokens itself (0).
+        rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if unit == "token" else 0
     choices = {"device": device.type, "threads": threads, "precision": name, "micro_batch_rows": rows}
     write_json(file, choices)
     return choices
@@ -209,7 +209,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision, make_passes(config.regularization, objective, model)),
         schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
         step_tokens=step_tokens,
-        flops_per_token=flops_per_token(model.shape, config.sequence_length),
+        flops_per_token=flops_per_token(model.shape, config.sequence_length) - _unused_flops(model),
     )
     if config.regularization.average != "none":
         made.average = Average(model, config.regularization)
@@ -217,6 +217,11 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         loaders.train.pace(round(total * config.regularization.curriculum))
     made.measure_peak()
     return made
+
+
+def _unused_flops(model: Model) -> float:
+    """Operations a token that the closed form counts for the product with the vocabulary, which a task head does without."""
+    return 6.0 * model.shape.vocabulary_size * model.shape.hidden_size if model.head is not None and model.head.replaces_output else 0.0
 
 
 def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validator:

@@ -15,6 +15,9 @@ from luban.training.config import TrackConfig
 from luban.training.run import Run
 
 
+SHOWN = 4  # scores printed at a validation; the log has them all
+
+
 class Tracker:
     """A hook that must stand first: it writes the step before anything else happens to it."""
 
@@ -52,7 +55,7 @@ class Tracker:
         self._write({"step": run.step, "validation": scores})
         for writer in self.writers:
             writer.scalars("validation", scores, run.step)
-        text = " | ".join(f"{t(name)} {value:.4f}" for name, value in scores.items())
+        text = " | ".join(f"{t(name)} {value:.4f}" for name, value in list(scores.items())[:SHOWN])
         say("  validation at step {step} | {scores}", step=run.step, scores=text)
 
     def samples(self, run: Run, samples: list[dict[str, str]]) -> None:
