@@ -240,3 +240,31 @@ def test_what_was_recognised_is_shown_in_both_languages(tmp_path, capsys):
     finally:
         set_language(None)
     assert "30 个样本" in capsys.readouterr().err
+
+
+def test_a_json_object_that_holds_a_whole_table(tmp_path):
+    frame = pandas.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
+    for orient in ("list", "records", "columns", "index"):
+        path = tmp_path / f"{orient}.json"
+        if orient == "list":
+            path.write_text(json.dumps(frame.to_dict("list")))
+        else:
+            frame.to_json(path, orient=orient)
+        assert pairs_of(read_examples([path], "classification")) == [("a", "x"), ("b", "y"), ("c", "x")], orient
+    found = read_examples([write(tmp_path / "one.json", '{"text": "alone", "label": "x"}')], "classification")
+    assert pairs_of(found) == [("alone", "x")]
+
+
+def test_a_label_is_never_taken_for_the_text(tmp_path):
+    with pytest.raises(DataError, match="recognised as text"):
+        read_examples([lines(tmp_path / "a.jsonl", [{"text": {"inner": "a"}, "label": "y"}])], "classification")
+    with pytest.raises(DataError, match="holds no records"):
+        read_examples([write(tmp_path / "a.csv", "text,label\n")], "classification")
+
+
+def test_list_of_names_beside_the_data_is_no_data(tmp_path):
+    lines(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    write(tmp_path / "categories.json", '["x", "y"]')
+    found = read_examples([tmp_path], "classification")
+    assert len(found.examples) == 2 and [(bad.line, bad.reason) for bad in found.bad] == [(0, "not read: a list of 2 names, no records")]
+    assert recognise_task(tmp_path)[0] == "classification"

@@ -246,3 +246,17 @@ def test_a_long_document_with_many_spans(tmp_path):
     row = {"text": text, "label": [[place, place + 2, "LOC"] for place in range(0, len(text), 5)]}
     (example,) = read_examples([lines(tmp_path / "a.jsonl", [row])], "tagging").examples
     assert len(example.spans) == 20_000 and entities(example)[-1] == ("北京", "LOC")
+
+
+def test_types_before_prefixes_and_underscores(tmp_path):
+    for text in ("a PER-B\nb PER-I\nc O\n\nd LOC-B\n", "a B_PER\nb I_PER\nc O\n\nd B_LOC\n"):
+        found = read_examples([write(tmp_path / "a.conll", text)], "tagging", {"format": "conll"})
+        assert [entities(example) for example in found.examples] == [[("a b", "PER")], [("d", "LOC")]]
+
+
+def test_words_and_tags_in_cells_of_a_csv_file(tmp_path):
+    for text in ('sentence,tags\n"New York wins","B-ORG I-ORG O"\n"hi","O"\n', "tokens,ner_tags\n\"['New', 'York', 'wins']\",\"['B-ORG', 'I-ORG', 'O']\"\n\"['hi']\",\"['O']\"\n"):
+        found = read_examples([write(tmp_path / "a.csv", text)], "tagging")
+        assert [example.text for example in found.examples] == ["New York wins", "hi"] and entities(found.examples[0]) == [("New York", "ORG")]
+    bad = read_examples([lines(tmp_path / "a.jsonl", [{"tokens": ["a", "b"], "ner_tags": ["O"]}, {"tokens": ["a"], "ner_tags": ["O"]}])], "tagging").bad
+    assert (bad[0].line, bad[0].reason) == (1, "2 words and 1 tags")

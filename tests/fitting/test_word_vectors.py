@@ -16,7 +16,7 @@ from luban.models.vectors import WordVectors, initial_rows, resized
 TOPICS, WORDS = 5, 8
 
 
-def planted(documents=1500, seed=0):
+def planted(documents=500, seed=0):
     """Documents of one topic each; words 8t to 8t + 7 belong to topic t. Ends with -1 after each."""
     random = np.random.default_rng(seed)
     rows = [np.append(random.integers(0, WORDS, 20) + WORDS * random.integers(0, TOPICS), -1) for _ in range(documents)]
@@ -34,7 +34,7 @@ def purity(vectors):
 @pytest.mark.parametrize(("architecture", "rate"), [("skip_gram", 0.025), ("bag_of_words", 0.05)])
 def test_word2vec_finds_planted_topics(architecture, rate):
     ids, counts = planted()
-    settings = Word2VecSettings(architecture, dimension=16, window=4, epochs=8, learning_rate=rate, subsample=0.0)
+    settings = Word2VecSettings(architecture, dimension=16, window=4, epochs=10, learning_rate=rate, subsample=0.0)
     vectors, losses = train_word2vec(ids, counts, settings, 1)
     assert losses[-1] < losses[0] and purity(vectors) > 0.99
     again, _ = train_word2vec(ids, counts, settings, 1)

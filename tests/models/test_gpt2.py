@@ -210,6 +210,18 @@ def test_packed_is_the_same_as_each_text_alone(name):
         model(torch.zeros(1, 41, dtype=torch.long))
 
 
+def test_a_prefix_is_seen_from_both_sides():
+    model = made(SHAPES["gpt2"])
+    tokens = torch.arange(4, 14)[None]
+    prefix = torch.arange(10)[None] < 5
+    plain = model(tokens, prefix=prefix)
+    for place in range(10):
+        changed = tokens.clone()
+        changed[0, place] = 60
+        moved = (model(changed, prefix=prefix) - plain).abs().amax(-1)[0] > 1e-9
+        assert moved.tolist() == [True] * 10 if place < 5 else [False] * place + [True] * (10 - place)
+
+
 @pytest.mark.parametrize("structure", CLASSES)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_parameter_learns(structure, recompute):

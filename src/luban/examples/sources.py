@@ -256,7 +256,8 @@ def recognise(table: Table, task: str) -> dict[str, Any] | None:
 def _from_table(table: Table, task: str, mapping: dict[str, Any], notes: Notes) -> tuple[list, dict[str, Any], list[str]]:
     notes.columns = notes.columns or table.columns
     if not table.rows:
-        notes.set_aside(table.path, 0, "not read: it holds no records")
+        if not any(bad.file == str(table.path) for bad in notes.bad):
+            notes.set_aside(table.path, 0, "not read: it holds no records")
         return [], {}, []
     used = _merged(recognise(table, task) or {}, {part: value for part, value in mapping.items() if part not in _ANYWHERE}, task)
     if not any(enough <= used.keys() for enough in _ENOUGH[task]):

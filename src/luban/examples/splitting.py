@@ -7,11 +7,11 @@ translation or a paraphrase of the same input cannot leak. Which side a group fa
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import xxhash
@@ -32,11 +32,10 @@ class Leaks:
     places: list[tuple[str, str]]  # (source in the first set, source in the second), the first twenty
 
 
-@lru_cache(maxsize=1 << 16)
 def normalised(text: str) -> str:
     """The text as it is compared: NFKC, no case, letters and digits of all scripts only (all of it where nothing else is left)."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(letter for letter in folded if letter.isalnum()) or folded.strip()
+    return re.sub(r"[\W_]+", "", folded) or folded.strip()
 
 
 def texts_of(example: Any) -> tuple[str, str]:
@@ -146,9 +145,9 @@ def hold_out(examples: Sequence[Example], share: float, *, stratify: bool = True
     held: set[int] = set()
     for stratum, wanted in zip(strata, _quotas(sizes, share), strict=True):
         taken = 0
-        for _, _, indices in stratum[:-1] if len(strata) > 1 or len(stratum) > 1 else stratum:
+        for _, _, indices in stratum[:-1]:  # one text of each class stays in training
             if taken + len(indices) / 2 > wanted:  # nearer to what is wanted without this one
-                break
+                continue
             held.update(indices)
             taken += len(indices)
     if not held:

@@ -66,7 +66,7 @@ class LinearModel:
         self.task, self.kind, self.labels, self.features = task, kind, list(labels), features
         self.vocabulary = list(vocabulary)
         self.index = {name: number for number, name in enumerate(self.vocabulary)}
-        self.idf, self.coefficients, self.intercept = (np.asarray(array, np.float32) for array in (idf, coefficients, intercept))
+        self.idf, self.coefficients, self.intercept = (np.ascontiguousarray(array, np.float32) for array in (idf, coefficients, intercept))
 
     def vector(self, text: Text) -> tuple[np.ndarray, np.ndarray]:
         """(feature numbers, weights), both [n-grams of the text that are known]."""
@@ -135,6 +135,8 @@ class LinearModel:
         try:
             arrays = load((folder / "model.safetensors").read_bytes())
             vocabulary, labels = (json.loads((folder / name).read_bytes()) for name in ("features.json", "labels.json"))
+            if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in (vocabulary, labels)):
+                raise ValueError(t("its labels and features are not lists of texts"))
             model = cls(config["task"], config["kind"], labels, Features(**config["features"]), vocabulary, arrays["idf"], arrays["coefficients"], arrays["intercept"])
             rows = 1 if model.task == "regression" or (model.kind == "logistic" and model.task == "classification" and len(labels) == 2) else len(labels)
             if model.idf.shape != (len(vocabulary),) or model.coefficients.shape != (rows, len(vocabulary)) or model.intercept.shape != (rows,):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -41,6 +41,7 @@ class AutoModelAdapter(Model):
     """
 
     shape: AutoShapeConfig
+    shares_memory: ClassVar[bool] = True
 
     def __init__(self, shape: AutoShapeConfig, inner: nn.Module | None = None):
         object.__setattr__(self, "inner", new_model(configured(shape.settings), shape.reads) if inner is None else inner)
@@ -88,7 +89,13 @@ class AutoModelAdapter(Model):
             return cache.read(tokens, lambda text, kept: self(text, segments=kept, source_segments=source_segments, memory=memory))
         mask = self._mask(segments)
         if self.shape.reads == "encoder_decoder":
-            assert (source is None) != (memory is None)
+            if source is None and memory is None:
+                raise ConfigError(
+                    "{name} reads a source and writes a target; it was given one text",
+                    "an encoder–decoder without a task head has nothing to do with a single text",
+                    "train it on pairs (translation, summarisation, denoising), or give it a task head",
+                    name=self.shape.architecture,
+                )
             if memory is None:
                 memory = self.encode(source, source_segments)
             crossing = None if source_segments is None else self._mask(source_segments)

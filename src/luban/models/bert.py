@@ -184,13 +184,14 @@ class Layer(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, shape: BertShapeConfig):
         super().__init__()
-        self.heads, self.share = shape.heads, shape.attention_dropout
+        self.heads = shape.heads
+        self.dropout = nn.Dropout(shape.attention_dropout)  # of the weights of attention, inside its kernel
         self.self = nn.ModuleDict({name: nn.Linear(shape.hidden_size, shape.hidden_size) for name in ("query", "key", "value")})
         self.output = _Added(shape.hidden_size, shape)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         queries, keys, values = (split_heads(part(states), self.heads) for part in self.self.values())  # [rows, heads, seq, head_dim]
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=self.share if self.training else 0.0)
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0)
         return self.output(join_heads(attended), states)
 
 

@@ -40,7 +40,7 @@ def read_shape(folder: Path) -> Any:
 
 def shape_from(plain: dict[str, Any], file: str = "config.json") -> Any:
     """The shape that the content of a config.json describes."""
-    if plain.get("model_type") not in BY_ARCHITECTURE:
+    if str(plain.get("model_type")) not in BY_ARCHITECTURE:
         refuse_code(plain, file)
     family = family_of(plain.get("model_type"), file)
     return build(family.shape, {"architecture": plain["model_type"], **family.from_json(plain, file)}, Source(file))

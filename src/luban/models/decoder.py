@@ -51,9 +51,13 @@ class Decoder(Model):
         states = self.model.embed_tokens(tokens)  # [batch, seq, dim]
         autocast = torch.is_autocast_enabled(states.device.type)
         angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
+        return self.model.norm(self.run_layers(states, angles, [masks[window] for window in windows], cache))
+
+    def run_layers(self, states: Tensor, angles: tuple[Tensor, Tensor], masks: list[Tensor | None], cache: Cache | None) -> Tensor:
+        """The stream [batch, seq, dim] through all layers, each with its mask."""
         for index, layer in enumerate(self.model.layers):
-            states = self.through(layer, states, angles, masks[windows[index]], cache, index)
-        return self.model.norm(states)
+            states = self.through(layer, states, angles, masks[index], cache, index)
+        return states
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)

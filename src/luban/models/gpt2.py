@@ -139,7 +139,8 @@ class Block(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, shape: GPT2ShapeConfig):
         super().__init__()
-        self.heads, self.share, self.by_layer = shape.heads, shape.attention_dropout, shape.scale_by_layer
+        self.heads, self.by_layer = shape.heads, shape.scale_by_layer
+        self.attn_dropout = nn.Dropout(shape.attention_dropout)  # of the weights of attention, inside its kernel
         self.scale = 1 / math.sqrt(shape.head_dim)
         self.c_attn = Conv1D(shape.hidden_size, 3 * shape.hidden_size)
         self.c_proj = Conv1D(shape.hidden_size, shape.hidden_size)
@@ -154,7 +155,7 @@ class _Attention(nn.Module):
             keys,
             values,
             attn_mask=mask,
-            dropout_p=self.share if self.training else 0.0,
+            dropout_p=self.attn_dropout.p if self.training else 0.0,
             is_causal=mask is None and queries.shape[2] > 1,
             scale=self.scale / (layer + 1) if self.by_layer else self.scale,
         )  # [rows, heads, seq, head_dim]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.models.base import Model
-from luban.models.decoder import Decoder, attention_mask
+from luban.models.decoder import Decoder
 from luban.models.layers import Attention, Cache, FeedForward, RMSNorm
 from luban.models.moe_shape import MixtureShapeConfig
 from luban.models.rotary import Rotary
@@ -132,29 +132,18 @@ class Mixture(Decoder):
         self.routings: list[Routing] = []  # of the last forward pass, one a mixture
         self._kept: Tensor | None = None  # which of its tokens are no padding, [rows * seq] of bool
 
-    def forward(
-        self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
-        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *, segments: Tensor | None = None, **context: Any) -> Tensor:
         """As :class:`Decoder`; what the routers decided is kept in ``routings`` for :meth:`auxiliary`."""
-        assert segments is None or cache is None
-        seq, windows = tokens.shape[1], self.shape.windows
-        if positions is None:
-            positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
-        masks = {
-            window: cache.mask(seq, window) if cache is not None and prefix is None else attention_mask(seq, segments, window, tokens.device, prefix)
-            for window in dict.fromkeys(windows)
-        }
-        states = self.model.embed_tokens(tokens)  # [rows, seq, dim]
-        autocast = torch.is_autocast_enabled(states.device.type)
-        angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
-        routings = []
+        self._kept = None if segments is None else (segments >= 0).flatten()
+        return super().forward(tokens, segments=segments, **context)
+
+    def run_layers(self, states: Tensor, angles: tuple[Tensor, Tensor], masks: list[Tensor | None], cache: Cache | None) -> Tensor:
+        self.routings = []
         for index, layer in enumerate(self.model.layers):
-            states, logits, chosen = self.through(layer, states, angles, masks[windows[index]], cache, index)
+            states, logits, chosen = self.through(layer, states, angles, masks[index], cache, index)
             if logits is not None:
-                routings.append(Routing(logits, chosen))
-        self.routings, self._kept = routings, None if segments is None else (segments >= 0).flatten()
-        return self.model.norm(states)
+                self.routings.append(Routing(logits, chosen))
+        return states
 
     def auxiliary(self) -> dict[str, Tensor]:
         """Of the last forward pass, padding left out; ``shape.auxiliary_weights`` says what each counts in the loss.

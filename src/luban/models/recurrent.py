@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.lstm import first_recurrent_values
 from luban.models.recurrent_shape import RecurrentShapeConfig
@@ -28,6 +29,7 @@ class Recurrent(Model):
 
     shape: RecurrentShapeConfig
     output_names: ClassVar[tuple[str, ...]] = ()
+    shares_memory: ClassVar[bool] = True
 
     def __init__(self, shape: RecurrentShapeConfig):
         super().__init__(shape)
@@ -40,15 +42,22 @@ class Recurrent(Model):
 
     def forward(
         self, tokens: Tensor, *, source: Tensor | None = None, source_segments: Tensor | None = None, memory: Tensor | None = None,
-        segments: Tensor | None = None, cache: StateRows | None = None,
+        segments: Tensor | None = None, cache: StateRows | None = None, positions: Tensor | None = None, types: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [rows, seq, dim] of the decoder's tokens [rows, seq]; zeros in padding.
 
         Either ``source`` [rows, source_seq] or the ``memory`` [rows, source_seq, dim] that :meth:`encode` made of it; ``source_segments``
-        [rows, source_seq] in both cases. With ``cache`` the tokens continue what it holds, one document a row.
+        [rows, source_seq] in both cases. With ``cache`` the tokens continue what it holds, one document a row. Of more rows than sources
+        as many neighbours share one (beams). ``positions`` and ``types`` say nothing to it.
         """
         assert segments is None or cache is None
-        assert (source is None) != (memory is None)
+        if source is None and memory is None:
+            raise ConfigError(
+                "{name} reads a source and writes a target; it was given one text",
+                "an encoder–decoder without a task head has nothing to do with a single text",
+                "train it on pairs (translation, summarisation, denoising), or give it a task head",
+                name=self.shape.architecture,
+            )
         if memory is None:
             memory = self.encode(source, source_segments)
         rows, seq = tokens.shape
@@ -56,6 +65,8 @@ class Recurrent(Model):
             segments = torch.zeros_like(tokens) if cache is None else cache.segments(seq)
         if source_segments is None:
             source_segments = tokens.new_zeros(memory.shape[:2])
+        if (share := rows // len(memory)) > 1:
+            memory, source_segments = memory.repeat_interleave(share, 0), source_segments.repeat_interleave(share, 0)
         documents = Documents.of(segments)
         self.attention = memory.new_zeros(rows, seq, memory.shape[1]) if self.keep_attention else None
         if not len(documents.order):  # nothing but padding

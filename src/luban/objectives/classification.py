@@ -17,6 +17,7 @@ from luban.models.base import Model
 from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import ClassificationConfig
+from luban.objectives.losses import wide
 from luban.objectives.tasks import TaskObjective
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Batch, Row
@@ -35,7 +36,7 @@ class Classification(TaskObjective):
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
         settings: dict[str, Any] = {"maximum_tokens": data.sequence_length}
         if self.problem == "regression":
-            values = np.array([float(example.label) for example in found.examples])
+            values = np.array([float(example.label) for example in found.examples if example.label is not None])
             settings |= {"center": float(values.mean()), "scale": float(values.std()) or 1.0}
         elif len(found.labels) < 2:
             raise DataError("there is only one label to learn: {labels}", "a model that always gives it is right", "add examples of other labels, or name the column of the label in mapping", labels=", ".join(map(str, found.labels)))
@@ -56,6 +57,9 @@ class Classification(TaskObjective):
             self.class_weights = {} if chosen == "none" else dict(chosen)
 
     def unit_of(self, example: LabeledText, tokenizer: Tokenizer) -> list[Row] | None:
+        if example.label is None:
+            self.refuse("it has no label")
+            return None
         framed = frame_text(tokenizer, example.text, example.pair, self.head.settings)
         if self.problem == "regression":
             target = np.float32((float(example.label) - self.head.settings["center"]) / self.head.settings["scale"])
@@ -79,7 +83,7 @@ class Classification(TaskObjective):
 
     def outputs(self, model: Model, batch: Batch) -> torch.Tensor:
         """[rows, labels]"""
-        return model.scores(model(batch.inputs, **batch.context()), batch.inputs, batch.segments, batch.extra).float()
+        return wide(model.scores(model(batch.inputs, **batch.context()), batch.inputs, batch.segments, batch.extra))
 
     def terms_of(self, outputs: torch.Tensor, model: Model, batch: Batch) -> dict[str, Term]:
         return {"loss": Term((self.losses(outputs, batch.extra["labels"]) * batch.weights[:, 0]).sum())}
@@ -110,4 +114,4 @@ class Classification(TaskObjective):
 
 
 def _labels(example: LabeledText) -> list[str]:
-    return example.label if isinstance(example.label, list) else [str(example.label)]
+    return example.label if isinstance(example.label, list) else [] if example.label is None else [str(example.label)]

@@ -12,6 +12,11 @@ from luban.tokens.batch import Batch
 LARGEST_LOGITS = 1 << 27  # elements; above it the logits are made chunk by chunk and again in the backward pass
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: a loss is never computed in half precision."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
     """Weighted sum of nats over the scored positions of a batch: a scalar. Decoder, encoder and encoder–decoder alike.
 
@@ -32,7 +37,7 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
 
 
 def _weighted_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    nats = functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none", label_smoothing=label_smoothing)  # [scored]
+    nats = functional.cross_entropy(wide(model.logits(hidden)), targets, reduction="none", label_smoothing=label_smoothing)  # [scored]
     return (nats * weights).sum()
 
 
@@ -40,7 +45,7 @@ def scored_logits(model: Model, batch: Batch) -> torch.Tensor:
     """[scored, vocabulary] logits of the scored positions, all of them at once: for what compares outputs."""
     hidden = model(batch.inputs, **batch.context())
     scored = batch.weights.reshape(-1).nonzero().squeeze(1)
-    return model.logits(hidden.reshape(-1, hidden.shape[-1]).index_select(0, scored)).float()
+    return wide(model.logits(hidden.reshape(-1, hidden.shape[-1]).index_select(0, scored)))
 
 
 def logits_sum(logits: torch.Tensor, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -149,7 +149,7 @@ class PackedLoader(_Loader):
                 (number, self._orders[number].row(0, index)) for number, index in rows[first : first + self.rows_per_step]
             ]
             chosen += [(0, [])] * (self.rows_per_step - len(chosen))
-            yield self._assemble(chosen[rank * share : (rank + 1) * share], self.sequence_length)
+            yield self._assemble(chosen[rank * share : (rank + 1) * share], self._width(chosen))
 
     def _global_row(self, row: int) -> tuple[int, list[Piece]]:
         store, number = self._mixture.choose(row)
@@ -204,6 +204,10 @@ class PieceLoader(PackedLoader):
 
     def _make_order(self, store: TokenStore, seed: int, packing: Packing, shuffle: bool) -> FixedRows:
         return FixedRows(store.lengths, self.sequence_length, seed, packing, shuffle, longest=self.longest, cost=self.cost)
+
+    def _width(self, rows: list[tuple[int, list[Piece]]]) -> int:
+        """A row, or more where pieces will take fewer places than they have now."""
+        return max(self.sequence_length, *(sum(piece.stop - piece.start for piece in pieces) for _, pieces in rows))
 
     def _fetch(self, store: int, piece: Piece) -> Filled:
         held = self.stores[store]

@@ -175,7 +175,7 @@ def shifted(model: Model, move: Tensor) -> Iterator[None]:
 def _still(model: Model, part: Batch) -> Tensor:
     """No move: zeros [rows, seq, dim] for the text whose embeddings come first."""
     tokens = part.source if part.source is not None else part.inputs
-    return torch.zeros(*tokens.shape, model.embedding.embedding_dim, device=tokens.device)
+    return torch.zeros(*tokens.shape, model.embedding.embedding_dim, device=tokens.device, dtype=model.dtype)
 
 
 def _unit(gradient: Tensor) -> Tensor:
