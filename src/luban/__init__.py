@@ -1,7 +1,7 @@
 """Luban (鲁班): from raw text to a served language model, one recipe, one command.
 
 ``luban.run(recipe)`` runs a recipe; every kind of stage is a call (``luban.train(data=…, out=…)``); ``luban.load(model)``
-opens a model directory. Nothing heavy is imported before one of them is used.
+opens a model directory, ``luban.predict(model, data)`` says what it makes of data. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["curate", "encode", "evaluate", "fit", "load", "run", "serve", "train", "train_tokenizer"]
+__all__ = ["curate", "encode", "evaluate", "fit", "load", "predict", "run", "serve", "train", "train_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("run", "load"):
+    if name in ("run", "load", "predict"):
         from luban.pipeline import api
 
         return getattr(api, name)

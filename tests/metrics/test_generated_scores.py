@@ -13,7 +13,7 @@ from luban.foundation.errors import DataError
 from luban.metrics.generation import adherence, generations, pass_at_k, passes, repetition
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("ab雨"), max_size=9), min_size=1, max_size=6))
 def test_distinct_and_repetition_equal_sets(texts):
     found = generations([" ".join(text) for text in texts])

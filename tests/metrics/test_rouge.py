@@ -52,9 +52,9 @@ def test_examples_of_lin_2004():
 
 
 PACKAGE = [  # summary, reference, and what rouge_score 0.1.2 without its stemmer gives: F1 of ROUGE-L; F1, precision, recall of ROUGE-Lsum
-    ("the from cat\nit dog from ran and a and away on", "then a barked barked it it ran\ncat mat then cat barked then", 0.16, (0.24000000000000002, 0.25, 0.23076923076923078)),
-    ("then barked\nthe barked it\nthen from and a it mat dog", "and ran the\nran cat mat ran the and a sat\naway barked mat then", 0.2962962962962963, (0.3703703703703704, 0.4166666666666667, 0.3333333333333333)),
-    ("the the then\nit mat cat\nit mat on dog away away away barked cat\nthen", "it cat it ran then a\ndog away a\nand from\nthe away dog barked", 0.45161290322580644, (0.5161290322580646, 0.5, 0.5333333333333333)),
+    ("the from cat\nit dog from ran and a and away on", "then a barked barked it it ran\ncat mat then cat barked then", 4 / 25, (6 / 25, 1 / 4, 3 / 13)),
+    ("then barked\nthe barked it\nthen from and a it mat dog", "and ran the\nran cat mat ran the and a sat\naway barked mat then", 8 / 27, (10 / 27, 5 / 12, 1 / 3)),
+    ("the the then\nit mat cat\nit mat on dog away away away barked cat\nthen", "it cat it ran then a\ndog away a\nand from\nthe away dog barked", 14 / 31, (16 / 31, 1 / 2, 8 / 15)),
 ]
 
 

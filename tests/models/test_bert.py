@@ -328,6 +328,23 @@ def test_the_rate_of_dropout():
     assert float((out == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
 
 
+def test_a_model_tuned_for_one_task_is_tuned_for_another(tmp_path, capsys):
+    """The output of other labels is drawn anew, whether it has the old one's shape or not; that of the same labels is kept."""
+    model = shaken(made(SHAPES[0], torch.float32).with_head(HEADS["sequence"]))
+    save_model(model, tmp_path)
+    for labels in (("x", "y"), ("x", "y", "z")):
+        tuned = load_model(tmp_path, head=Head("sequence", "classification", labels, "single_label"))
+        assert tuned.classifier.weight.shape == (len(labels), 32) and not tuned.classifier.bias.any()
+        torch.testing.assert_close(tuned.trunk.pooler.dense.weight, model.trunk.pooler.dense.weight)
+        output = capsys.readouterr()
+        assert "classifier.weight, classifier.bias" in output.out + output.err
+    again = load_model(tmp_path, head=Head("sequence", "pairs", LABELS, "single_label", {"maximum_tokens": 30}))
+    torch.testing.assert_close(again.classifier.weight, model.classifier.weight)
+    assert again.head.settings == {"maximum_tokens": 30}
+    assert load_model(tmp_path, head=HEADS["token"]).classifier.weight.std() > 0
+    assert load_model(tmp_path, language_model=True).head is None
+
+
 @pytest.mark.parametrize("structure", HEADS)
 @pytest.mark.parametrize("before", HEADS)
 def test_another_head_takes_the_place_of_the_first(before, structure):

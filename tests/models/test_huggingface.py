@@ -135,7 +135,7 @@ def test_numbers_that_are_none_are_found_when_asked(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not known(.|\n)*llama, qwen2, qwen3, mistral"),
+        ({"model_type": "gemma-to-come"}, "model_type 'gemma-to-come' is not known(.|\n)*llama, qwen2, qwen3, mistral"),
         ({"model_type": ...}, "model_type None is not known"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"vocab_size": ...}, "vocab_size is missing"),

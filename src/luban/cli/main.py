@@ -17,6 +17,7 @@ VERBS = {
     "run": "Run a recipe: what is missing or stale, in order.",
     "check": "Walk through a recipe and the machine, and tick each step.",
     "chat": "Talk to a model in the terminal.",
+    "predict": "Predict with a model: labels, spans, answers, texts, vectors, as JSON lines.",
     "show": "Show an artifact, a run, a model or a data file.",
     "runs": "List runs: what there is, what it weighs, what is stale.",
     "clean": "Remove what earlier recipes left behind.",

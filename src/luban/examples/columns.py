@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXTS = (
-    "text", "sentence", "review", "content", "comment", "comments", "tweet", "utterance", "message", "body", "document", "title",
-    "headline", "query", "question", "passage", "context", "input", "文本", "句子", "评论", "评价", "内容", "正文", "文章", "语句", "话语", "短文本", "标题",
+    "text", "sentence", "review", "content", "comment", "comments", "tweet", "utterance", "message", "body", "document", "description", "abstract", "title",
+    "headline", "query", "question", "passage", "context", "input", "文本", "句子", "评论", "评价", "内容", "正文", "文章", "描述", "语句", "话语", "短文本", "标题",
     "问题", "原文",
 )  # fmt: skip
 PAIRS = (

@@ -298,7 +298,7 @@ def has_header(first: list[str], body: list[list[str]]) -> bool:
         return False  # a value that comes back in its own column is data
     if named:
         return True
-    if any(known.number(cell) is not None or re.search("[.!?,;。！？，；]", cell) for cell in filled):
+    if any(len(cell) > 30 or cell.count(" ") > 3 or known.number(cell) is not None or re.search("[.!?,;。！？，；]", cell) for cell in filled):
         return False
     for cell, values in zip(cells, below, strict=True):
         if cell and values and all(known.number(value) is not None for value in values):

@@ -7,7 +7,8 @@ normalise to nothing are no answers, and F1 of two empty answers is 1.
 
 Chinese (CMRC 2018, Cui et al. 2019). Lower case; the script's list of punctuation deleted (spaces stay). Exact match: equal after that.
 F1: over units, a Chinese character or a word of anything else, by the longest *contiguous* common run. The script splits what
-is not Chinese with NLTK; here words, numbers such as 3.5 or 1,000, and single symbols are units, which needs no package.
+is not Chinese with NLTK; here words, numbers such as 3.5 or 1,000, and single symbols are units, which needs no package and differs on one
+answer in some hundreds (``it's``, ``c++``).
 
 Text is compared as it is otherwise: no Unicode normalisation, because the official scripts do none.
 """

@@ -6,7 +6,7 @@ sufficient statistics (n-gram matches and lengths, edits), which sacrebleu count
 Words are split as the target language asks (Post 2018): ``zh`` for Chinese; single characters for Japanese, whose own splitter needs
 MeCab, and for Thai, Lao, Khmer and Burmese; ``13a``, the rule of the WMT campaigns, for all else. chrF splits nothing. TER takes
 Chinese and Japanese by character (``asian:yes``). It searches for shifts, in time that grows with the cube of a sentence's words:
-:func:`ter_is_affordable` tells beforehand whether that is seconds or hours.
+:func:`ter_is_affordable` tells beforehand whether that is bearable.
 
 An empty translation scores 0 in its sentence; empty references are sacrebleu's to judge: they add to the length only.
 """
@@ -26,7 +26,7 @@ from luban.metrics.words import resolve_language, units
 
 _BY_CHARACTER = ("ja", "th", "lo", "km", "my")
 _ORDERS = 4
-_TER_WORK = 30_000_000  # words cubed: some twenty seconds
+_TER_WORK = 20_000_000  # words cubed
 _TER_SEARCHED = 30_000  # of a long sentence the search gives up after about so many steps a word
 _BETA = 2.0
 
@@ -41,7 +41,7 @@ def tokenizer_for(language: str) -> str:
 
 
 def ter_is_affordable(predicted: Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether TER of these sentences takes some twenty seconds at most."""
+    """Whether TER takes some ten seconds (translations like their references) to two minutes (random words), and not hours."""
     lengths = [max(len(units(first)), len(units(second))) for first, second in zip(predicted, gold, strict=True)]
     return sum(min(length**3, _TER_SEARCHED * length) for length in lengths) <= _TER_WORK
 

@@ -173,12 +173,19 @@ def _own_name(name: str, model: Model, wanted: dict[str, Tensor], saved: Head | 
     """
     own = model.rename(name)
     if own is None or own in wanted:
-        return own
+        return None if own is not None and model.is_output(own) and _other_task(model.head, saved) else own
     if model.prefix + own in wanted:
         return model.prefix + own
     tied = own == "lm_head.weight" and model.shape.tied_embeddings
     other_output = model.is_output(own) and any(head is not None and head.replaces_output for head in (model.head, saved))
     return None if tied or other_output or own.startswith(model.optional) else own
+
+
+def _other_task(head: Head | None, saved: Head | None) -> bool:
+    """Whether a head takes the place of one for other labels, whose weights may bear the same names."""
+    if head is None or saved is None or not (head.replaces_output and saved.replaces_output):
+        return False
+    return (head.structure, head.labels) != (saved.structure, saved.labels)
 
 
 def _draw(model: Model, names: list[str], dtype: torch.dtype, device: str | torch.device, seed: int) -> None:

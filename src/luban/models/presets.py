@@ -87,6 +87,28 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "transformer-tiny": {**_TRANSFORMER, "layers": 2, "hidden_size": 128, "heads": 4, "maximum_positions": 256},
     "transformer-base": {**_TRANSFORMER, "layers": 6, "hidden_size": 512, "heads": 8, "feed_forward_size": 2048},
     "transformer-big": {**_TRANSFORMER, "layers": 6, "hidden_size": 1024, "heads": 16, "feed_forward_size": 4096, "dropout": 0.3},
+    "moe-tiny": {
+        "architecture": "qwen3_moe", "layers": 4, "hidden_size": 128, "heads": 4, "key_value_heads": 2, "experts": 8, "experts_per_token": 2,
+        "maximum_positions": 256,
+    },
+    "mixtral-8x7b": {
+        "architecture": "mixtral", "vocabulary_size": 32000, "layers": 32, "hidden_size": 4096, "heads": 32, "key_value_heads": 8,
+        "feed_forward_size": 14336, "experts": 8, "experts_per_token": 2, "maximum_positions": 32768, "rope_theta": 1e6, "norm_epsilon": 1e-5,
+        "tied_embeddings": False, "load_balance_weight": 0.02,
+    },
+    "qwen1.5-moe-a2.7b": {
+        "architecture": "qwen2_moe", "vocabulary_size": 151936, "layers": 24, "hidden_size": 2048, "heads": 16, "feed_forward_size": 5632,
+        "experts": 60, "experts_per_token": 4, "expert_size": 1408, "shared_expert_size": 5632, "maximum_positions": 8192, "rope_theta": 1e6,
+        "tied_embeddings": False, "load_balance_weight": 0.001,
+    },
+    "qwen3-30b-a3b": {
+        **_QWEN3, "architecture": "qwen3_moe", "layers": 48, "hidden_size": 2048, "heads": 32, "key_value_heads": 4, "feed_forward_size": 6144,
+        "experts": 128, "experts_per_token": 8, "expert_size": 768, "tied_embeddings": False, "load_balance_weight": 0.001,
+    },
+    # Merity et al. 2018 (arXiv:1708.02182), with a projection in the place of a narrower last layer.
+    "lstm-small": {"architecture": "luban-lstm", "layers": 3, "hidden_size": 400, "cell_size": 1150, "dropout": 0.4, "maximum_positions": 512},
+    "bilstm-small": {"architecture": "luban-bilstm", "layers": 2, "hidden_size": 256, "cell_size": 512, "maximum_positions": 512},
+    "recurrent-small": {"architecture": "luban-recurrent", "layers": 1, "hidden_size": 512, "maximum_positions": 256},
 }  # fmt: skip
 
 

@@ -6,8 +6,14 @@ from luban.foundation.config import one_of
 from luban.models.bart_shape import BartShapeConfig
 from luban.models.bert_shape import BertShapeConfig
 from luban.models.gpt2_shape import GPT2ShapeConfig
+from luban.models.lstm_shape import BilstmShapeConfig, LstmShapeConfig
+from luban.models.moe_shape import MixtureShapeConfig
+from luban.models.recurrent_shape import RecurrentShapeConfig
 from luban.models.shape import ShapeConfig
 from luban.models.t5_shape import T5ShapeConfig
 
-SHAPES = (ShapeConfig, GPT2ShapeConfig, BertShapeConfig, T5ShapeConfig, BartShapeConfig)
+SHAPES = (
+    ShapeConfig, GPT2ShapeConfig, BertShapeConfig, T5ShapeConfig, BartShapeConfig, MixtureShapeConfig,
+    LstmShapeConfig, BilstmShapeConfig, RecurrentShapeConfig,
+)  # fmt: skip
 AnyShape = one_of("architecture", *SHAPES)

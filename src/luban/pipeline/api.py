@@ -35,6 +35,16 @@ def load(model: str | Path) -> Any:
     return LoadedModel.load(Path(model))
 
 
+def predict(model: str | Path, data: Any, *, mapping: dict[str, Any] | None = None, rows: int = 32) -> list[dict[str, Any]]:
+    """What a model makes of data: a mapping an item, such as ``{"label": …, "probabilities": {…}}``.
+
+    ``data`` is a file, one text, a list of texts or mappings, or a data frame; ``mapping`` says which column of a file holds what.
+    """
+    from luban.pipeline import predict as prediction
+
+    return prediction.predict(model, data, mapping=mapping, rows=rows)
+
+
 def verb(kind: Kind) -> Callable[..., Artifact | None]:
     """The Python call of a kind of stage."""
 
