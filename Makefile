@@ -26,7 +26,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) torch -e '.[all]'
+	$(PIP) torch -e '.[html,track]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt requirements-models.txt | $(VENV)/.installed

@@ -260,3 +260,11 @@ def test_words_and_tags_in_cells_of_a_csv_file(tmp_path):
         assert [example.text for example in found.examples] == ["New York wins", "hi"] and entities(found.examples[0]) == [("New York", "ORG")]
     bad = read_examples([lines(tmp_path / "a.jsonl", [{"tokens": ["a", "b"], "ner_tags": ["O"]}, {"tokens": ["a"], "ner_tags": ["O"]}])], "tagging").bad
     assert (bad[0].line, bad[0].reason) == (1, "2 words and 1 tags")
+
+
+def test_ends_are_found_out_for_a_named_column_too_and_can_be_said(tmp_path):
+    row = {"body": TEXT, "found": [{"start": 0, "end": 2, "type": "PER", "word": "乔布斯"}]}
+    found = read_examples([lines(tmp_path / "a.jsonl", [row])], "tagging", {"text": "body", "spans": "found"})
+    assert entities(found.examples[0]) == [("乔布斯", "PER")] and found.counts["spans inclusive"] == 1
+    row = {"text": TEXT, "spans": [[0, 2, "PER"]]}
+    assert entities(read_examples([lines(tmp_path / "b.jsonl", [row])], "tagging", {"end": "inclusive"}).examples[0]) == [("乔布斯", "PER")]

@@ -43,8 +43,6 @@ def test_the_engine_writes_what_full_passes_say(name, tokenizer):
     """Prompts of different lengths read side by side; fewer slots than prompts, so that states are moved."""
     model = build_model(SHAPES[name]).initialize(1).eval()
     settings = SamplingConfig(temperature=0, maximum_tokens=9, stop_at_end=False)
-    for length, answer in zip((9, 9, 9, 9, 9), generate(model, tokenizer, PROMPTS, settings, slots=3), strict=True):
-        assert len(answer.ids) == length
     found = [answer.ids for answer in generate(model, tokenizer, PROMPTS, settings, slots=3)]
     assert found == [greedy(model, prompt, 9) for prompt in PROMPTS]
     nats = [total for total, _ in score_documents(model, PROMPTS, sequence_length=40)]

@@ -19,23 +19,28 @@ from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.heads import Head
 from luban.models.huggingface import load_model, read_shape, save_model
 
+BERT = {"vocab_size": 67, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
+PEGASUS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40}
 THEIRS = {
-    "gpt_neox": partial(transformers.GPTNeoXConfig, vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40, tie_word_embeddings=False),
-    "opt": partial(transformers.OPTConfig, vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, max_position_embeddings=40, word_embed_proj_dim=12, dropout=0.0),
-    "bloom": partial(transformers.BloomConfig, vocab_size=67, hidden_size=16, n_layer=2, n_head=2),
-    "gemma2": partial(
-        transformers.Gemma2Config, vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, head_dim=8,
-        max_position_embeddings=40, final_logit_softcapping=2.0,
+    "gpt_neox": partial(transformers.GPTNeoXConfig, **BERT, tie_word_embeddings=False),
+    "opt": partial(
+        transformers.OPTConfig, vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, max_position_embeddings=40,
+        word_embed_proj_dim=12, dropout=0.0,
     ),
-    "electra": partial(transformers.ElectraConfig, vocab_size=67, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40),
+    "bloom": partial(transformers.BloomConfig, vocab_size=67, hidden_size=16, n_layer=2, n_head=2),
+    "gemma2": partial(transformers.Gemma2Config, **BERT, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0),
+    "electra": partial(transformers.ElectraConfig, **BERT, embedding_size=8),
     "distilbert": partial(transformers.DistilBertConfig, vocab_size=67, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40),
-    "deberta": partial(transformers.DebertaConfig, vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40, relative_attention=True, pos_att_type=["c2p", "p2c"]),
-    "albert": partial(transformers.AlbertConfig, vocab_size=67, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40),
-    "pegasus": partial(transformers.PegasusConfig, vocab_size=67, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=40),
+    "deberta": partial(transformers.DebertaConfig, **BERT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "albert": partial(transformers.AlbertConfig, **BERT, embedding_size=8),
+    "pegasus": partial(transformers.PegasusConfig, vocab_size=67, d_model=16, encoder_layers=2, decoder_layers=1, **PEGASUS),
     "umt5": partial(transformers.UMT5Config, vocab_size=67, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=1, num_heads=2, decoder_start_token_id=0),
 }  # fmt: skip
 DECODERS, ENCODERS, PAIRS = ["gpt_neox", "opt", "bloom", "gemma2"], ["electra", "distilbert", "deberta", "albert"], ["pegasus", "umt5"]
-FACTORIES = {**dict.fromkeys(DECODERS, transformers.AutoModelForCausalLM), **dict.fromkeys(ENCODERS, transformers.AutoModelForMaskedLM), **dict.fromkeys(PAIRS, transformers.AutoModelForSeq2SeqLM)}
+FACTORIES = {
+    **dict.fromkeys(DECODERS, transformers.AutoModelForCausalLM), **dict.fromkeys(ENCODERS, transformers.AutoModelForMaskedLM),
+    **dict.fromkeys(PAIRS, transformers.AutoModelForSeq2SeqLM),
+}  # fmt: skip
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
@@ -110,7 +115,12 @@ def test_directories_go_both_ways(name, folders, tmp_path):
     assert json.loads((tmp_path / "twice" / "config.json").read_text()) == json.loads((tmp_path / "config.json").read_text())
 
 
-HEADS = {"sequence": transformers.AutoModelForSequenceClassification, "token": transformers.AutoModelForTokenClassification, "span": transformers.AutoModelForQuestionAnswering, "choice": transformers.AutoModelForMultipleChoice}
+HEADS = {
+    "sequence": transformers.AutoModelForSequenceClassification,
+    "token": transformers.AutoModelForTokenClassification,
+    "span": transformers.AutoModelForQuestionAnswering,
+    "choice": transformers.AutoModelForMultipleChoice,
+}
 
 
 @pytest.mark.parametrize(("name", "structure"), [(name, s) for name in ("gpt_neox", "bloom", "opt", *ENCODERS) for s in HEADS if s != "choice" or name in ("electra", "albert")])

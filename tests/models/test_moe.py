@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -226,7 +227,10 @@ def test_closed_forms_are_those_of_the_model(shape):
     unused = sum(n for name, n in numel.items() if ".experts." in name) * (1 - shape.experts_per_token / shape.experts)
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) + found["embedding"] * shape.tied_embeddings
     assert found["matrices"] == pytest.approx(matrices - unused)
-    assert flops_per_token(shape, 8, backward=False) >= 2 * found["matrices"]
+    model = build_model(shape).initialize(0)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.logits(model(tokens(2, 8)))
+    assert counter.get_total_flops() == pytest.approx(16 * flops_per_token(shape, 8, backward=False))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[4]], ids=lambda shape: shape.architecture)

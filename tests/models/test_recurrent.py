@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luban.foundation.errors import ConfigError
-from luban.models.counts import flops_per_token, key_value_bytes, parameters
+from luban.models.counts import activation_elements, flops_per_token, key_value_bytes, parameters
 from luban.models.families import build_model
 from luban.models.heads import Head
 from luban.models.huggingface import load_model, save_model
@@ -343,6 +343,27 @@ def test_operations_of_a_pair_by_hand(name):
     if shape.attention == "additive":
         total += 5 * decoder.keys.weight.numel() + 3 * decoder.query.weight.numel()
     assert flops_per_token(shape, 3, backward=False, source_length=5) == pytest.approx(2 * total / 3)
+
+
+@pytest.mark.parametrize("name", [*LSTMS, *PAIRS])
+def test_activations_are_about_what_autograd_keeps(name):
+    from torch.autograd.graph import saved_tensors_hooks
+
+    shape = (LSTMS | PAIRS)[name].updated(hidden_size=32, dropout=0.2)
+    model = build_model(shape).initialize(0).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no place is used a second time
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = model(text(3, 50), **({"source": text(3, 50)} if name in PAIRS else {}))
+    assert states.requires_grad
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 4 / 150
+    assert found == pytest.approx(activation_elements(shape), rel=0.2)
 
 
 def test_what_does_not_fit_is_refused_by_name():

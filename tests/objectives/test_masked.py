@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from text_lab import open_objective, same, texts, tokenizer_of_style
+from text_lab import open_objective, rows_of, same, segments_of, texts, tokenizer_of_style
 
 from luban.foundation.errors import ConfigError
 from luban.models.families import build_model
@@ -32,7 +32,7 @@ def test_the_share_is_right_on_the_mean_and_bounded_in_a_row(tmp_path, whole_wor
     differences, allowed_in_all = [], 0
     for batch in batches(loaders, 25):
         special = torch.from_numpy(request.tokenizer.is_special)[batch.targets]
-        hidden, allowed = batch.weights.sum(1), ((batch.segments >= 0) & ~special).sum(1)
+        hidden, allowed = batch.weights.sum(1), ((segments_of(batch) >= 0) & ~special).sum(1)
         differences += (hidden - 0.15 * allowed).tolist()
         allowed_in_all += int(allowed.sum())
     bound = LONGEST_WORD if whole_words else 1
@@ -61,9 +61,8 @@ def test_special_tokens_stand_around_each_piece_and_are_never_hidden(bert):
         assert not tokenizer.is_special[batch.targets[batch.weights > 0].numpy()].any()
         untouched = batch.weights == 0
         assert (batch.inputs[untouched] == batch.targets[untouched]).all()
-        for row, segments in zip(batch.targets, batch.segments, strict=True):
-            for number in segments[segments >= 0].unique():
-                piece = row[segments == number]
+        for row, pieces in zip(batch.targets, rows_of(batch), strict=True):
+            for piece in (row[places] for places in pieces):
                 assert piece[0] == tokenizer.cls_id and piece[-1] == tokenizer.sep_id
                 assert not tokenizer.is_special[piece[1:-1].numpy()].any() or tokenizer.unk_id in piece
 
@@ -104,31 +103,32 @@ def test_noise_is_new_in_every_epoch_and_the_same_again(bert, tmp_path):
     again = open_objective(tmp_path, "bert", "bert", name="masked")[1]
     assert same(again.train.step(2), forward[2])
     assert all(same(*pair) for pair in zip(again.validation, loaders.validation, strict=True))
-    one, other = open_objective(tmp_path / "one", "bert", "bert", name="masked", documents=["the king and the queen went to the wood"] * 8, rows=2)[1].train, None
-    other = one.step(one.epoch_steps)
-    assert torch.equal(other.targets, one.step(0).targets) and not torch.equal(other.weights, one.step(0).weights)
+    same_text = open_objective(tmp_path / "one", "bert", "bert", name="masked", documents=["the king and the queen went to the wood"] * 2, rows=2, length=30)[1].train
+    assert same_text.epoch_steps == 1
+    first, second = same_text.step(0), same_text.step(1)
+    assert torch.equal(first.targets, second.targets) and not torch.equal(first.weights, second.weights)
 
 
-@pytest.mark.parametrize("style, architecture, name", [("bert", "bert", "BertForMaskedLM"), ("roberta", "roberta", "RobertaForMaskedLM")])
-def test_the_loss_is_that_of_transformers(tmp_path, style, architecture, name):
+@pytest.mark.parametrize("style, name, characters", [("bert", "BertForMaskedLM", 200), ("roberta", "RobertaForMaskedLM", 300)])
+def test_the_loss_is_that_of_transformers(tmp_path, style, name, characters):
     import transformers
 
     # One piece a row, so that transformers, which knows no segments, reads the same.
-    objective, loaders, request = open_objective(tmp_path, style, architecture, name="masked", documents=[text[:200] for text in texts()[:8]], length=180, rows=4, shape={"dropout": 0.0, "attention_dropout": 0.0})
+    objective, loaders, request = open_objective(tmp_path, style, style, name="masked", documents=[text[:characters] for text in texts()[:8]], length=180, rows=4, shape={"dropout": 0.0, "attention_dropout": 0.0})
     batch = loaders.train.step(0)
-    assert batch.segments.max() == 0
+    assert segments_of(batch).max() == 0
     model = build_model(request.shape).initialize(3).eval()
     save_model(model, tmp_path / "model", pad_id=request.tokenizer.pad_id)
     theirs = getattr(transformers, name).from_pretrained(tmp_path / "model").eval()
     labels = batch.targets.masked_fill(batch.weights == 0, -100)
     with torch.no_grad():
-        expected = theirs(input_ids=batch.inputs, attention_mask=(batch.segments >= 0).long(), labels=labels).loss
+        expected = theirs(input_ids=batch.inputs, attention_mask=(segments_of(batch) >= 0).long(), labels=labels).loss
         found = objective.terms(model, batch)["loss"].sum / objective.counts(batch)["loss"]
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_packed_pieces_do_not_see_each_other(bert):
-    objective, loaders, request = bert
+def test_packed_pieces_do_not_see_each_other(tmp_path):
+    _, loaders, request = open_objective(tmp_path, "bert", "bert", name="masked", documents=[text[:30] for text in texts()[:30]])
     model = build_model(request.shape).initialize(3).eval()
     batch = loaders.train.step(0)
     row = next(row for row in range(8) if batch.segments[row].max() > 0)
@@ -151,7 +151,7 @@ def test_odd_documents(tmp_path):
     _, loaders, request = open_objective(tmp_path, "bert", "bert", name="masked", documents=odd)
     seen = sum(int(batch.count) for batch in loaders.train.loader.pass_once())
     assert seen == 0  # nothing is scored before it is hidden
-    pieces = [piece for batch in loaders.train.loader.pass_once() for row, segments in zip(batch.inputs, batch.segments, strict=True) for piece in [row[segments == n] for n in segments[segments >= 0].unique()]]
+    pieces = [row[places] for batch in loaders.train.loader.pass_once() for row, found in zip(batch.inputs, rows_of(batch), strict=True) for places in found]
     inside = torch.cat([piece[1:-1] for piece in pieces])
     ids = torch.tensor([index for text in odd for index in request.tokenizer.encode(text)])
     assert torch.equal(inside.sort().values, ids.sort().values)

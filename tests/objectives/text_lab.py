@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import luban
 from luban.foundation.artifacts import Artifact
 from luban.foundation.config import build
@@ -51,7 +53,8 @@ def write_store(folder: Path, tokenizer: Tokenizer, documents: list[str], name: 
 
 def shape_of(architecture: str, tokenizer: Tokenizer, **more: Any) -> Any:
     fields = {**SMALL, "vocabulary_size": tokenizer.vocabulary_size, "maximum_positions": 512, **more}
-    return build(family_of(architecture).shape, {"architecture": architecture, **fields}).resolved()
+    known = {name: value for name, value in fields.items() if value is not None}
+    return build(family_of(architecture).shape, {"architecture": architecture, **known}).resolved()
 
 
 def open_objective(
@@ -77,3 +80,13 @@ def same(one: Batch, other: Batch) -> bool:
     names = ("inputs", "targets", "weights", "segments", "positions", "source", "source_segments", "prefix")
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     return all((a is None and b is None) or (a is not None and b is not None and a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
+
+
+def segments_of(batch: Batch) -> torch.Tensor:
+    """The segments of a batch [rows, seq], written out where every row is one piece."""
+    return torch.zeros_like(batch.inputs) if batch.segments is None else batch.segments
+
+
+def rows_of(batch: Batch) -> list[list[torch.Tensor]]:
+    """The places of each piece in each row."""
+    return [[(row == number).nonzero().squeeze(1) for number in row[row >= 0].unique()] for row in segments_of(batch)]

@@ -37,7 +37,7 @@ def recognise(table: Table) -> dict[str, Any] | None:
         choices = next(
             (
                 found
-                for pattern in ("choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "ending{}", "sol{}", "选项{}")
+                for pattern in ("choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "ans{}", "ending{}", "sol{}", "选项{}")
                 if len(found := _numbered(names, pattern)) >= 2
             ),
             None,

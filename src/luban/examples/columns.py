@@ -60,7 +60,7 @@ GRADES = (
     "is_selected", "gold", "相关性", "等级", "点击", "是否点击", "评分", "分数", "标签",
 )  # fmt: skip
 PROMPTS = ("query", "question", "prompt", "premise", "ctx", "context", "sentence", "stem", "input", "问题", "题目", "题干", "前提", "查询")
-CHOICES = ("choices", "options", "endings", "answers", "candidates", "context_options", "alternatives", "选项", "备选", "候选")
+CHOICES = ("choices", "options", "endings", "answers", "candidates", "alternatives", "选项", "备选", "候选")
 ANSWERS = (
     "gold", "answer", "label", "answerkey", "answer_key", "answer_idx", "answer_index", "correct", "target", "正确答案", "答案", "标签",
     "正确选项",

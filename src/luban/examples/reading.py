@@ -98,7 +98,8 @@ def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: S
 
 
 def _refuse(found: ExampleSet, notes: Notes) -> None:
-    first = notes.bad[0] if notes.bad else None
+    named = [bad for bad in notes.bad if bad.line or len(notes.bad) == 1] or notes.bad[-1:]  # a record rather than a README beside it
+    first = named[0] if named else None
     raise DataError(
         "no example of the task {task} was found in {files}", "{place}" if first else "the columns were not recognised: {columns}",
         "say which column holds what, such as mapping: {{{example}}}, or choose the task that the data is for",

@@ -31,20 +31,41 @@ TASKS = (
 )
 _TEXT_TASKS = ("classification", "regression", "multi_label")
 _PARTS = {
-    **dict.fromkeys(_TEXT_TASKS, tables.PARTS), "tagging": spans.PARTS, "joint_relation": spans.PARTS, "relation": (*relations.PARTS, "spans", "relations"), "question_answering": squad.PARTS,
-    "text_pairs": parallel.PARTS, "choice": choice.PARTS, "ranking": ranking.PARTS, "embedding": (*ranking.PARTS, "input", "output"),
-}  # fmt: skip
+    **dict.fromkeys(_TEXT_TASKS, tables.PARTS),
+    "tagging": spans.PARTS,
+    "joint_relation": spans.PARTS,
+    "relation": (*relations.PARTS, "spans", "relations", "end"),
+    "question_answering": squad.PARTS,
+    "text_pairs": parallel.PARTS,
+    "choice": choice.PARTS,
+    "ranking": ranking.PARTS,
+    "embedding": (*ranking.PARTS, "input", "output"),
+}
 _ANYWHERE = ("format", "header")
 _ENOUGH = {  # parts that must be known, one set of them at least; the first is named where none is
-    **dict.fromkeys(_TEXT_TASKS, ({"text"},)), "tagging": ({"text", "spans"}, {"words", "tags"}, {"words", "spans"}), "joint_relation": ({"text", "spans"}, {"text", "relations"}, {"words", "spans"}),
-    "relation": ({"text", "head", "tail"}, {"words", "head", "tail"}, {"text"}, {"words", "relations"}), "question_answering": ({"question", "context", "answers"},), "text_pairs": ({"input", "output"},),
-    "choice": ({"prompt", "choices"},), "ranking": ({"query", "document"}, {"query", "positive"}), "embedding": ({"query", "document"}, {"query", "positive"}, {"input", "output"}),
-}  # fmt: skip
+    **dict.fromkeys(_TEXT_TASKS, ({"text"},)),
+    "tagging": ({"text", "spans"}, {"words", "tags"}, {"words", "spans"}),
+    "joint_relation": ({"text", "spans"}, {"text", "relations"}, {"words", "spans"}),
+    "relation": ({"text", "head", "tail"}, {"words", "head", "tail"}, {"text"}, {"words", "relations"}),
+    "question_answering": ({"question", "context", "answers"},),
+    "text_pairs": ({"input", "output"},),
+    "choice": ({"prompt", "choices"},),
+    "ranking": ({"query", "document"}, {"query", "positive"}),
+    "embedding": ({"query", "document"}, {"query", "positive"}, {"input", "output"}),
+}
 _EXAMPLE = {
-    "classification": ("text", "label"), "multi_label": ("text", "label"), "regression": ("text", "label"), "tagging": ("text", "spans"), "joint_relation": ("text", "spans", "relations"),
-    "relation": ("text", "head", "tail", "label"), "question_answering": ("question", "context", "answers"), "text_pairs": ("input", "output"), "choice": ("prompt", "choices", "answer"),
-    "ranking": ("query", "document", "grade"), "embedding": ("query", "positive"),
-}  # fmt: skip
+    "classification": ("text", "label"),
+    "multi_label": ("text", "label"),
+    "regression": ("text", "label"),
+    "tagging": ("text", "spans"),
+    "joint_relation": ("text", "spans", "relations"),
+    "relation": ("text", "head", "tail", "label"),
+    "question_answering": ("question", "context", "answers"),
+    "text_pairs": ("input", "output"),
+    "choice": ("prompt", "choices", "answer"),
+    "ranking": ("query", "document", "grade"),
+    "embedding": ("query", "positive"),
+}
 _NOTICE = re.compile(
     r"^(readme|licen[cs]e|licence|source|changelog|copying|notice|citation|makefile)\b.*|.*\.(md|html?|py|sh|pdf|png|jpe?g|yaml|yml)$",
     re.IGNORECASE,
@@ -271,9 +292,15 @@ def _merged(guessed: dict[str, Any], given: dict[str, Any], task: str) -> dict[s
     """What the user says, and of what was guessed all that does not contradict it."""
     named = {str(value) for key, value in given.items() if key not in ("labels", "separator", "end") and isinstance(value, str | int)}
     instead = {  # who names the one does not want the other
-        "positive": {"document", "grade"}, "document": {"positive", "negative"}, "tags": {"spans", "text"}, "spans": {"tags"}, "text": {"pair", "words"}, "words": {"text"}, "query": {"input", "output"},
+        "positive": {"document", "grade"},
+        "document": {"positive", "negative"},
+        "tags": {"spans", "text"},
+        "spans": {"tags"},
+        "text": {"pair", "words"},
+        "words": {"text"},
+        "query": {"input", "output"},
         "input": {"query", "document", "positive", "negative", "grade"},
-    }  # fmt: skip
+    }
     if task not in (*_TEXT_TASKS, "tagging", "joint_relation", "relation", "ranking", "embedding"):
         instead = {}
     unwanted = set().union(*(instead.get(part, set()) for part in given))

@@ -59,10 +59,7 @@ def recognise(table: Table) -> dict[str, Any] | None:
     spans = holding(known.ENTITIES, _looks_like_spans)
     if text and (spans or relations):
         found = {"text": text} | ({"spans": spans} if spans else {}) | ({"relations": relations} if relations else {})
-        if spans and any(isinstance(row.get(spans), dict) for row in rows):
-            found["end"] = "inclusive"
-        elif spans and (end := _end_convention(rows, text, spans)):
-            found["end"] = end
+        found |= _ends(rows, text, spans) if spans else {}
         return found
     return None
 
@@ -105,8 +102,10 @@ def field_of(item: dict, names: tuple[str, ...]) -> Any:
     return next((present[name] for name in names if present.get(name) is not None), None)
 
 
-def _end_convention(rows: list[dict], text: str, spans: str) -> str | None:
-    """``inclusive`` where the words that stand beside the positions say so."""
+def _ends(rows: list[dict], text: str, spans: str) -> dict[str, str]:
+    """``{"end": "inclusive"}`` in CLUE's form, and where the words that stand beside the positions say so."""
+    if any(isinstance(row.get(spans), dict) for row in rows):
+        return {"end": "inclusive"}
     inclusive = exclusive = 0
     for row in rows:
         for item in row.get(spans) if isinstance(row.get(spans), list) else []:
@@ -117,7 +116,7 @@ def _end_convention(rows: list[dict], text: str, spans: str) -> str | None:
             if isinstance(words, str) and isinstance(start, int) and isinstance(end, int):
                 inclusive += str(row.get(text))[start : end + 1] == words
                 exclusive += str(row.get(text))[start:end] == words
-    return "inclusive" if inclusive > exclusive else None
+    return {"end": "inclusive"} if inclusive > exclusive else {}
 
 
 def _parts(item: Any) -> tuple[Any, Any, str, str | None]:
@@ -244,6 +243,8 @@ def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Tagged
         for part in ("text", "spans", "words", "tags", "relations")
         if mapping.get(part) is not None
     }
+    if "text" in columns and "spans" in columns and mapping.get("end") is None:
+        mapping = {**mapping, **_ends(table.sample(50), columns["text"], columns["spans"])}
     scheme = None
     if "tags" in columns:
         scheme = Scheme({rename(str(tag), names) for _, row in table.rows for tag in listed(row.get(columns["tags"]), " ")})

@@ -175,6 +175,8 @@ class AutoModelAdapter(Model):
         return found.view(*hidden.shape[:-1], -1)
 
     def attach(self, head: Head) -> None:
+        if head.own:
+            super().attach(head)
         if head.structure == "vector":
             return  # the base model's states; the language model's output stays unused
         table = transformers_classes(head.structure) if head.structure in FACTORIES else {}
@@ -194,7 +196,7 @@ class AutoModelAdapter(Model):
             self.attach(head)
         return self.initialize(seed, only=self.fresh)
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         structure = self.head.structure
         if structure == "vector":
             return vector(self.head, hidden, segments, "mean" if self.shape.reads == "encoder" else "last")

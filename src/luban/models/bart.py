@@ -15,7 +15,7 @@ from luban.foundation.errors import DataError
 from luban.models.bart_shape import OFFSET, BartShapeConfig
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads, text_positions
-from luban.models.encoder_decoder import EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
 from luban.models.source_cache import SourceCache
 
@@ -190,7 +190,7 @@ class _Layer(nn.Module):
         self.dropout, self.activation_dropout = shape.dropout, shape.activation_dropout
 
     def forward(
-        self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Tensor | None, cache: SourceCache | None, index: int
+        self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | None, index: int
     ) -> Tensor:
         norm = self.self_attn_layer_norm
         states = self._added(states, self.self_attn(self._before(norm, states), mask, cache, index), norm)
@@ -219,7 +219,7 @@ class _Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.heads, self.dropout = heads, dropout
 
-    def forward(self, states: Tensor, mask: Tensor | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor | Crossing | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
         queries = split_heads(self.q_proj(states), self.heads)
         if memory is not None:
             keys, values = source_keys(memory, self.k_proj, self.v_proj, self.heads, cache, index)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luban.foundation.errors import ConfigError
 from luban.models.heads import Head
+from luban.models.own_heads import attach_own, own_scores
 from luban.models.shape_base import BaseShapeConfig
 
 
@@ -66,8 +67,8 @@ class Model(nn.Module):
         """Put the modules of ``head`` in the place of the language model's output. ConfigError where the family has none such."""
         raise ConfigError("{name} has no head for {structure}", "", "choose an encoder, or another family", name=self.shape.architecture, structure=head.structure)
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
-        """What the head makes of hidden states: "sequence" and "choice" [rows, outputs], "token" [rows, seq, outputs], "span" [rows, seq, 2], "vector" [rows, dim]."""
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+        """:meth:`scores` of the heads that the family attached."""
         raise NotImplementedError
 
     def auxiliary(self) -> dict[str, Tensor]:
@@ -84,6 +85,21 @@ class Model(nn.Module):
         return name
 
     # ---- what all have ---------------------------------------------------------------------------------------------
+
+    def put(self, head: Head) -> None:
+        """Give the model a head: the family's modules for it, or those that are Luban's own, on the trunk alone."""
+        if head.own:
+            self.attach(head.trunk)
+            attach_own(self, head)
+        else:
+            self.attach(head)
+
+    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What the head makes of hidden states: "sequence" and "choice" [rows, outputs], "token" [rows, seq, outputs], "span" [rows, seq, 2],
+        "vector" [rows, dim], "pairs" [rows, seq, tags + seq * relations] (``own_heads.parted``)."""
+        if self.head.own:
+            return own_scores(self, hidden, extra or {})
+        return self.family_scores(hidden, tokens, segments, extra)
 
     @property
     def output_weight(self) -> nn.Parameter:
@@ -110,7 +126,7 @@ class Model(nn.Module):
         known = {id(parameter): parameter for parameter in self.parameters()}  # held, so that no id is used a second time
         self.head = head
         if head.replaces_output:
-            self.attach(head)
+            self.put(head)
         new = [name for name, parameter in self.named_parameters() if id(parameter) not in known]
         self.to(self.device, self.dtype)
         return self.initialize(seed, only=new)

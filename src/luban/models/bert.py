@@ -110,7 +110,7 @@ class Bert(Model):
         elif not wanted and hasattr(trunk, "pooler"):
             del trunk.pooler
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         structure = self.head.structure
         if structure == "vector":
             return vector(self.head, hidden, segments, "mean")

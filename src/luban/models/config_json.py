@@ -70,7 +70,7 @@ def config_json(
     classes = family.classes(shape.architecture)
     said = family.to_json(shape)
     return {
-        "architectures": [classes.get(head.structure, classes[""]) if head else classes[""]],
+        "architectures": [classes.get(head.trunk.structure if head.own else head.structure, classes[""]) if head else classes[""]],
         "model_type": shape.architecture,
         **said,
         **(head.to_json() if head else {}),

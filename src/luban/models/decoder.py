@@ -77,7 +77,7 @@ class Decoder(Model):
         if head.structure != "vector":
             self.score = nn.Linear(self.shape.hidden_size, head.outputs, bias=head.structure == "token")
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         if self.head.structure == "token":
             return self.score(hidden)
         state = last_state(hidden, segments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ class EncoderDecoder(Model):
         """Name the trunk as transformers' class with this head does, and take the decoder away where it is not wanted."""
         raise NotImplementedError
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         structure = self.head.structure
         if structure == "vector":
             return mean_state(hidden, segments)
@@ -143,17 +143,29 @@ def decoder_mask(seq: int, segments: Tensor | None, held: int, device: torch.dev
     return mask[:, None]
 
 
-def cross_mask(segments: Tensor | None, source_segments: Tensor | None) -> Tensor | None:
-    """What each target token may see of the source, [rows, 1, seq or 1, source_seq] of bool. A token that sees nothing gets zeros."""
-    if segments is None:
-        return None if source_segments is None else (source_segments >= 0)[:, None, None]
+class Crossing(NamedTuple):
+    """What target tokens see of the source. One that sees nothing (padding, a document with an empty source) is shown all of it and gets zeros for
+    what it found: a softmax over nothing is no number in some of the kernels."""
+
+    mask: Tensor  # [rows, 1, seq or 1, source_seq] of bool
+    seen: Tensor  # [rows, 1, seq or 1, 1] of bool: whether there is anything
+
+
+def cross_mask(segments: Tensor | None, source_segments: Tensor | None) -> Crossing | None:
+    """Segments of the same number, or without ``segments`` all of the source that is no padding; None for everything."""
     if source_segments is None:
         return None
-    return ((segments[:, :, None] == source_segments[:, None, :]) & (source_segments >= 0)[:, None])[:, None]
+    mask = (source_segments >= 0)[:, None]  # [rows, 1, source_seq]
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == source_segments[:, None, :])
+    seen = mask.any(-1, keepdim=True)
+    return Crossing((mask | ~seen)[:, None], seen[:, None])
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None) -> Tensor:
-    """Attention's output [rows, seq, heads * head_dim] of queries [rows, heads, seq, head_dim]; ``mask`` is of bool, or added to the scores.
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Crossing | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Attention's output [rows, seq, heads * head_dim] of queries [rows, heads, seq, head_dim]; a tensor as mask is of bool, or added to the scores.
 
     With fewer rows of keys than of queries, neighbouring rows share them: their queries stand side by side in one product, and no key is copied.
     """
@@ -161,9 +173,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, d
     share = rows // keys.shape[0]
     if share > 1:
         queries = queries.view(-1, share, heads, seq, width).transpose(1, 2).reshape(-1, heads, share * seq, width)
-    if mask is not None and mask.is_floating_point():
+    seen = None
+    if isinstance(mask, Crossing):
+        mask, seen = mask
+    elif mask is not None and mask.is_floating_point():
         mask = mask.to(queries.dtype)
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    if seen is not None:
+        attended = attended * seen
     if share > 1:
         attended = attended.view(-1, heads, share, seq, width).transpose(1, 2).reshape(rows, heads, seq, width)
     return join_heads(attended)

@@ -77,7 +77,7 @@ class GPT2(Model):
         elif head.structure == "span":
             self.qa_outputs = nn.Linear(width, 2)
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         structure = self.head.structure
         if structure == "token":
             return self.classifier(self.dropout(hidden))

@@ -36,6 +36,16 @@ class Head:
         return self.structure != "language_model"
 
     @property
+    def own(self) -> bool:
+        """Whether its modules are Luban's own: transformers has no class for them, and opens the trunk alone."""
+        return self.structure == "pairs" or (self.structure == "sequence" and self.settings.get("pooling") == "markers")
+
+    @property
+    def trunk(self) -> Head:
+        """The head that leaves the trunk alone."""
+        return Head("vector", self.task)
+
+    @property
     def outputs(self) -> int:
         return {"span": 2, "choice": 1}.get(self.structure, max(1, len(self.labels)))
 

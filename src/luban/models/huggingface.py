@@ -124,7 +124,7 @@ def load_model(
     with torch.device("meta"):
         model = build_model(shape)
         if wanted_head is not None and wanted_head.replaces_output:
-            model.attach(wanted_head)
+            model.put(wanted_head)
         model.head = wanted_head
     wanted = model.state_dict()
     found: set[str] = set()

@@ -13,7 +13,7 @@ from luban.models.base import Model, draw
 from luban.models.classic import vector
 from luban.models.heads import Head, last_state, mean_state
 from luban.models.lstm_shape import LstmShapeConfig
-from luban.models.states import Documents, StateCache, StateRows
+from luban.models.states import Documents, StateCache, StateRows, run_cells
 
 
 class Lstm(Model):
@@ -51,7 +51,7 @@ class Lstm(Model):
         ends = []
         for index, layer in enumerate(self.model.layers):
             start = None if held is None else self._start([state[:, index : index + 1].transpose(0, 1).contiguous() for state in held])
-            packed, end = self.through(layer, packed, start)
+            packed, end = self.through(run_cells, layer, packed, start)
             packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
             ends.append(end if isinstance(end, tuple) else (end,))
         if cache is not None:
@@ -89,7 +89,7 @@ class Lstm(Model):
         elif head.structure != "vector":
             self.score = nn.Linear(self.shape.hidden_size, head.outputs)
 
-    def scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
+    def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         if self.head.structure == "span":
             return self.qa_outputs(hidden)
         if self.head.structure == "token":

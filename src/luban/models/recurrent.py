@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -13,7 +12,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.lstm import first_recurrent_values
 from luban.models.recurrent_shape import RecurrentShapeConfig
-from luban.models.states import Documents, StateCache, StateRows
+from luban.models.states import Documents, StateCache, StateRows, run_cells
 
 
 class Recurrent(Model):
@@ -92,7 +91,7 @@ class Recurrent(Model):
             return self.embedding.weight.new_zeros(*source.shape, self.shape.hidden_size)
         packed = documents.pack(self.dropout(self.model.embed_tokens(source)))
         for layer in self.model.encoder.layers:
-            packed, _ = self.through(layer, packed)
+            packed, _ = self.through(run_cells, layer, packed)
             packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
         return documents.unpack(packed.data, *source.shape)
 
@@ -143,7 +142,7 @@ class Recurrent(Model):
         """Hidden states [rows, seq, dim] and each document's last state; layer by layer."""
         after = []
         for index, layer in enumerate(self.model.decoder.layers):
-            packed, end = self.through(layer, packed, state[index : index + 1].contiguous())
+            packed, end = self.through(run_cells, layer, packed, state[index : index + 1].contiguous())
             packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
             after.append(end)
         states = documents.unpack(packed.data, *segments.shape)  # [rows, seq, dim]

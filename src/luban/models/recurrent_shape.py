@@ -126,9 +126,9 @@ def key_value_bytes(shape: RecurrentShapeConfig, tokens: int, dtype: str = "floa
 def activation_elements(shape: RecurrentShapeConfig, recompute: bool = False) -> float:
     """Numbers for each pair of a source and a target token that the layers keep for the backward pass, without the loss.
 
-    A GRU keeps its input and seven numbers a unit; additive attention besides a hidden vector for each token of a source
+    A GRU keeps ten numbers a unit with its input and dropout; additive attention besides a hidden vector for each token of a source
     that is read: counted here for sources of 50 tokens.
     """
     width = shape.hidden_size
     weighing = 50 * (width + 2) if shape.attention == "additive" else 50 * 3
-    return float(8 * width * (shape.layers + shape.decoder_layers) + 8 * width + weighing)
+    return float(10 * width * (shape.layers + shape.decoder_layers) + 8 * width + weighing)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -51,6 +52,15 @@ class Documents:
     def unpack(self, data: Tensor, rows: int, seq: int) -> Tensor:
         """Packed states [tokens, dim] back in place [rows, seq, dim]; zeros in padding."""
         return data.new_zeros(rows * seq, data.shape[-1]).index_copy(0, self.order, data).view(rows, seq, -1)
+
+
+def run_cells(layer: nn.RNNBase, packed: PackedSequence, start: Any = None) -> tuple[PackedSequence, Any]:
+    """A recurrent layer over documents, and their last states. Documents of one length are a plain tensor [longest, documents, dim], which is faster."""
+    sizes = packed.batch_sizes
+    if sizes[0] != sizes[-1]:
+        return layer(packed, start)
+    outputs, ends = layer(packed.data.view(len(sizes), int(sizes[0]), -1), start)
+    return PackedSequence(outputs.flatten(0, 1), sizes), ends
 
 
 class StateCache:

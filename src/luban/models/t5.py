@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads
-from luban.models.encoder_decoder import EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
 from luban.models.source_cache import SourceCache
@@ -127,7 +127,7 @@ class _Stack(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
-        self, model: T5, states: Tensor, mask: Tensor | None, memory: Tensor | None = None, crossing: Tensor | None = None, cache: SourceCache | None = None
+        self, model: T5, states: Tensor, mask: Tensor | None, memory: Tensor | None = None, crossing: Crossing | None = None, cache: SourceCache | None = None
     ) -> Tensor:
         seq, held = states.shape[1], 0 if cache is None else cache.length
         bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device)  # [1, heads, seq, held + seq]
@@ -151,7 +151,7 @@ class _Block(nn.Module):
         self.layer = nn.ModuleList(parts)
 
     def forward(
-        self, states: Tensor, bias: Tensor, memory: Tensor | None, crossing: Tensor | None, cache: SourceCache | None, index: int
+        self, states: Tensor, bias: Tensor, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | None, index: int
     ) -> Tensor:
         states = self.layer[0](states, bias, cache, index)
         if memory is not None:
@@ -194,7 +194,7 @@ class _Attention(nn.Module):
         ahead = keys[None, :] - keys[held:, None]  # [seq, held + seq]
         return self.relative_attention_bias(bucket(ahead, not self.decoder, self.buckets, self.distance)).permute(2, 0, 1)[None]
 
-    def forward(self, states: Tensor, mask: Tensor | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor | Crossing | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
         queries = split_heads(self.q(states), self.heads)
         if memory is not None:
             keys, values = source_keys(memory, self.k, self.v, self.heads, cache, index)

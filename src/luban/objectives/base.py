@@ -124,6 +124,7 @@ class DataRequest:
     mapping: dict[str, Any]
     mixture: list[float]
     work: Path
+    fold: tuple[int, int] | None = None  # hold out this one of so many folds of the data
 
 
 @dataclass

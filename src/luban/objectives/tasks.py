@@ -10,7 +10,7 @@ from typing import Any
 
 from luban.corpus.readers import BadLine
 from luban.examples.reading import ExampleSet, read_examples
-from luban.examples.splitting import hold_out
+from luban.examples.splitting import hold_out, k_folds
 from luban.foundation.artifacts import write_bytes
 from luban.foundation.console import say, warn
 from luban.foundation.errors import DataError
@@ -74,6 +74,10 @@ class TaskObjective(Objective):
         """The training examples and the held-out ones: of their own files, or a share chosen by content."""
         found = read_examples(_paths(data.data), self.reads, data.mapping or None)
         found.show()
+        if data.fold is not None:
+            number, folds = data.fold
+            found.examples, held_out = k_folds(found.examples, folds, stratify=True, seed=data.seed)[number]
+            return found, held_out
         if data.validation:
             return found, read_examples(_paths(data.validation), self.reads, data.mapping or None).examples
         found.examples, held_out = hold_out(found.examples, data.validation_share, stratify=True, seed=data.seed)

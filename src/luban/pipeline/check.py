@@ -19,7 +19,7 @@ from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.runner import plan
-from luban.planning.resolve import objective_name, resolve_train, train_facts
+from luban.planning.resolve import resolve_train, train_facts
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
@@ -144,7 +144,7 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     if dry_batch and need < 0.9 * memory_bytes:
         seconds = _dry_batch(shape, rows, config)
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * steps * config.batch_tokens / (rows * config.sequence_length))))
-    if objective_name(config) == "instruction":
+    if config.objective_name == "instruction":
         yield from _template(recipe, stage)
 
 

@@ -26,13 +26,13 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
     shape = shape or _shape(config, work, facts)
-    task = objective_name(config) not in (*dial.ON_TEXT, "instruction")
+    task = config.objective_name not in (*dial.ON_TEXT, "instruction")
     # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
     sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
     if sequence > shape.maximum_positions:
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)
     tokens = _tokens(config, facts)
-    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, objective_name(config))
+    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, config.objective_name)
     if step < sequence:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
     optimizer = {**config.optimizer.explicit(), **_rates(config, shape, bool(work.inputs.get("model")))}
@@ -45,15 +45,10 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     return config.updated(**chosen)
 
 
-def objective_name(config: Any) -> str:
-    """The objective's name, or the user's own ``my_file.py:Name``."""
-    return config.objective if isinstance(config.objective, str) else config.objective.name
-
-
 def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, float]:
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
-    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, objective_name(config), from_model)
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, config.objective_name, from_model)
     if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
         suggested["embedding_learning_rate"] = optimizer.learning_rate
     suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from luban.foundation.config import Auto, Config, field
 from luban.foundation.durations import Duration
@@ -49,6 +49,7 @@ class ValidationConfig(Config):
 
     every: Duration | Auto = field("auto", "Length between validations; auto is a tenth of the run.", role="machine")
     share: NonNegativeFloat = field(0.05, "Share of the conversations or examples held out when no validation data is given.")
+    folds: Annotated[int, Field(ge=0, le=100)] = field(0, "k-fold cross-validation of a task: train once for each fold on the others first, and report the mean and deviation; the model that is saved learns from everything but the validation share. 0: none.", unit="folds")
     maximum_examples: PositiveInt = field(2000, "The most held-out examples whose task metrics are taken at each validation.", unit="examples")
     restore_best: bool | Auto = field("auto", "End with the weights of the best validation rather than the last; auto: yes for task objectives that have held-out examples.")
     patience: int = field(0, "Early stopping: validations without a new best (of the task's main metric, or of the loss) before the run stops; 0 never stops.", unit="validations")
@@ -111,6 +112,11 @@ class TrainConfig(Config):
     samples: SamplesConfig = field(SamplesConfig(), "Text written during the run.")
     track: TrackConfig = field(TrackConfig(), "Where the numbers go.")
     callbacks: list[str] = field([], "Your own functions, my_callbacks.py:name, called with the run after each step.", input=True)
+
+    @property
+    def objective_name(self) -> str:
+        """The objective's name, or the user's own ``my_file.py:Name``."""
+        return self.objective if isinstance(self.objective, str) else self.objective.name
 
     foreign: ClassVar[dict[str, str]] = {
         "num_train_epochs": 'length: "3 epochs"',

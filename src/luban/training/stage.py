@@ -24,6 +24,7 @@ from luban.training.averaging import Average
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
+from luban.training.folds import cross_validate
 from luban.training.guards import Guard, StopSignals
 from luban.training.hooks import Callback, Follower, Sampler, Validator
 from luban.training.loop import train
@@ -43,6 +44,22 @@ def run(config: TrainConfig, work: Work) -> None:
 
     Every ``auto`` that shapes the result is a plain number by now (the runner asked planning).
     """
+    if config.validation.folds:
+        cross_validate(config, work, train_once)
+    training, choices = train_once(config, work)
+    model, tokenizer = training.model.eval(), training.tokenizer
+    save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
+    tokenizer.save(work.path)
+    write_json(work.path / "generation_config.json", _generation(config, tokenizer))
+    _report(training, work, choices)
+    write_model_card(work)
+
+
+def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tuple[Run, dict[str, Any]]:
+    """One training in ``work.path/training``, from the start or where it was stopped, to the weights that are to be saved.
+
+    ``fold`` holds out that one of the folds instead of the validation share. Raises Interrupted when a signal asked to stop.
+    """
     folder = work.path / "training"
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device()
@@ -51,7 +68,7 @@ def run(config: TrainConfig, work: Work) -> None:
     choices = _choices(config, folder, device, objective.unit)
     known = _tokenizer(work)
     tokenizer = objective.adapt_tokenizer(known)
-    loaders = objective.loaders(_data(config, work, tokenizer))
+    loaders = objective.loaders(_data(config, work, tokenizer, fold))
     model = _model(config, work, tokenizer, objective).to(device)
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
@@ -75,12 +92,7 @@ def run(config: TrainConfig, work: Work) -> None:
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
     validator.finish(training)
-    model.eval()
-    save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
-    tokenizer.save(work.path)
-    write_json(work.path / "generation_config.json", _generation(config, tokenizer))
-    _report(training, work, choices)
-    write_model_card(work)
+    return training, choices
 
 
 def _choices(config: TrainConfig, folder: Path, device: torch.device, unit: str) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def _listed(work: Work, name: str) -> list[Any]:
     return value if isinstance(value, list) else [value] if value is not None else []
 
 
-def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
+def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None) -> DataRequest:
     return DataRequest(
         data=_listed(work, "data"),
         validation=_listed(work, "validation_data"),
@@ -182,6 +194,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer) -> DataRequest:
         seed=work.seed,
         packing=config.packing,
         validation_share=config.validation.share,
+        fold=None if fold is None else (fold, config.validation.folds),
         mapping=config.mapping,
         mixture=config.mixture,
         work=work.path,
