@@ -60,7 +60,15 @@ def test_vectors(tmp_path, method):
     lines = ["，".join(rng.choices(topic, k=12)) if topic is topics[1] else " ".join(rng.choices(topic, k=12)) for topic in rng.choices(topics, k=300)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
     (tmp_path / "pairs.tsv").write_text("cat\tdog\t9\ncat\tship\t1\nsail\tsea\t8\n春天\t桃花\t9\nsea\t燕子\t0\nx\ty\t3\n", encoding="utf-8")
-    fields = {"dimension": 12, "epochs": 60 if method == "glove" else 20, "show": ["cat", "春天", "nothing"], "analogies": [["cat", "dog", "sea"]], "pairs": str(tmp_path / "pairs.tsv"), "subsample": 0.0, "learning_rate": 0.1}
+    fields = {
+        "dimension": 12,
+        "epochs": 60 if method == "glove" else 20,
+        "show": ["cat", "春天", "nothing"],
+        "analogies": [["cat", "dog", "sea"]],
+        "pairs": str(tmp_path / "pairs.tsv"),
+        "subsample": 0.0,
+        "learning_rate": 0.1,
+    }
     made = fit(tmp_path, tmp_path / "text.txt", method=method, vectors=fields)
     results = results_of(made)
     assert {name for name, _ in results["nearest"]["cat"][:3]} == {"dog", "horse", "paw"}

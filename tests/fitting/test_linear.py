@@ -56,7 +56,11 @@ def test_pairs_see_what_is_common():
     words = ["cat", "dog", "sun", "sea", "car", "hat"]
     texts = [(one, two) for one in words for two in words]
     labels = ["same" if one == two else "other" for one, two in texts]
-    model = fit_linear([pair for pair in texts for _ in range(5 if pair[0] == pair[1] else 1)], [label for label in labels for _ in range(5 if label == "same" else 1)], regularisation=0.01)
+    model = fit_linear(
+        [pair for pair in texts for _ in range(5 if pair[0] == pair[1] else 1)],
+        [label for label in labels for _ in range(5 if label == "same" else 1)],
+        regularisation=0.01,
+    )
     assert [answer["label"] for answer in model.predict(texts)] == labels
 
 

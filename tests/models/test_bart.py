@@ -208,9 +208,12 @@ def test_heads_of_every_kind_are_kept(name, structure, tmp_path):
         same(our_logits(load_model(tmp_path, language_model=True)), our_logits(ours(name)) - ours(name).final_logits_bias)
 
 
-def test_heads_that_there_are_not():
-    with pytest.raises(ConfigError, match="no head for pairs"):
-        ours().with_head(Head("pairs", "joint"))
+def test_a_head_of_lubans_own_stands_on_the_encoder(tmp_path):
+    head = Head("pairs", "joint", ("works for",), settings={"tags": ["O", "B"]})
+    model = ours().with_head(head, seed=1).eval()
+    save_model(model, tmp_path, end_ids=[1], pad_id=0)
+    assert our_scores(model).shape == (3, 11, 2 + 11) and len(model.blocks()) == 2
+    assert torch.equal(our_scores(load_model(tmp_path)), our_scores(model))
 
 
 # ------------------------------------------------------------------------------------- first values, sizes, vocabulary

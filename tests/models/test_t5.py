@@ -207,9 +207,15 @@ def test_a_choice_is_scored_with_one_number():
     assert our_scores(model).shape == (3, 1)
 
 
+def test_a_head_of_lubans_own_stands_on_the_encoder(tmp_path):
+    head = Head("pairs", "joint", ("works for",), settings={"tags": ["O", "B"]})
+    model = ours().with_head(head, seed=1).eval()
+    save_model(model, tmp_path, end_ids=[1], pad_id=0)
+    assert our_scores(model).shape == (3, 11, 2 + 11) and len(model.blocks()) == 2
+    assert torch.equal(our_scores(load_model(tmp_path)), our_scores(model))
+
+
 def test_heads_that_there_are_not():
-    with pytest.raises(ConfigError, match="no head for pairs"):
-        ours().with_head(Head("pairs", "joint"))
     with pytest.raises(ConfigError, match="no head for sequence"):
         ours().with_head(HEADS["token"][0]).with_head(HEADS["sequence"][0])
 
@@ -285,8 +291,8 @@ def test_half_precision_and_dropout():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         half = model.logits(model(TARGET, source=SOURCE, source_segments=SEGMENTS)).float()
     assert (half - our_logits(model)).abs().mean() < 0.05 * our_logits(model).abs().mean()
+    assert all(module.p == 0.5 for module in model.modules() if isinstance(module, torch.nn.Dropout))
     model.train()
-    torch.manual_seed(0)
     assert not torch.allclose(our_logits(model), our_logits(model))
     assert our_logits(model.to(torch.bfloat16)).isfinite().all()
 

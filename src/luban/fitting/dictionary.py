@@ -61,7 +61,9 @@ class DictionaryTagger:
             if not isinstance(entries, dict) or not all(isinstance(label, str) for label in entries.values()):
                 raise ValueError(t("its dictionary does not map texts to labels"))
         except (OSError, ValueError) as error:
-            raise DataError("{path} is no linear model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error) from None
+            raise DataError(
+                "{path} is no linear model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error
+            ) from None
         return cls(entries)
 
 

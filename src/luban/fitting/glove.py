@@ -3,7 +3,8 @@
     J = sum_ij min(1, (x_ij / x_max)^0.75) (w_i · v_j + b_i + c_j - log x_ij)^2,   vectors w + v
 
 Co-occurrences are weighted by one over the distance, symmetric, and counted in sorted runs on disk (spill.py), so memory does not grow with the
-text. AdaGrad's steps are taken on batches of entries whose gradients are added up.
+text. AdaGrad's steps are taken on batches of entries whose gradients are added up, each entry once an epoch rather than in both directions; so the rate is
+greater than the paper's 0.05, and x_max (100 for its billions of words) is made for some millions.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class GloVeSettings:
     dimension: int = 100
     window: int = 10
     epochs: int = 15
-    learning_rate: float = 0.05
-    maximum_count: float = 100.0
+    learning_rate: float = 0.15
+    maximum_count: float = 20.0
 
 
 def count_cooccurrences(ids: np.ndarray, words: int, window: int, folder: Path, memory: int) -> int:

@@ -56,7 +56,11 @@ def fit_linear(
     try:
         table = vectorizer.fit_transform(texts)  # sparse [texts, features]
     except ValueError:
-        raise DataError("no text has a word or character that the baseline could use", "they may be empty, or hold stop words only", "look at the data, or use n-grams of characters") from None
+        raise DataError(
+            "no text has a word or character that the baseline could use",
+            "they may be empty, or hold stop words only",
+            "look at the data, or use n-grams of characters",
+        ) from None
     vocabulary = vectorizer.get_feature_names_out().tolist()
     if task == "regression":
         coefficients, intercept, kind = *_least_squares(table, np.array(labels, np.float64), regularisation), "least_squares"
@@ -82,7 +86,9 @@ def _labelled(texts: Sequence[Text], labels: Sequence[Any], task: str) -> tuple[
     if task == "regression":
         for index, label in zip(kept, chosen, strict=True):
             if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
-                raise DataError("example {number}: {label!r} is no number to predict", "", "use task classification, or correct the data", number=index + 1, label=label)
+                raise DataError(
+                    "example {number}: {label!r} is no number to predict", "", "use task classification, or correct the data", number=index + 1, label=label
+                )
     if task == "multi_label":
         chosen = [[label] if isinstance(label, str) else list(label) for label in chosen]
     return [texts[index] for index in kept], chosen

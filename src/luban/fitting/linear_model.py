@@ -62,7 +62,17 @@ class Features:
 class LinearModel:
     """A fitted baseline. ``task``: classification, multi_label or regression; ``kind``: logistic, centroid, least_squares or majority."""
 
-    def __init__(self, task: str, kind: str, labels: Sequence[str], features: Features, vocabulary: Sequence[str], idf: np.ndarray, coefficients: np.ndarray, intercept: np.ndarray):
+    def __init__(
+        self,
+        task: str,
+        kind: str,
+        labels: Sequence[str],
+        features: Features,
+        vocabulary: Sequence[str],
+        idf: np.ndarray,
+        coefficients: np.ndarray,
+        intercept: np.ndarray,
+    ):
         self.task, self.kind, self.labels, self.features = task, kind, list(labels), features
         self.vocabulary = list(vocabulary)
         self.index = {name: number for number, name in enumerate(self.vocabulary)}
@@ -95,7 +105,10 @@ class LinearModel:
             return {"value": float(scores[0])}
         if self.task == "multi_label":
             each = 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
-            return {"labels": [name for name, p in zip(self.labels, each, strict=True) if p > 0.5], "probabilities": dict(zip(self.labels, each.tolist(), strict=True))}
+            return {
+                "labels": [name for name, p in zip(self.labels, each, strict=True) if p > 0.5],
+                "probabilities": dict(zip(self.labels, each.tolist(), strict=True)),
+            }
         if len(scores) == 1 and len(self.labels) == 2:  # logistic regression of two classes has one row
             second = float(1 / (1 + np.exp(-np.clip(scores[0], -700, 700))))
             shares = np.array([1 - second, second])
@@ -109,7 +122,10 @@ class LinearModel:
         if not self.vocabulary or self.task == "regression":
             return {}
         rows = np.concatenate([-self.coefficients, self.coefficients]) if len(self.coefficients) == 1 and len(self.labels) == 2 else self.coefficients
-        return {label: [self.vocabulary[number] for number in np.argsort(-row, kind="stable")[:count] if row[number] > 0] for label, row in zip(self.labels, rows, strict=True)}
+        return {
+            label: [self.vocabulary[number] for number in np.argsort(-row, kind="stable")[:count] if row[number] > 0]
+            for label, row in zip(self.labels, rows, strict=True)
+        }
 
     # ---- on disk
 
@@ -122,7 +138,9 @@ class LinearModel:
         write_bytes(folder / "model.safetensors", save({"idf": self.idf, "coefficients": self.coefficients, "intercept": self.intercept}))
         write_bytes(folder / "features.json", json.dumps(self.vocabulary).encode())
         write_bytes(folder / "labels.json", json.dumps(self.labels).encode())
-        write_json(folder / "config.json", {"model_type": MODEL_TYPE, "format": FORMAT, "task": self.task, "kind": self.kind, "features": asdict(self.features)})
+        write_json(
+            folder / "config.json", {"model_type": MODEL_TYPE, "format": FORMAT, "task": self.task, "kind": self.kind, "features": asdict(self.features)}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> LinearModel:
@@ -137,10 +155,14 @@ class LinearModel:
             vocabulary, labels = (json.loads((folder / name).read_bytes()) for name in ("features.json", "labels.json"))
             if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in (vocabulary, labels)):
                 raise ValueError(t("its labels and features are not lists of texts"))
-            model = cls(config["task"], config["kind"], labels, Features(**config["features"]), vocabulary, arrays["idf"], arrays["coefficients"], arrays["intercept"])
+            model = cls(
+                config["task"], config["kind"], labels, Features(**config["features"]), vocabulary, arrays["idf"], arrays["coefficients"], arrays["intercept"]
+            )
             rows = 1 if model.task == "regression" or (model.kind == "logistic" and model.task == "classification" and len(labels) == 2) else len(labels)
             if model.idf.shape != (len(vocabulary),) or model.coefficients.shape != (rows, len(vocabulary)) or model.intercept.shape != (rows,):
                 raise ValueError(t("its arrays do not fit its labels and features"))
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise DataError("{path} is no linear model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error) from None
+            raise DataError(
+                "{path} is no linear model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error
+            ) from None
         return model

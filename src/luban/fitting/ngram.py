@@ -25,7 +25,9 @@ from luban.models.ngram_tables import END, FIRST_UNIT, START, UNKNOWN, NgramTabl
 SPELLING_ORDER = 4
 
 
-def fit_ngram(stream: Stream, units: Units, order: int, minimum_counts: Sequence[int], folder: Path, work: Path, memory: int) -> tuple[NgramModel, list[dict[str, int]]]:
+def fit_ngram(
+    stream: Stream, units: Units, order: int, minimum_counts: Sequence[int], folder: Path, work: Path, memory: int
+) -> tuple[NgramModel, list[dict[str, int]]]:
     """Fit tables to a stream and write the model to ``folder``; ``work`` takes files that are removed again.
 
     ``minimum_counts``: how often a k-gram of each order must occur to stay; the last holds for all longer ones.
@@ -38,7 +40,9 @@ def fit_ngram(stream: Stream, units: Units, order: int, minimum_counts: Sequence
     names = [UNKNOWN, *(name for name in stream.names if name != UNKNOWN)] if word else stream.names
     shift = FIRST_UNIT + (1 if word else 0)
     number = {name: index for index, name in enumerate(names)}
-    symbol = np.array([number[name] + FIRST_UNIT for name in stream.names], np.int64) if word and UNKNOWN in stream.names else np.arange(len(stream.names)) + shift
+    symbol = (
+        np.array([number[name] + FIRST_UNIT for name in stream.names], np.int64) if word and UNKNOWN in stream.names else np.arange(len(stream.names)) + shift
+    )
     radix = FIRST_UNIT + len(names) + 1
     outcomes = {"character": UNICODE, "word": len(names), "token": units.tokenizer.vocabulary_size if units.tokenizer else 0}[units.unit] + 1
     work.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,9 @@ def fit_ngram(stream: Stream, units: Units, order: int, minimum_counts: Sequence
 
 def _save_without_arrays(tables: NgramTables, folder: Path) -> None:
     """Vocabulary and config beside tables that are already written."""
-    loaded = [[np.load(folder / f"{name}-{k}.npy", mmap_mode="r", allow_pickle=False) for k in range(1, tables.order + 1)] for name in ("keys", "direct", "backoff")]
+    loaded = [
+        [np.load(folder / f"{name}-{k}.npy", mmap_mode="r", allow_pickle=False) for k in range(1, tables.order + 1)] for name in ("keys", "direct", "backoff")
+    ]
     NgramTables(*loaded, units=tables.units, outcomes=tables.outcomes, facts=tables.facts).save(folder)
 
 

@@ -52,7 +52,16 @@ class NgramCounter:
 
     def array(self, k: int, name: str) -> np.ndarray:
         """A table as a memory map [k-grams], or [(k-1)-grams] for backoff."""
-        kind = {"keys": np.int64, "direct": np.float64, "backoff": np.float64, "occurrences": np.int64, "suffix": np.int64, "continuations": np.int64, "total": np.float64, "ranks": np.int64}[name]
+        kind = {
+            "keys": np.int64,
+            "direct": np.float64,
+            "backoff": np.float64,
+            "occurrences": np.int64,
+            "suffix": np.int64,
+            "continuations": np.int64,
+            "total": np.float64,
+            "ranks": np.int64,
+        }[name]
         file = self._file(k, name)
         return np.memmap(file, kind, "r+") if file.stat().st_size else np.zeros(0, kind)
 
@@ -72,14 +81,24 @@ class NgramCounter:
 
     def _count(self, k: int) -> None:
         if k > 1 and self.sizes[k - 2] * self.radix >= 1 << 62:
-            raise DataError("there are too many n-grams to be numbered", "{count} histories times {symbols} units", "lower the order or the vocabulary", count=self.sizes[k - 2], symbols=self.radix)
+            raise DataError(
+                "there are too many n-grams to be numbered",
+                "{count} histories times {symbols} units",
+                "lower the order or the vocabulary",
+                count=self.sizes[k - 2],
+                symbols=self.radix,
+            )
         spill = Spill(self.folder / f"runs-{k}", self.memory // 2)
         spill.add(np.zeros(1, np.int64), np.zeros(1, np.int64))  # the k-gram of start symbols is number 0, seen or not
         for start, symbols, keys in self._blocks(k):
             suffix = np.fromfile(self._file(k - 1, "ranks"), np.int64, count=len(keys), offset=start * 8) if k > 1 else None
             spill.add(keys, (symbols != START).astype(np.int64), suffix)
         size = 0
-        with self._file(k, "keys").open("wb") as keys_out, self._file(k, "occurrences").open("wb") as counts_out, self._file(k, "suffix").open("wb") as suffix_out:
+        with (
+            self._file(k, "keys").open("wb") as keys_out,
+            self._file(k, "occurrences").open("wb") as counts_out,
+            self._file(k, "suffix").open("wb") as suffix_out,
+        ):
             for keys, counts, carried in spill.merged():
                 keys.tofile(keys_out)
                 counts.tofile(counts_out)
@@ -167,7 +186,9 @@ class NgramCounter:
         for k in range(1, self.order + 1):
             size, histories = self.sizes[k - 1], self.sizes[k - 2] if k > 1 else 1
             kept_count = sum(int(self._kept(k, first, last, minimum_counts[k - 1]).sum()) for first, last in self._slices(size))
-            keys_out, direct_out = (np.lib.format.open_memmap(folder / f"{name}-{k}.npy", "w+", kind, (kept_count,)) for name, kind in (("keys", np.int64), ("direct", np.float32)))
+            keys_out, direct_out = (
+                np.lib.format.open_memmap(folder / f"{name}-{k}.npy", "w+", kind, (kept_count,)) for name, kind in (("keys", np.int64), ("direct", np.float32))
+            )
             mass = self.array(k, "backoff")
             following = np.memmap(self._file(k, "place"), np.int64, "w+", shape=(size,))
             written = 0

@@ -13,7 +13,9 @@ from luban.foundation.messages import t
 def figures(results: dict[str, Any]) -> dict[str, Any]:
     """The few numbers of the manifest."""
     held_out = results.get("held_out", {})
-    chosen: dict[str, Any] = {name: round(value["value"], 5) for name, value in held_out.items() if isinstance(value, dict) and isinstance(value.get("value"), float)}
+    chosen: dict[str, Any] = {
+        name: round(value["value"], 5) for name, value in held_out.items() if isinstance(value, dict) and isinstance(value.get("value"), float)
+    }
     for name in ("training", "similarity"):
         chosen |= {f"{name}_{key}": value for key, value in results.get(name, {}).items() if isinstance(value, int | float)}
     chosen |= {name: results[name] for name in ("examples", "features", "entries", "dimension") if name in results}
@@ -43,7 +45,10 @@ def write(folder: Path, results: dict[str, Any]) -> None:
             lines.append(f"- {name}: {score}")
     lines.append("")
     if results.get("nearest"):
-        lines += _table([t("word"), t("neighbours")], [[_cell(word), ", ".join(f"{_cell(name)} {value:.2f}" for name, value in near)] for word, near in results["nearest"].items()])
+        lines += _table(
+            [t("word"), t("neighbours")],
+            [[_cell(word), ", ".join(f"{_cell(name)} {value:.2f}" for name, value in near)] for word, near in results["nearest"].items()],
+        )
     for item in results.get("analogies", []):
         first, second, third = item["of"]
         lines.append(f"- {first} : {second} = {third} : " + (", ".join(name for name, _ in item["answers"]) or t("a word has no vector")))
@@ -59,7 +64,12 @@ def write(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _table(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    return ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |", *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows), ""]
+    return [
+        "| " + " | ".join(columns) + " |",
+        "| " + " | ".join("---" for _ in columns) + " |",
+        *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
+        "",
+    ]
 
 
 def _cell(text: str) -> str:

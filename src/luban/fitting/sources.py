@@ -28,7 +28,9 @@ class Sources:
         self.bad: dict[str, list[BadLine]] = {}
         for artifact in self.corpora:
             if artifact.kind != "curate":
-                raise DataError("{path} is made by {kind!r}, which holds no text", "", "name a curate stage, or files of text", path=artifact.path, kind=artifact.kind)
+                raise DataError(
+                    "{path} is made by {kind!r}, which holds no text", "", "name a curate stage, or files of text", path=artifact.path, kind=artifact.kind
+                )
 
     @property
     def licences(self) -> list[str]:
@@ -65,4 +67,10 @@ class Sources:
                         yield Document(f"{described.label}:{number}", record.text, identify(record.text), f"{described.label}:{number}")
                 if bad and described.label not in self.bad:
                     self.bad[described.label] = bad
-                    warn("{file}: {count} lines could not be read, first line {line}: {reason}", file=described.label, count=len(bad), line=bad[0].line, reason=bad[0].reason)
+                    warn(
+                        "{file}: {count} lines could not be read, first line {line}: {reason}",
+                        file=described.label,
+                        count=len(bad),
+                        line=bad[0].line,
+                        reason=bad[0].reason,
+                    )

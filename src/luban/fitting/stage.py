@@ -45,16 +45,29 @@ def _fit_text(config: FitConfig, work: Work, sources: Sources) -> dict[str, Any]
     tokenizer = work.inputs.get("tokenizer")
     units = Units(config.chosen_unit, _tokenizer(tokenizer), config.chosen_lowercase, config.remove_stop_words, punctuation=config.method == "ngram")
     stream = write_stream(
-        sources.training(), units, work.path / SCRATCH, minimum_count=config.chosen_minimum_count, vocabulary_size=config.vocabulary_size, memory=config.maximum_memory
+        sources.training(),
+        units,
+        work.path / SCRATCH,
+        minimum_count=config.chosen_minimum_count,
+        vocabulary_size=config.vocabulary_size,
+        memory=config.maximum_memory,
     )
     if not stream.units or not stream.names:
         raise DataError(
             "there is no text to fit", "{units} units were read, and none occurs {minimum} times", "give more text, or lower minimum_count",
             units=stream.units, minimum=config.chosen_minimum_count,
         )  # fmt: skip
-    say("  {units} units in {documents} documents ({size}), vocabulary {vocabulary}", units=count_text(stream.units), documents=len(stream.lengths), size=bytes_text(stream.bytes), vocabulary=len(stream.names))
+    say(
+        "  {units} units in {documents} documents ({size}), vocabulary {vocabulary}",
+        units=count_text(stream.units),
+        documents=len(stream.lengths),
+        size=bytes_text(stream.bytes),
+        vocabulary=len(stream.names),
+    )
     if stream.forgotten:
-        warn("{count} rare words did not fit into maximum_memory while the text was read: they count as unknown where they stood before", count=stream.forgotten)
+        warn(
+            "{count} rare words did not fit into maximum_memory while the text was read: they count as unknown where they stood before", count=stream.forgotten
+        )
     fit = _fit_ngram if config.method == "ngram" else _fit_vectors
     return {"training": _training(stream, units), **fit(config, work, sources, units, stream)}
 
@@ -86,7 +99,9 @@ def _fit_ngram(config: FitConfig, work: Work, sources: Sources, units: Units, st
     results: dict[str, Any] = {"orders": orders, "runs": model.tables.facts["runs"], "bytes": sum(file.stat().st_size for file in work.path.glob("*.npy"))}
     scores, unknown = model.score(sources.held_out())
     if len(scores.nats):
-        said = signature(bytes="utf8", model="kneser-ney-modified", order=options.order, unit=units.unit, spaces="unpaid" if units.unit == "word" else "paid", eot="yes")
+        said = signature(
+            bytes="utf8", model="kneser-ney-modified", order=options.order, unit=units.unit, spaces="unpaid" if units.unit == "word" else "paid", eot="yes"
+        )
         found = {"bits_per_byte": bits_per_byte(scores, said, work.seed), "perplexity": perplexity(scores, said, work.seed)}
         results["held_out"] = {"documents": len(scores.nats), "unknown_units": unknown} | {name: score.to_json() for name, score in found.items()}
         for score in found.values():
@@ -162,7 +177,9 @@ def _fit_model(config: FitConfig, task: str, training: list[Any]) -> Any:
     characters = automatic_characters(texts) if options.characters == "auto" else options.characters
     lowercase = True if config.lowercase == "auto" else config.lowercase
     features = Features(options.words, characters, lowercase, config.remove_stop_words)
-    return fit_linear(texts, labels, task=task, model=options.model, features=features, maximum_features=options.maximum_features, regularisation=options.regularisation)
+    return fit_linear(
+        texts, labels, task=task, model=options.model, features=features, maximum_features=options.maximum_features, regularisation=options.regularisation
+    )
 
 
 def texts_of(examples: Iterable[Any]) -> list[Any]:

@@ -25,7 +25,9 @@ def fit_vectors(config: FitConfig, stream: Stream, folder: Path, seed: int) -> t
     options = config.vectors
     ids = _write_ids(stream, folder / "ids.i32")
     if config.method == "glove":
-        settings = GloVeSettings(options.dimension, _auto(options.window, 10), _auto(options.epochs, 15), _auto(options.learning_rate, 0.05), options.maximum_count)
+        settings = GloVeSettings(
+            options.dimension, _auto(options.window, 10), _auto(options.epochs, 15), _auto(options.learning_rate, 0.15), options.maximum_count
+        )
         entries = count_cooccurrences(ids, len(stream.names), settings.window, folder, config.maximum_memory)
         if not entries:
             raise DataError("no two words stand near each other", "each document has one known word at most", "give longer texts, or lower minimum_count")
@@ -34,7 +36,13 @@ def fit_vectors(config: FitConfig, stream: Stream, folder: Path, seed: int) -> t
         return vectors, {"losses": losses, "entries": entries}
     rate = 0.05 if options.architecture == "bag_of_words" else 0.025
     settings_word2vec = Word2VecSettings(
-        options.architecture, options.dimension, _auto(options.window, 5), options.negatives, _auto(options.epochs, 5), _auto(options.learning_rate, rate), options.subsample
+        options.architecture,
+        options.dimension,
+        _auto(options.window, 5),
+        options.negatives,
+        _auto(options.epochs, 5),
+        _auto(options.learning_rate, rate),
+        options.subsample,
     )
     vectors, losses = train_word2vec(ids, stream.counts, settings_word2vec, seed)
     return vectors, {"losses": losses, "architecture": options.architecture}

@@ -22,6 +22,7 @@ class Kind:
     config_name: str
     summary: str
     terminal: bool = False
+    module: str = "stage"  # of the room, where its work is
 
     @property
     def config(self) -> type[Config]:
@@ -29,7 +30,7 @@ class Kind:
 
     @property
     def stage(self) -> ModuleType:
-        return importlib.import_module(f"luban.{self.room}.stage")
+        return importlib.import_module(f"luban.{self.room}.{self.module}")
 
 
 KINDS = {
@@ -40,6 +41,7 @@ KINDS = {
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
         Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
+        Kind("ensemble", "fitting", "EnsembleConfig", "Let several models of a task answer together.", module="ensemble"),
         Kind("evaluate", "evaluation", "EvaluateConfig", "Score models on held-out text, beside n-gram baselines."),
         Kind("serve", "serving", "ServeConfig", "Serve a model over an OpenAI-compatible API with a chat page.", terminal=True),
     )

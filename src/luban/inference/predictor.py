@@ -16,6 +16,7 @@ import torch
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import machine
 from luban.models.base import Model
+from luban.models.config_json import read_config
 from luban.models.heads import Head
 from luban.models.huggingface import load_model, stored_dtype
 from luban.tokenizer.tokenizer import Tokenizer
@@ -31,7 +32,12 @@ PREDICTORS = {
     "classification": "labels:classify",
     "multi_label": "labels:classify",
     "regression": "labels:classify",
+    "tagging": "spans:tag",
+    "relation": "relations:relate",
+    "joint_relation": "triples:extract",
+    "question_answering": "answers:answer",
 }
+ENSEMBLE = "luban-ensemble"  # model_type of an ensemble's config.json
 STREAMED = 512  # items predicted together when they come one by one
 
 
@@ -44,7 +50,11 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path | str, *, dtype: torch.dtype | None = None, device: str = "auto") -> Predictor:
-        """Open a model directory. Raises DataError when it or its tokenizer cannot be read."""
+        """Open a model directory, or an ensemble of them. Raises DataError when it or its tokenizer cannot be read."""
+        if read_config(Path(path)).get("model_type") == ENSEMBLE:
+            from luban.inference.ensemble import Ensemble
+
+            return Ensemble.load(path, dtype=dtype, device=device)
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
         return cls(load_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))

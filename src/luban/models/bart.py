@@ -32,6 +32,7 @@ class Bart(EncoderDecoder):
         self.model = _Trunk(shape)
         # Added to the logits and not trained: zero but in models that Marian made. A buffer in transformers.
         self.final_logits_bias = nn.Parameter(torch.zeros(1, shape.vocabulary_size))
+        self.dropout = nn.Dropout(shape.dropout)
         self._sinusoids: dict[torch.device, Tensor] = {}
 
     def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
@@ -72,7 +73,7 @@ class Bart(EncoderDecoder):
             states = states + self._table(held + tokens.shape[1], tokens.device)[positions].to(states.dtype)
         if shape.embedding_norm:
             states = stack.layernorm_embedding(states)
-        return F.dropout(states, shape.dropout, self.training)
+        return self.dropout(states)
 
     def _table(self, length: int, device: torch.device) -> Tensor:
         """Sines and cosines [at least length, dim] of the original paper, the sines in the first half."""
@@ -187,7 +188,7 @@ class _Layer(nn.Module):
         self.fc2 = nn.Linear(inner, width)
         self.final_layer_norm = nn.LayerNorm(width)
         self.activation, self.norm_first = FUNCTIONS[shape.activation], shape.norm_first
-        self.dropout, self.activation_dropout = shape.dropout, shape.activation_dropout
+        self.dropout, self.activation_dropout = nn.Dropout(shape.dropout), nn.Dropout(shape.activation_dropout)
 
     def forward(
         self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | None, index: int
@@ -198,13 +199,13 @@ class _Layer(nn.Module):
             norm = self.encoder_attn_layer_norm
             states = self._added(states, self.encoder_attn(self._before(norm, states), crossing, cache, index, memory), norm)
         inner = self.activation(self.fc1(self._before(self.final_layer_norm, states)))
-        return self._added(states, self.fc2(F.dropout(inner, self.activation_dropout, self.training)), self.final_layer_norm)
+        return self._added(states, self.fc2(self.activation_dropout(inner)), self.final_layer_norm)
 
     def _before(self, norm: nn.LayerNorm, states: Tensor) -> Tensor:
         return norm(states) if self.norm_first else states
 
     def _added(self, states: Tensor, part: Tensor, norm: nn.LayerNorm) -> Tensor:
-        states = states + F.dropout(part, self.dropout, self.training)
+        states = states + self.dropout(part)
         return states if self.norm_first else norm(states)
 
 
@@ -217,7 +218,7 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | Crossing | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
         queries = split_heads(self.q_proj(states), self.heads)
@@ -227,4 +228,4 @@ class _Attention(nn.Module):
             keys, values = split_heads(self.k_proj(states), self.heads), split_heads(self.v_proj(states), self.heads)
             if cache is not None:
                 keys, values = cache.update(index, keys, values)
-        return self.out_proj(attend(queries, keys, values, mask, self.dropout if self.training else 0.0))
+        return self.out_proj(attend(queries, keys, values, mask, self.dropout.p if self.training else 0.0))

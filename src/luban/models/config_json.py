@@ -48,6 +48,8 @@ def shape_from(plain: dict[str, Any], file: str = "config.json") -> Any:
 
 def head_from(plain: dict[str, Any]) -> Head | None:
     """The task head that the content of a config.json describes; None for a language model."""
+    if "luban_head" in plain:
+        return read_head(plain, "")
     classes = {name: structure for structure, name in family_of(plain.get("model_type")).classes(plain["model_type"]).items()}
     named = plain.get("architectures") or [""]
     return read_head(plain, classes.get(named[0], ""))

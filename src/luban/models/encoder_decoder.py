@@ -16,13 +16,13 @@ from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
 from luban.models.heads import Head, Projection, last_state, mean_state
 from luban.models.source_cache import SourceCache
 
-HEAD_MODULES = ("classification_head", "classifier", "qa_outputs")
+HEAD_MODULES = ("classification_head", "classifier", "qa_outputs", "luban_pairs")
 
 
 class EncoderDecoder(Model):
     """A source to the encoder's states ("memory"), and with an eye on it the decoder's tokens to hidden states.
 
-    With ``source`` (or ``memory``), ``tokens`` are the decoder's inputs. Without, they are one text for a task head: "token" and "vector" heads take the
+    With ``source`` (or ``memory``), ``tokens`` are the decoder's inputs. Without, they are one text for a task head: "token", "vector" and Luban's own heads take the
     encoder's states of it; "sequence", "choice" and "span" those of the decoder, which reads the same text moved on by one place, as in BART's paper.
     """
 
@@ -75,7 +75,7 @@ class EncoderDecoder(Model):
                 name=self.shape.architecture,
             )
         memory = self.encode(tokens, segments)
-        if self.head.structure in ("token", "vector"):
+        if self.head.own or self.head.structure in ("token", "vector"):
             return memory
         return self.decode(moved_on(tokens, segments, self.shape.decoder_start_id), memory, segments, segments, None)
 
@@ -94,6 +94,7 @@ class EncoderDecoder(Model):
             self.classification_head = Projection(width, head.outputs, self.shape.classifier_dropout)
         elif head.structure == "token":
             self.classifier = nn.Linear(width, head.outputs)
+            self.classifier_dropout = nn.Dropout(self.shape.classifier_dropout)
         elif head.structure == "span":
             self.qa_outputs = nn.Linear(width, head.outputs)
         self.arrange(head, decoder=not encoder_only)
@@ -115,7 +116,7 @@ class EncoderDecoder(Model):
         if structure == "vector":
             return mean_state(hidden, segments)
         if structure == "token":
-            return self.classifier(F.dropout(hidden, self.shape.classifier_dropout, self.training))
+            return self.classifier(self.classifier_dropout(hidden))
         if structure == "span":
             return self.qa_outputs(hidden)
         return self.classification_head(last_state(hidden, segments))

@@ -35,7 +35,14 @@ class NgramTables:
     """A fitted model of one order over symbols; ``units`` names symbols 2, 3, … and ``facts`` is the rest of config.json."""
 
     def __init__(
-        self, keys: Sequence[np.ndarray], direct: Sequence[np.ndarray], backoff: Sequence[np.ndarray], *, units: Sequence[str], outcomes: int, facts: dict[str, Any] | None = None
+        self,
+        keys: Sequence[np.ndarray],
+        direct: Sequence[np.ndarray],
+        backoff: Sequence[np.ndarray],
+        *,
+        units: Sequence[str],
+        outcomes: int,
+        facts: dict[str, Any] | None = None,
     ):
         self.keys, self.direct, self.backoff = list(keys), list(direct), list(backoff)
         self.units, self.outcomes, self.facts = list(units), outcomes, dict(facts or {})
@@ -150,13 +157,25 @@ class NgramTables:
         try:
             units = json.loads((folder / "units.json").read_bytes())
             order, outcomes = int(config.pop("order")), int(config.pop("outcomes"))
-            arrays = {name: [np.load(folder / f"{name}-{k}.npy", mmap_mode="r", allow_pickle=False) for k in range(1, order + 1)] for name in ("keys", "direct", "backoff")}
+            arrays = {
+                name: [np.load(folder / f"{name}-{k}.npy", mmap_mode="r", allow_pickle=False) for k in range(1, order + 1)]
+                for name in ("keys", "direct", "backoff")
+            }
             if not isinstance(units, list) or not all(isinstance(unit, str) for unit in units) or order < 1 or outcomes < 1:
                 raise ValueError(t("its vocabulary is not a list of texts"))
             _check(arrays, order)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise DataError("{path} is no n-gram model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error) from None
-        return cls(arrays["keys"], arrays["direct"], arrays["backoff"], units=units, outcomes=outcomes, facts={key: value for key, value in config.items() if key not in ("model_type", "format")})
+            raise DataError(
+                "{path} is no n-gram model that can be read: {error}", "", "restore the folder, or fit the model again", path=folder, error=error
+            ) from None
+        return cls(
+            arrays["keys"],
+            arrays["direct"],
+            arrays["backoff"],
+            units=units,
+            outcomes=outcomes,
+            facts={key: value for key, value in config.items() if key not in ("model_type", "format")},
+        )
 
 
 def _check(arrays: dict[str, list[np.ndarray]], order: int) -> None:
@@ -164,7 +183,14 @@ def _check(arrays: dict[str, list[np.ndarray]], order: int) -> None:
     for k in range(order):
         keys, direct, backoff = arrays["keys"][k], arrays["direct"][k], arrays["backoff"][k]
         histories = len(arrays["keys"][k - 1]) if k else 1
-        if keys.dtype != np.int64 or direct.dtype.kind != "f" or backoff.dtype.kind != "f" or not len(keys) or len(direct) != len(keys) or len(backoff) != histories:
+        if (
+            keys.dtype != np.int64
+            or direct.dtype.kind != "f"
+            or backoff.dtype.kind != "f"
+            or not len(keys)
+            or len(direct) != len(keys)
+            or len(backoff) != histories
+        ):
             raise ValueError(t("the tables of order {order} do not fit together", order=k + 1))
 
 

@@ -185,7 +185,7 @@ class _Attention(nn.Module):
         self.o = nn.Linear(inner, shape.hidden_size, bias=False)
         if first:
             self.relative_attention_bias = nn.Embedding(shape.relative_buckets, shape.heads)
-        self.heads, self.dropout, self.decoder = shape.heads, shape.dropout, decoder
+        self.heads, self.dropout, self.decoder = shape.heads, nn.Dropout(shape.dropout), decoder
         self.buckets, self.distance = shape.relative_buckets, shape.relative_distance
 
     def position_bias(self, seq: int, held: int, device: torch.device) -> Tensor:
@@ -202,7 +202,7 @@ class _Attention(nn.Module):
             keys, values = split_heads(self.k(states), self.heads), split_heads(self.v(states), self.heads)
             if cache is not None:
                 keys, values = cache.update(index, keys, values)
-        return self.o(attend(queries, keys, values, mask, self.dropout if self.training else 0.0, scale=1.0))
+        return self.o(attend(queries, keys, values, mask, self.dropout.p if self.training else 0.0, scale=1.0))
 
 
 class _Plain(nn.Module):

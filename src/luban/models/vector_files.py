@@ -57,7 +57,9 @@ def _is_text(probe: bytes, dimension: int) -> bool:
     except ValueError:
         # A line longer than what was looked at: its beginning tells.
         parts = probe.split(b" ", 8)[1:8]
-        return len(line) == len(probe) and len(parts) > 2 and all(part.replace(b".", b"").replace(b"-", b"").replace(b"e", b"").isdigit() for part in parts[:-1])
+        return (
+            len(line) == len(probe) and len(parts) > 2 and all(part.replace(b".", b"").replace(b"-", b"").replace(b"e", b"").isdigit() for part in parts[:-1])
+        )
 
 
 def _text(stream: BinaryIO, path: Path, dimension: int, wanted: int | None, number: int, declared: int | None = None) -> WordVectors:
@@ -73,7 +75,15 @@ def _text(stream: BinaryIO, path: Path, dimension: int, wanted: int | None, numb
             except ValueError as error:
                 raise DataError("{path}:{line}: {error}", "", "restore the file", path=path, line=number, error=error) from None
             if len(parts) <= dimension:
-                raise DataError("{path}:{line}: {found} figures, and {dimension} are needed", "", "restore the file", path=path, line=number, found=len(parts) - 1, dimension=dimension)
+                raise DataError(
+                    "{path}:{line}: {found} figures, and {dimension} are needed",
+                    "",
+                    "restore the file",
+                    path=path,
+                    line=number,
+                    found=len(parts) - 1,
+                    dimension=dimension,
+                )
             words.append(b" ".join(parts[:-dimension]).decode("utf-8", "replace"))
         number += 1
     if declared is not None and len(words) < declared:

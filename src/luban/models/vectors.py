@@ -30,7 +30,9 @@ class WordVectors:
         """Raises DataError when the two do not fit together or a figure is not finite."""
         self.words, self.vectors, self.facts = list(words), np.ascontiguousarray(vectors, np.float32), dict(facts or {})
         if self.vectors.ndim != 2 or len(self.words) != len(self.vectors):
-            raise DataError("{words} words and {vectors} vectors do not fit together", "", "restore the files", words=len(self.words), vectors=self.vectors.shape)
+            raise DataError(
+                "{words} words and {vectors} vectors do not fit together", "", "restore the files", words=len(self.words), vectors=self.vectors.shape
+            )
         if not np.isfinite(self.vectors).all():
             row = int(np.flatnonzero(~np.isfinite(self.vectors).all(1))[0])
             raise DataError("the vector of {word!r} has a figure that is no number", "", "restore the files, or fit the vectors again", word=self.words[row])
@@ -111,7 +113,9 @@ class WordVectors:
             vectors = load((folder / "vectors.safetensors").read_bytes())["vectors"]
             lines = (folder / "words.txt").read_bytes().decode("utf-8", "surrogatepass").split("\n")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise DataError("{path} holds no word vectors that can be read: {error}", "", "restore the folder, or fit the vectors again", path=folder, error=error) from None
+            raise DataError(
+                "{path} holds no word vectors that can be read: {error}", "", "restore the folder, or fit the vectors again", path=folder, error=error
+            ) from None
         facts = {key: value for key, value in config.items() if key not in ("model_type", "format", "words", "dimension")}
         return cls([_unescaped(line) for line in lines[:-1]], vectors, facts)
 

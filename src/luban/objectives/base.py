@@ -137,6 +137,10 @@ class Loaders:
 
 
 SHIPPED = {
+    "tagging": "tagging:Tagging",
+    "relation": "relation:Relation",
+    "joint_relation": "joint_relation:JointRelation",
+    "question_answering": "question_answering:QuestionAnswering",
     "causal": "causal:Causal",
     "masked": "masked:Masked",
     "span_corruption": "span_corruption:SpanCorruption",

@@ -94,6 +94,7 @@ class TaggingConfig(Config):
 
     name: Literal["tagging"] = field("tagging", "Spans of a text, labelled.")
     scheme: Literal["BIO", "BIOES"] = field("BIO", "How spans are written as tags on tokens.")
+    subwords: Literal["first", "all"] = field("first", "What has a tag: the first token of each word, or every token.")
     label_smoothing: Share = field(0.0, SMOOTHING)
 
 

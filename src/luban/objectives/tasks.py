@@ -18,6 +18,7 @@ from luban.inference.predictor import Predictor
 from luban.metrics.score import Score
 from luban.metrics.tasks import score_task
 from luban.models.base import Model
+from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Loaders, Objective
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Row
@@ -53,6 +54,10 @@ class TaskObjective(Objective):
     def item_of(self, example: Any) -> dict[str, Any]:
         """The example as `predict` reads it, without its answer."""
         raise NotImplementedError
+
+    def metric_labels(self, head: Head) -> list[str]:
+        """The labels that the metrics tell apart."""
+        return list(head.labels)
 
     # ---- what all have ---------------------------------------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class TaskObjective(Objective):
         training = model.training
         predictions = Predictor(model, tokenizer).predict([self.item_of(example) for example in examples])
         model.train(training)
-        return score_task(self.measured_as, predictions, examples, labels=list(self.head.labels))
+        return score_task(self.measured_as, predictions, examples, labels=self.metric_labels(model.head))
 
     def _set_aside(self, found: ExampleSet, data: DataRequest) -> None:
         """Rows that could not be used, each with its place and the reason, in training/set_aside.jsonl."""

@@ -1,0 +1,44 @@
+"""What the objectives on long texts share: rows are windows of texts, and what does not fit is counted and said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from luban.foundation.console import warn
+from luban.objectives.base import DataRequest, Loaders
+from luban.objectives.tasks import TaskObjective
+from luban.tokenizer.tokenizer import Tokenizer
+from luban.tokens.batch import Row
+
+
+class WindowedObjective(TaskObjective):
+    """Base of tagging, joint relations and question answering: an example makes as many rows as it has windows."""
+
+    unit = "window"
+
+    def rows_of(self, examples: Sequence[Any], tokenizer: Tokenizer) -> list[Row]:
+        """The rows of all windows of the examples."""
+        raise NotImplementedError
+
+    def loaders(self, data: DataRequest) -> Loaders:
+        self.noticed: dict[str, int] = {}
+        made = super().loaders(data)
+        for reason, count in self.noticed.items():
+            warn("{count} {reason}", count=count, reason=reason)
+        if self.noticed:
+            made.report["noticed"] = self.noticed
+        return made
+
+    def units(self, examples: Sequence[Any], tokenizer: Tokenizer) -> list[list[Row]]:
+        return [[row] for row in self.rows_of(examples, tokenizer)]
+
+    def notice(self, reason: str, count: int = 1) -> None:
+        """Count what was learned from in another form than it was given."""
+        if count:
+            self.noticed[reason] = self.noticed.get(reason, 0) + count
+
+
+def window_stride(length: int) -> int:
+    """Tokens that neighbouring windows of ``length`` share, where nothing else is asked for."""
+    return length // 4
