@@ -115,6 +115,8 @@ def test_pieces_joined_are_the_text(model, tokenizer):
 class Scripted(torch.nn.Module):
     """A model that writes a given text: the next token after position p is the p-th of the script."""
 
+    takes_prefix, head = False, None
+
     def __init__(self, script: list[int], maximum: int = 4000):
         super().__init__()
         self.shape = make_model().shape.updated(maximum_positions=maximum)

@@ -184,6 +184,28 @@ def test_packed_rows_are_refused(folders):
         model(tokens(1), segments=torch.tensor([[0] * 4 + [1] * 5]))
 
 
+@pytest.mark.parametrize("name", ["opt", "electra", "bloom"])
+def test_a_row_of_nothing_but_padding_does_no_harm(name, folders):
+    model = load_model(folders[name][0])
+    segments = torch.cat([torch.zeros(1, 9), torch.full((1, 9), -1.0)])
+    hidden = model(tokens(), segments=segments)
+    torch.testing.assert_close(hidden[:1], model(tokens()[:1]))
+    hidden[0].square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt_neox", "umt5", "electra"])
+def test_another_type_on_disk_holds_tied_weights_once(name, folders, tmp_path):
+    model = load_model(folders[name][0])
+    save_model(model, tmp_path, dtype=torch.bfloat16)
+    again = load_model(tmp_path)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert (tmp_path / "model.safetensors").stat().st_size < 2 * count + 12000 and json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert again.dtype == torch.float32
+    for key, value in model.named_parameters():
+        assert torch.equal(again.get_parameter(key), value.bfloat16().float())
+
+
 def test_parts_are_found(folders):
     for name, (folder, _) in folders.items():
         model = load_model(folder)
@@ -322,3 +344,20 @@ def test_numbers_that_are_none_are_found_where_asked(folders, tmp_path):
     load_model(tmp_path)
     with pytest.raises(DataError, match="NaN or infinity"):
         load_model(tmp_path, check_finite=True)
+
+
+def test_a_shape_survives_as_plain_data(folders):
+    """As in a resolved recipe: written out, read again by its architecture, and built."""
+    from luban.foundation.config import Config, build, field
+    from luban.models.shapes import AnyShape
+
+    class Holder(Config):
+        shape: AnyShape = field(..., "A shape.")
+
+    for name in ("opt", "electra", "pegasus"):
+        shape = read_shape(folders[name][0])
+        assert shape.architecture == "transformers" and shape.model_type == name
+        again = build(Holder, {"shape": json.loads(json.dumps(shape.model_dump()))}).shape
+        assert again == shape and again.kind == shape.kind
+        with torch.device("meta"):
+            assert parameters(again)["total"] == sum(parameter.numel() for parameter in AutoModelAdapter(again).parameters())

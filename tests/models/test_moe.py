@@ -269,3 +269,21 @@ def test_what_does_not_fit_is_refused_by_name(changes, said):
 
     with pytest.raises(ConfigError, match=said):
         build(MixtureShapeConfig, {**PLAIN, **changes})
+
+
+def test_the_balance_loss_brings_experts_to_even_use():
+    """Descending it alone: from uneven choices to even ones, where the loss is experts_per_token."""
+    shape = MixtureShapeConfig(**{**PLAIN, "layers": 1}, experts=6, initializer_deviation=0.3)
+    model = build_model(shape).initialize(0).train()
+    gate = model.model.layers[0].block_sparse_moe.gate.weight
+    optimizer = torch.optim.Adam([gate], lr=0.02)
+    found = []
+    for _ in range(60):
+        model(tokens(4, 60))
+        said = model.auxiliary()
+        found.append((said["load_balance"].item(), said["expert_share_max"].item()))
+        optimizer.zero_grad()
+        said["load_balance"].backward()
+        optimizer.step()
+    assert found[0][0] > 2.1 and found[-1][0] == pytest.approx(2.0, abs=0.02)
+    assert found[-1][1] < 0.2 < found[0][1]

@@ -377,3 +377,27 @@ def test_what_does_not_fit_is_refused_by_name():
         build(RecurrentShapeConfig, {**PLAIN, "hidden_size": 7})
     with pytest.raises(ConfigError, match="has no head for sequence"):
         build_model(PAIRS["dot"]).attach(Head("sequence", "classification", ("a", "b")))
+
+
+@pytest.mark.parametrize("attention", ["additive", "dot"])
+def test_an_alignment_is_learned_and_can_be_seen(attention):
+    """Texts of four words are turned around; the words and the picture of who looks at whom both say so."""
+    shape = RecurrentShapeConfig(vocabulary_size=9, layers=1, hidden_size=32, maximum_positions=8, dropout=0.0, attention=attention)
+    model = build_model(shape).initialize(1).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(160):
+        source = torch.randint(1, 9, (32, 4), generator=generator)
+        wanted = source.flip(1)
+        hidden = model(torch.cat([torch.zeros(32, 1, dtype=torch.long), wanted[:, :-1]], 1), source=source)
+        loss = torch.nn.functional.cross_entropy(model.logits(hidden).flatten(0, 1), wanted.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    model.keep_attention = True
+    source = torch.randint(1, 9, (50, 4), generator=generator)
+    with torch.inference_mode():
+        found = model.logits(model(torch.cat([torch.zeros(50, 1, dtype=torch.long), source.flip(1)[:, :-1]], 1), source=source)).argmax(-1)
+    assert (found == source.flip(1)).float().mean() > 0.97
+    assert model.attention.mean(0).argmax(1).tolist() == [3, 2, 1, 0]

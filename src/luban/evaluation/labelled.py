@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from luban.evaluation import report
+from luban.evaluation.baselines import baselines_of
 from luban.evaluation.config import EvaluateConfig
 from luban.evaluation.subjects import Subject
 from luban.examples.reading import ExampleSet, read_examples
 from luban.examples.splitting import leaks
-from luban.fitting.linear import fit_linear, fit_majority
 from luban.foundation.artifacts import Work, write_bytes, write_json
 from luban.foundation.console import heading, say, table, warn
 from luban.foundation.errors import ConfigError
@@ -61,7 +61,7 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
         rows += _baselines(objective, found, training, config, notes)
     for subject in subjects:
         rows.append((subject.name, "model", Predictor.load(subject.path).predict(items)))
-    results = _results(objective.measured_as, found, rows, list(head.labels), notes, work.seed)
+    results = _results(objective.measured_as, found, rows, objective.metric_labels(head), notes, work.seed)
     _save(work, found, rows, results)
     show(results)
     for row in results["rows"]:
@@ -71,21 +71,13 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
 
 
 def _baselines(objective: TaskObjective, found: ExampleSet, training: Sequence[Path], config: EvaluateConfig, notes: list[str]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """The most frequent answer, and TF-IDF with a linear model, fitted to the training data (for labels and numbers of texts)."""
+    """What the task's baselines, fitted to the training data, answer; examples that the training data has too are counted."""
     known = read_examples(training, objective.reads, config.mapping or None).examples
     if (shared := leaks(known, found.examples)).count:
         note = t("{count} of the {total} examples have a text that the training data has too", count=shared.count, total=len(found.examples))
         warn("{note}", note=note)
         notes.append(note)
-    if objective.reads not in ("classification", "multi_label", "regression"):
-        return []
-    texts = [(example.text, example.pair) if example.pair else example.text for example in known]
-    asked = [(example.text, example.pair) if example.pair else example.text for example in found.examples]
-    labels = [example.label for example in known]
-    return [
-        ("majority", "baseline", fit_majority(texts, labels, task=objective.reads).predict(asked)),
-        ("tfidf-linear", "baseline", fit_linear(texts, labels, task=objective.reads).predict(asked)),
-    ]
+    return baselines_of(objective.reads, known, found.examples)
 
 
 def _results(task: str, found: ExampleSet, rows: list[tuple[str, str, list[dict[str, Any]]]], labels: list[str], notes: list[str], seed: int) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _entities(text: str, head: Any, tail: Any, ranges: list[tuple[int, int]] | N
     found = []
     for item in (head, tail):
         if isinstance(item, dict):
-            name, place = item.get("name") or item.get("text") or item.get("word"), item.get("pos") or item.get("span")
+            name, place = item.get("name") or item.get("text") or item.get("word"), item.get("pos") or item.get("span") or [item.get("start"), item.get("end")]
             label = str(field_of(item, ("type", "label")) or "")
             if isinstance(place, list) and len(place) == 2 and all(isinstance(value, int) for value in place):
                 if ranges is not None and 0 <= place[0] < place[1] <= len(ranges):

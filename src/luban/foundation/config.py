@@ -104,6 +104,8 @@ def walk_fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Fiel
     for name, info in cls.model_fields.items():
         nested = [] if is_input(info) else config_classes_of(info.annotation)
         if nested:
+            if str in get_args(info.annotation):  # it may also be written short, as a name
+                yield f"{prefix}{name}", info
             leaves: dict[str, FieldInfo] = {}
             for dotted, leaf in (pair for choice in nested for pair in walk_fields(choice, f"{prefix}{name}.")):
                 leaves.setdefault(dotted, leaf)

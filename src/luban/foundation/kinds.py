@@ -37,6 +37,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("curate", "corpus", "CurateConfig", "Clean, deduplicate and split raw text into a corpus."),
+        Kind("gather", "examples", "GatherConfig", "Gather the texts of labelled files into a corpus.", module="gather"),
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),

@@ -31,12 +31,14 @@ class Reading:
     """A text as tagging reads it.
 
     ``units`` has one entry for each stretch that gets one tag (a word, or a token where ``subwords`` is "all"), its offsets in the text;
-    ``places`` says where it is judged: window, and place of its first token in the window.
+    ``places`` says where it is judged: window, and place of its first token in the window. ``shown`` lists for each window all units that
+    it shows: unit, and place of its first token.
     """
 
     units: Framed
     windows: list[Framed]
     places: list[tuple[int, int]]
+    shown: list[list[tuple[int, int]]]
 
 
 def read_texts(tokenizer: Tokenizer, texts: Sequence[str], words: Sequence[Words], settings: Mapping[str, Any]) -> list[Reading]:
@@ -58,13 +60,12 @@ def _reading(tokenizer: Tokenizer, text: str, words: Words, framed: Framed, sett
     ranges = window_ranges(stop - first, maximum - (len(framed.ids) - (stop - first)), settings.get("stride", maximum // 4), bounds)
     offsets = framed.offsets[first:stop]
     windows = [_window(framed, first, stop, start, end, len(text)) for start, end in ranges]
-    places = []
-    for group in groups:
-        window = owner(ranges, group[0])
-        places.append((window, first + group[0] - ranges[window][0]))
+    shown = [[(unit, first + bounds[unit] - start) for unit in range(bisect_left(bounds, start), bisect_left(bounds, end))] for start, end in ranges]
+    owners = [owner(ranges, token) for token in bounds]
+    places = [(window, first + token - ranges[window][0]) for window, token in zip(owners, bounds, strict=True)]
     stretches = [(offsets[group[0]][0], max(offsets[index][1] for index in group)) for group in groups]
     units = Framed([framed.ids[first + group[0]] for group in groups], [0] * len(groups), stretches, [0] * len(groups), 0, [(0, len(text))])
-    return Reading(units, windows, places)
+    return Reading(units, windows, places, shown)
 
 
 def _gap(tokenizer: Tokenizer) -> int:

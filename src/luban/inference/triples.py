@@ -23,10 +23,9 @@ def extract(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]],
     tags = list(settings["tags"])
     readings = read_items(tokenizer, items, settings)
     windows = [window for reading in readings for window in reading.windows]
-    owners = [number for number, reading in enumerate(readings) for _ in reading.windows]
+    shown = [units for reading in readings for units in reading.shown]
     tag_scores: dict[int, np.ndarray] = {}
     pair_scores: dict[int, np.ndarray] = {}
-    starts = [_starts(reading) for reading in readings]
     first_of = np.cumsum([0, *(len(reading.windows) for reading in readings)])
     for batch in padded_batches(windows, tokenizer.pad_id, rows, model.device):
         named, pairs = parted(batch.scores(model).float(), len(tags))
@@ -34,7 +33,7 @@ def extract(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]],
         for row, number in enumerate(batch.numbers):
             tag_scores[number] = named[row]
             # Only places where a word begins can have a relation: the rest of the square is not kept.
-            places = [place for _, place in starts[owners[number]][number - first_of[owners[number]]]]
+            places = [place for _, place in shown[number]]
             pair_scores[number] = pairs[row][places][:, places].cpu().numpy()  # [words, words, relations]
     rules = rules_of(model.head, tags)
     found = []
@@ -42,37 +41,17 @@ def extract(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]],
         first = int(first_of[number])
         values = collect(reading, first, tag_scores) if reading.places else np.zeros((0, len(tags)))
         spans = decode(values, tags, reading.units, item["text"], rules)
-        triples = _triples(spans, starts[number], [pair_scores[first + window] for window in range(len(reading.windows))], model.head.labels)
+        triples = _triples(spans, reading.shown, [pair_scores[first + window] for window in range(len(reading.windows))], model.head.labels)
         plain = [{key: value for key, value in span.items() if key not in ("first", "last")} for span in spans]
         found.append({"spans": plain, "triples": [{"head": plain[head], "tail": plain[tail], "label": label, "score": score} for head, tail, label, score in triples]})
     return found
 
 
-def _starts(reading: Reading) -> list[list[tuple[int, int]]]:
-    """For each window (unit, place of its first token) of all units that it shows."""
-    tokens: list[dict[int, int]] = []
-    base = unit_tokens(reading)
-    for window in range(len(reading.windows)):
-        tokens.append({unit: place for unit, places in enumerate(base) if (place := places.get(window)) is not None})
-    return [sorted(window.items()) for window in tokens]
-
-
-def unit_tokens(reading: Reading) -> list[dict[int, int]]:
-    """For each unit the windows that show its first token, and its place in each."""
-    firsts: list[dict[tuple[int, int], int]] = []
-    for window in reading.windows:
-        firsts.append({})
-        for place, (offset, part) in enumerate(zip(window.offsets, window.parts, strict=True)):
-            if part == 0:
-                firsts[-1].setdefault(offset, place)
-    return []
-
-
-def _triples(spans: list[dict[str, Any]], starts: list[list[tuple[int, int]]], scores: list[np.ndarray], labels: Sequence[str]) -> list[tuple[int, int, str, float]]:
+def _triples(spans: list[dict[str, Any]], shown: list[list[tuple[int, int]]], scores: list[np.ndarray], labels: Sequence[str]) -> list[tuple[int, int, str, float]]:
     """(head, tail, label, probability) of every related pair; of several windows that show it the surest counts."""
     best: dict[tuple[int, int, int], float] = {}
-    for shown, pairs in zip(starts, scores, strict=True):
-        row_of = {unit: row for row, (unit, _) in enumerate(shown)}
+    for units, pairs in zip(shown, scores, strict=True):
+        row_of = {unit: row for row, (unit, _) in enumerate(units)}
         seen = [(number, row_of[span["first"]]) for number, span in enumerate(spans) if span["first"] in row_of]
         for head, row in seen:
             for tail, column in seen:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from luban.foundation.artifacts import write_json
+from luban.foundation.config import Source, build
 from luban.foundation.console import say, warn
 from luban.foundation.errors import ConfigError, DataError, missing_extra
 from luban.models.auto_shape import AutoShapeConfig, from_json, refuse_code, transformers_classes
@@ -94,7 +95,7 @@ class AutoModelAdapter(Model):
                     "{name} reads a source and writes a target; it was given one text",
                     "an encoder–decoder without a task head has nothing to do with a single text",
                     "train it on pairs (translation, summarisation, denoising), or give it a task head",
-                    name=self.shape.architecture,
+                    name=self.shape.model_type,
                 )
             if memory is None:
                 memory = self.encode(source, source_segments)
@@ -126,8 +127,9 @@ class AutoModelAdapter(Model):
                 "{name} runs through transformers, which reads one document a row; a row holds several",
                 "packed documents would see each other",
                 "set packing to none, or choose a family of Luban's own",
-                name=self.shape.architecture,
+                name=self.shape.model_type,
             )
+        kept[:, 0] |= ~kept.any(1)  # a row of nothing but padding sees something: attention over nothing is no number
         return kept.long()
 
     def new_cache(self, slots: int, maximum: int) -> TextCache:
@@ -180,8 +182,8 @@ class AutoModelAdapter(Model):
         if head.structure == "vector":
             return  # the base model's states; the language model's output stays unused
         table = transformers_classes(head.structure) if head.structure in FACTORIES else {}
-        if self.shape.reads == "encoder_decoder" or self.shape.architecture not in table:
-            super().attach(head)
+        if self.shape.reads == "encoder_decoder" or self.shape.model_type not in table:
+            raise ConfigError("{name} has no head for {structure}", "", "choose an encoder, or another family", name=self.shape.model_type, structure=head.structure)
         config = configured(self.shape.settings, head, self.inner.config)
         new = new_model(config, head.structure).to(self.device, self.dtype).train(self.training)
         missing, _ = new.base_model.load_state_dict(self.inner.base_model.state_dict(), strict=False)
@@ -249,7 +251,7 @@ class AutoModelAdapter(Model):
     ) -> AutoModelAdapter:
         """As :func:`luban.models.huggingface.load_model`, of a directory whose weights are known to be safetensors."""
         file = str(folder / "config.json")
-        shape = AutoShapeConfig(architecture=plain["model_type"], **from_json(plain, file))
+        shape = build(AutoShapeConfig, from_json(plain, file), Source(file))
         structure = _written_structure(plain)
         saved = read_head(plain, structure)
         wanted = None if language_model else head or saved
@@ -287,7 +289,7 @@ class AutoModelAdapter(Model):
                 os.replace(Path(made) / name, folder / name)
             plain = json.loads((Path(made) / "config.json").read_text(encoding="utf-8"))
         named = str(dtype).removeprefix("torch.")
-        plain |= {"model_type": self.shape.architecture, "architectures": [type(self.inner).__name__], "dtype": named, "torch_dtype": named}
+        plain |= {"model_type": self.shape.model_type, "architectures": [type(self.inner).__name__], "dtype": named, "torch_dtype": named}
         plain.pop("luban_head", None)
         if self.head is not None:
             plain |= self.head.to_json()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -34,7 +34,8 @@ class AutoShapeConfig(BaseShapeConfig):
 
     kind: ClassVar[Any] = property(lambda self: self.reads)
 
-    architecture: str = field(..., "The model_type that transformers knows.")
+    architecture: Literal["transformers"] = field("transformers", "Modules of transformers, for what Luban has none of its own.")
+    model_type: str = field(..., "The model_type that transformers knows.")
     reads: Kind = field(..., "How a model of it reads and writes.")
     vocabulary_size: PositiveInt = field(..., "Rows of the embedding.", unit="tokens")
     layers: PositiveInt = field(..., "Number of layers.")
@@ -81,16 +82,10 @@ def transformers_classes(structure: str) -> dict[str, str]:
     return getattr(modeling_auto, f"MODEL_FOR_{title}_MAPPING_NAMES" if title else "MODEL_MAPPING_NAMES")
 
 
-def classes(architecture: str) -> dict[str, str]:
-    """transformers' class for each head structure that the architecture has."""
-    found = {structure: transformers_classes(structure).get(architecture) for structure in (*CLASSES, "vector")}
-    return {structure: name if isinstance(name, str) else name[0] for structure, name in found.items() if name}
-
-
 def from_json(plain: dict[str, Any], file: str) -> dict[str, Any]:
     """The fields of a shape that the content of a config.json says."""
     refuse_code(plain, file)
-    values: dict[str, Any] = {"reads": _kind(plain, file), "settings": dict(plain)}
+    values: dict[str, Any] = {"model_type": plain["model_type"], "reads": _kind(plain, file), "settings": dict(plain)}
     for ours, keys in NAMES.items():
         value = next((plain[key] for key in keys if plain.get(key) is not None), SILENT.get(ours))
         if value is None and ours != "decoder_layers":
@@ -120,11 +115,6 @@ def _kind(plain: dict[str, Any], file: str) -> Kind:
         file=file,
         name=name,
     )
-
-
-def to_json(shape: AutoShapeConfig) -> dict[str, Any]:
-    """A shape's part of config.json: all of it, as transformers wrote it."""
-    return {key: value for key, value in shape.settings.items() if key not in ("model_type", "architectures", "torch_dtype", "dtype", "transformers_version")}
 
 
 # ---- what it costs: counted on transformers' own modules, without values (see counts.py) ---------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 from luban.foundation.config import Source, build
 from luban.foundation.errors import DataError
 from luban.models.auto_shape import refuse_code
-from luban.models.families import BY_ARCHITECTURE, family_of
+from luban.models.families import AUTO, BY_ARCHITECTURE, family_of
 from luban.models.heads import Head, read_head
+from luban.models.sentence import sentence_head
 from luban.models.shape_base import BaseShapeConfig
 
 
@@ -30,6 +31,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError("{file} is damaged: {error}", "", "restore the file", file=file, error=error) from None
     if not isinstance(plain, dict):
         raise DataError("{file} is damaged: {error}", "", "restore the file", file=file, error="no JSON object")
+    if "luban_head" not in plain and (head := sentence_head(folder)) is not None:
+        plain |= head.to_json()  # sentence-transformers keeps the pooling in files of its own
     return plain
 
 
@@ -43,7 +46,8 @@ def shape_from(plain: dict[str, Any], file: str = "config.json") -> Any:
     if str(plain.get("model_type")) not in BY_ARCHITECTURE:
         refuse_code(plain, file)
     family = family_of(plain.get("model_type"), file)
-    return build(family.shape, {"architecture": plain["model_type"], **family.from_json(plain, file)}, Source(file))
+    architecture = family.architectures[0] if family is AUTO else plain["model_type"]
+    return build(family.shape, {"architecture": architecture, **family.from_json(plain, file)}, Source(file))
 
 
 def head_from(plain: dict[str, Any]) -> Head | None:

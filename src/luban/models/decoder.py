@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.models.base import Model
+from luban.models.classic import vector
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache, Layer, RMSNorm
 from luban.models.rotary import Rotary
@@ -80,8 +81,9 @@ class Decoder(Model):
     def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         if self.head.structure == "token":
             return self.score(hidden)
-        state = last_state(hidden, segments)
-        return state if self.head.structure == "vector" else self.score(state)
+        if self.head.structure == "vector":
+            return vector(self.head, hidden, segments, "last")
+        return self.score(last_state(hidden, segments))
 
     @classmethod
     def rename(cls, name: str) -> str | None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
-from luban.models.classic import join_heads, split_heads
+from luban.models.classic import join_heads, split_heads, vector
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
-from luban.models.heads import Head, Projection, last_state, mean_state
+from luban.models.heads import Head, Projection, last_state
 from luban.models.source_cache import SourceCache
 
 HEAD_MODULES = ("classification_head", "classifier", "qa_outputs", "luban_pairs")
@@ -114,7 +114,7 @@ class EncoderDecoder(Model):
     def family_scores(self, hidden: Tensor, tokens: Tensor, segments: Tensor | None = None, extra: Mapping[str, Tensor] | None = None) -> Tensor:
         structure = self.head.structure
         if structure == "vector":
-            return mean_state(hidden, segments)
+            return vector(self.head, hidden, segments, "mean")
         if structure == "token":
             return self.classifier(self.classifier_dropout(hidden))
         if structure == "span":

@@ -65,8 +65,8 @@ FAMILIES = (
     Family("bart_shape", "BartShapeConfig", "bart", "Marian", ("marian",)),
     Family("recurrent_shape", "RecurrentShapeConfig", "recurrent", "Recurrent", ("luban-recurrent",)),
 )
-AUTO = Family("auto_shape", "AutoShapeConfig", "auto", "AutoModelAdapter", ())  # whatever else transformers has
-BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+AUTO = Family("auto_shape", "AutoShapeConfig", "auto", "AutoModelAdapter", ("transformers",))  # whatever else transformers has
+BY_ARCHITECTURE = {name: family for family in (*FAMILIES, AUTO) for name in family.architectures}
 
 
 def family_of(architecture: object, where: str = "config.json") -> Family:
@@ -83,7 +83,7 @@ def family_of(architecture: object, where: str = "config.json") -> Family:
         "choose a model of one of these families; others run through transformers where it is installed and knows them: pip install 'luban[transformers]'",
         file=where,
         name=architecture,
-        known=", ".join(BY_ARCHITECTURE),
+        known=", ".join(name for family in FAMILIES for name in family.architectures),
     )
 
 

@@ -22,6 +22,7 @@ from luban.models.base import Model
 from luban.models.config_json import config_json, head_from, read_config, read_shape, shape_from
 from luban.models.families import AUTO, build_model, family_of
 from luban.models.heads import Head
+from luban.models.sentence import write_sentence_files
 
 __all__ = ["load_model", "read_shape", "save_model", "stored_dtype"]
 
@@ -48,6 +49,8 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.dtype
+    if model.head is not None and model.head.structure == "vector" and model.head.task == "embedding":
+        write_sentence_files(folder, model.head, model.shape.hidden_size)
     if family_of(model.shape.architecture) is AUTO:
         model.write_directory(folder, dtype, end_ids, begin_id, pad_id, shard_bytes)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from luban.foundation.config import one_of
+from luban.models.auto_shape import AutoShapeConfig
 from luban.models.bart_shape import BartShapeConfig
 from luban.models.bert_shape import BertShapeConfig
 from luban.models.gpt2_shape import GPT2ShapeConfig
@@ -14,6 +15,6 @@ from luban.models.t5_shape import T5ShapeConfig
 
 SHAPES = (
     ShapeConfig, GPT2ShapeConfig, BertShapeConfig, T5ShapeConfig, BartShapeConfig, MixtureShapeConfig,
-    LstmShapeConfig, BilstmShapeConfig, RecurrentShapeConfig,
+    LstmShapeConfig, BilstmShapeConfig, RecurrentShapeConfig, AutoShapeConfig,
 )  # fmt: skip
 AnyShape = one_of("architecture", *SHAPES)

@@ -113,6 +113,7 @@ class StateRows:
     """Neighbouring slots during one forward pass."""
 
     def __init__(self, cache: StateCache, first: int, count: int, lengths: Sequence[int] | None):
+        assert lengths is None or min(lengths) > 0, "each row reads something"
         self.cache, self.first, self.end, self.new = cache, first, first + count, lengths
         self.lengths = cache.lengths[first : self.end]
         for slot in range(first, self.end):
@@ -132,7 +133,7 @@ class StateRows:
     def write(self, states: Sequence[Tensor], seq: int) -> None:
         """The states [rows, …] after a pass over ``seq`` columns."""
         for tensor, state in zip(self.cache.tensors, states, strict=True):
-            tensor[self.first : self.end] = state
+            tensor[self.first : self.end] = state.detach()
         for offset, new in enumerate(self.new or [seq] * (self.end - self.first)):
             self.cache.note(self.first + offset, new)
 

@@ -55,12 +55,18 @@ class Objective:
     name: str = ""
     unit: str = "token"  # or "example", "pair", "group"
     scope: str = "example"  # or "group", "batch"
+    learns: bool = True  # False: nothing is trained, the model is only given what the objective knows
     conversational: bool = False  # samples are asked as a user's turn rather than continued
     kinds: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "encoder_decoder")  # of models that can learn it
     head: Head | None = None  # what the model must put out; None leaves it a language model
 
     def __init__(self, config: Config | None = None):
         self.config = config
+
+    @property
+    def by_example(self) -> bool:
+        """Whether a step is so many examples (``batch_examples``), each in rows of its own, rather than so many tokens."""
+        return self.unit != "token"
 
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with what the objective needs added: a mask, sentinels, markers. As it is, as a rule."""
@@ -124,6 +130,8 @@ class DataRequest:
     mapping: dict[str, Any]
     mixture: list[float]
     work: Path
+    teachers: list[Path] = field(default_factory=list)  # model directories that the objective names
+    model_head: Head | None = None  # of the model that training starts from
     fold: tuple[int, int] | None = None  # hold out this one of so many folds of the data
 
 
@@ -151,6 +159,11 @@ SHIPPED = {
     "classification": "classification:Classification",
     "multi_label": "classification:Classification",
     "regression": "classification:Classification",
+    "translation": "text_pairs:TextPairs",
+    "summarization": "text_pairs:TextPairs",
+    "generation": "text_pairs:TextPairs",
+    "pattern": "pattern:Pattern",
+    "distillation": "distillation:Distillation",
 }
 
 

@@ -32,6 +32,7 @@ class TaskObjective(Objective):
     (``make_head``), how an example becomes a unit of rows (``unit_of``) and an item to predict (``item_of``), and its loss (``terms``)."""
 
     unit = "example"
+    by_example = True
     group: int = 1  # rows a unit
     reads: str = ""  # the task by which `read_examples` knows it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from luban.examples.reading import ExampleSet
 from luban.foundation.console import warn
 from luban.objectives.base import DataRequest, Loaders
 from luban.objectives.tasks import TaskObjective
@@ -26,9 +27,15 @@ class WindowedObjective(TaskObjective):
         made = super().loaders(data)
         for reason, count in self.noticed.items():
             warn("{count} {reason}", count=count, reason=reason)
+        made.report |= {"examples": self.examples, "windows": made.report["examples"]}
         if self.noticed:
             made.report["noticed"] = self.noticed
         return made
+
+    def read(self, data: DataRequest) -> tuple[ExampleSet, list[Any]]:
+        found, held_out = super().read(data)
+        self.examples = len(found.examples)
+        return found, held_out
 
     def units(self, examples: Sequence[Any], tokenizer: Tokenizer) -> list[list[Row]]:
         return [[row] for row in self.rows_of(examples, tokenizer)]

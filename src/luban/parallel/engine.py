@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -92,11 +93,12 @@ class TorchEngine:
         """The batch in micro-batches of whole units on the device, padding trimmed from each; a batch whose rows are compared stays whole."""
         rows, width = batch.inputs.shape
         wanted = self.micro_batch_rows or self.micro_batch_tokens // (width + (0 if batch.source is None else batch.source.shape[1]))
-        size = rows if self.objective.scope == "batch" else max(1, wanted // batch.group) * batch.group
+        whole = self.objective.scope == "batch"
+        size = rows if whole else max(1, wanted // batch.group) * batch.group
         for start in range(0, rows, size):
             part = batch.rows(start, start + size, trim=True)
             if part.weights.any():
-                yield part.to(self.device)
+                yield replace(part, micro_rows=max(1, wanted)).to(self.device) if whole else part.to(self.device)
 
     def clip(self, largest: float) -> torch.Tensor:
         """The gradient's norm; gradients above ``largest`` (if not 0) are scaled down to it."""

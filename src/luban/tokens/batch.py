@@ -54,6 +54,7 @@ class Batch:
     extra: dict[str, Tensor] = field(default_factory=dict)  # [rows, …] labels and the like
     group: int = 1
     prefix: Tensor | None = None  # [rows, seq] bool: places of a decoder's input that all places of their segment see
+    micro_rows: int = 0  # rows that an objective which needs all of them at once passes through the model together; 0: all
 
     def rows(self, start: int, stop: int, trim: bool = False) -> Batch:
         """Some of the rows: a rank's share or a micro-batch. ``trim`` drops columns at the end that are padding in all of them."""

@@ -104,7 +104,7 @@ def freeze(model: Model, parts: list[str]) -> None:
         for name, parameter in model.named_parameters():
             depth = depths[name]
             if part == "trunk":
-                chosen = depth < top or name.startswith(model.prefix)
+                chosen = not model.is_output(name)
             elif part == "embeddings":
                 chosen = depth == 0
             elif part.startswith("layers:") and part[7:].isdigit():

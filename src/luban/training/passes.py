@@ -30,6 +30,8 @@ def make_passes(config: RegularizationConfig, objective: Objective, model: Model
         raise ConfigError("regularization: {names} cannot be used together", "each says how a batch is passed through the model", "choose one", names=", ".join(chosen))
     if config.mixup and (objective.unit != "example" or model.shape.kind != "encoder"):
         raise ConfigError("regularization.mixup mixes the examples of classification with an encoder", "this is {objective} with {kind}", "set it to 0", objective=objective.name, kind=model.shape.kind)
+    if method != "none" and objective.scope == "batch":
+        raise ConfigError("regularization.adversarial moves the embeddings of a whole micro-batch", "{objective} reads its batch in parts and compares them", "leave it out", objective=objective.name)
     if config.mixup:
         return Mixup(config.mixup)
     if config.r_drop:

@@ -14,9 +14,12 @@ from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
 from luban.foundation.errors import ConfigError, Interrupted
 from luban.models.base import Model
+from luban.models.config_json import head_from, read_config
 from luban.models.counts import flops_per_token, parameters
 from luban.models.families import build_model
 from luban.models.huggingface import load_model, save_model
+from luban.models.heads import Head
+from luban.models.shape_base import BaseShapeConfig
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
@@ -65,7 +68,7 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     device = choose_device()
     objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
     _check_kind(config, objective)
-    choices = _choices(config, folder, device, objective.unit)
+    choices = _choices(config, folder, device, objective.by_example)
     known = _tokenizer(work)
     tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer, fold))
@@ -95,7 +98,7 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     return training, choices
 
 
-def _choices(config: TrainConfig, folder: Path, device: torch.device, unit: str) -> dict[str, Any]:
+def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example: bool) -> dict[str, Any]:
     """What was chosen on this machine, written before step one and replayed when the run is continued."""
     file = folder / "choices.json"
     if file.exists():
@@ -109,7 +112,7 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, unit: str)
     if rows == "auto":
         # Measured on processors: micro-batches of about 2,048 tokens stay in cache and are the fastest.
         # Rows of examples are only as wide as the longest of a step, so there the engine counts tokens itself (0).
-        rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if unit == "token" else 0
+        rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if not by_example else 0
     choices = {"device": device.type, "threads": threads, "precision": name, "micro_batch_rows": rows}
     write_json(file, choices)
     return choices
@@ -118,7 +121,7 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, unit: str)
 def _tokenizer(work: Work) -> Tokenizer:
     """The tokenizer that is named, or the one the data was encoded with, or the model's own; all must mean the same words."""
     encoded = [source.path / "tokenizer" for source in _listed(work, "data") if isinstance(source, Artifact) and source.kind == "encode"]
-    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"]) if source is not None]
+    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *_listed(work, "objective.teacher")) if source is not None]
     folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
     folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
     if not folders:
@@ -144,8 +147,7 @@ def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective: Obj
     """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
     head = objective.head
     if not (source := work.inputs["model"]):
-        shape = config.shape if config.shape.vocabulary_size >= tokenizer.vocabulary_size else config.shape.updated(vocabulary_size=tokenizer.vocabulary_size)
-        model = build_model(shape).initialize(work.seed)
+        model = build_model(_for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
         return model.with_head(head, work.seed) if head else model
     folder = getattr(source, "path", source)
     model = load_model(folder, head=head, language_model=head is None, seed=work.seed)
@@ -157,6 +159,17 @@ def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective: Obj
             model.resize_vocabulary(tokenizer.vocabulary_size, {index: own.encode(tokenizer.decode([index], skip_special=False)) for index in added})
             say("{count} new tokens start as the mean of the pieces they replace", count=len(added))
     return model
+
+
+def _for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:
+    """A new model's shape with what it must know of its tokenizer: room for its tokens, and which of them pad, begin and end a text."""
+    known = {
+        "vocabulary_size": max(shape.vocabulary_size, tokenizer.vocabulary_size),
+        "padding_id": tokenizer.pad_id,
+        "decoder_start_id": tokenizer.begin_of_text_id if tokenizer.begin_of_text_id is not None else tokenizer.pad_id,
+        "end_ids": [tokenizer.end_of_text_id],
+    }
+    return shape.updated(**{name: value for name, value in known.items() if name in type(shape).model_fields})
 
 
 def _check_same_words(known: Tokenizer, tokenizer: Tokenizer, owner: Path) -> None:
@@ -188,7 +201,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
-        shape=config.shape,
+        shape=config.shape if work.inputs["model"] else _for_tokenizer(config.shape, tokenizer),
         rows_per_step=max(1, config.batch_tokens // config.sequence_length),
         examples_per_step=config.batch_examples,
         seed=work.seed,
@@ -198,12 +211,20 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         mapping=config.mapping,
         mixture=config.mixture,
         work=work.path,
+        teachers=[Path(getattr(source, "path", source)) for source in _listed(work, "objective.teacher")],
+        model_head=_model_head(work),
     )
 
 
+def _model_head(work: Work) -> Head | None:
+    """The head of the model directory that training starts from."""
+    source = work.inputs["model"]
+    return head_from(read_config(getattr(source, "path", source))) if source else None
+
+
 def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders) -> Run:
-    step_tokens = (config.batch_examples if objective.unit != "token" else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
-    total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens))
+    step_tokens = (config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
+    total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens)) if objective.learns else 0
     precision = DTYPES[choices["precision"]]
     model.recompute = config.recompute
     set_dropout(model, config.regularization)
