@@ -59,7 +59,7 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def open_task(
     folder: Path, rows: list[dict[str, Any]], *, name: str, validation: list[dict[str, Any]] | None = None, tokenizer: Tokenizer | None = None,
-    length: int = 32, examples: int = 16, architecture: str = "bert", mapping: dict[str, Any] | None = None, **settings: Any,
+    length: int = 32, examples: int = 16, architecture: str = "bert", mapping: dict[str, Any] | None = None, shape: dict[str, Any] | None = None, **settings: Any,
 ) -> tuple[TaskObjective, Loaders, DataRequest]:  # fmt: skip
     """An objective with its loaders over JSON lines."""
     objective = load_objective(build(NAMES[name], {"name": name, **settings}))
@@ -67,7 +67,7 @@ def open_task(
     data = [write_lines(folder / "train.jsonl", rows)]
     held = [write_lines(folder / "held.jsonl", validation)] if validation else []
     request = DataRequest(
-        data=data, validation=held, replay=[], replay_share=0.0, tokenizer=adapted, shape=shape_of(architecture, adapted, dropout=0.0, attention_dropout=0.0),
+        data=data, validation=held, replay=[], replay_share=0.0, tokenizer=adapted, shape=shape_of(architecture, adapted, **{"dropout": 0.0, "attention_dropout": 0.0, **(shape or {})}),
         sequence_length=length, rows_per_step=8, examples_per_step=examples, seed=3, packing="auto", validation_share=0.25, mapping=mapping or {},
         mixture=[], work=folder,
     )  # fmt: skip

@@ -7,8 +7,8 @@ import torch
 from text_lab import open_objective, rows_of, same, texts
 
 from luban.foundation.errors import ConfigError
-from luban.inference.generate import generate
 from luban.inference.config import SamplingConfig
+from luban.inference.generate import generate
 from luban.models.base import Model
 from luban.models.decoder import attention_mask
 from luban.models.families import build_model

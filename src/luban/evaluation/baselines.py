@@ -6,12 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from luban.evaluation.ranked_baselines import choose_answers, find_texts, rank_documents
 from luban.examples.tasks import RelationText, TaggedText
 from luban.fitting.dictionary import fit_dictionary
 from luban.fitting.linear import fit_linear, fit_majority
 from luban.fitting.overlap import SentenceOverlap
 
 Row = tuple[str, str, list[dict[str, Any]]]
+UNFITTED = ("embedding", "ranking", "choice")  # tasks with baselines that need no training data
 
 
 def baselines_of(task: str, known: Sequence[Any], asked: Sequence[Any]) -> list[Row]:
@@ -26,6 +28,12 @@ def baselines_of(task: str, known: Sequence[Any], asked: Sequence[Any]) -> list[
         return [("dictionary", "baseline", _triples(known, asked))]
     if task == "question_answering":
         return [("sentence-overlap", "baseline", SentenceOverlap([example.context for example in known]).predict(asked))]
+    if task == "embedding":
+        return find_texts(asked)
+    if task == "ranking":
+        return rank_documents(known, asked)
+    if task == "choice":
+        return choose_answers(known, asked)
     return []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.evaluation import report
-from luban.evaluation.baselines import baselines_of
+from luban.evaluation.baselines import UNFITTED, baselines_of
 from luban.evaluation.config import EvaluateConfig
 from luban.evaluation.subjects import Subject
 from luban.examples.reading import ExampleSet, read_examples
@@ -54,13 +54,14 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
     objective = load_objective(head.task)
     found = read_examples(data, objective.reads, config.mapping or None)
     found.show()
-    items = [objective.item_of(example) for example in found.examples]
     rows: list[tuple[str, str, list[dict[str, Any]]]] = []
     notes: list[str] = []
     if training:
         rows += _baselines(objective, found, training, config, notes)
+    elif objective.reads in UNFITTED:
+        rows += baselines_of(objective.reads, [], found.examples)
     for subject in subjects:
-        rows.append((subject.name, "model", Predictor.load(subject.path).predict(items)))
+        rows.append((subject.name, "model", objective.predictions(Predictor.load(subject.path), found.examples)))
     results = _results(objective.measured_as, found, rows, objective.metric_labels(head), notes, work.seed)
     _save(work, found, rows, results)
     show(results)

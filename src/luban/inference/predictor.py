@@ -15,6 +15,7 @@ import torch
 
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import machine
+from luban.inference.items import as_items
 from luban.models.base import Model
 from luban.models.config_json import read_config
 from luban.models.heads import Head
@@ -32,6 +33,9 @@ PREDICTORS = {
     "classification": "labels:classify",
     "multi_label": "labels:classify",
     "regression": "labels:classify",
+    "embedding": "vectors:embed",
+    "ranking": "pairs:rank",
+    "multiple_choice": "choices:choose",
     "translation": "texts:write",
     "summarization": "texts:write",
     "generation": "texts:write",
@@ -83,7 +87,7 @@ class Predictor:
         module, _, name = place.partition(":")
         function = getattr(importlib.import_module(f"luban.inference.{module}"), name)
         self.model.eval()
-        return function(self.model, self.tokenizer, [{"text": item} if isinstance(item, str) else item for item in items], rows)
+        return function(self.model, self.tokenizer, as_items(items), rows)
 
     def stream(self, items: Iterable[Any], *, rows: int = 32) -> Iterator[dict[str, Any]]:
         """Predictions as the items come, a bounded number at a time."""

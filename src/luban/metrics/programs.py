@@ -44,12 +44,11 @@ import os, resource, sys
 word, seconds, memory, largest = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 sys.argv[1:] = []
 network = "open"
-if hasattr(os, "unshare"):
-    try:
-        os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
+if sys.platform == "linux":
+    import ctypes
+    CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+    if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0:
         network = "none"
-    except OSError:
-        network = "open"
 for name, value in (("CPU", seconds), ("AS", memory), ("FSIZE", largest), ("NOFILE", 64), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 source = sys.stdin.buffer.read().decode("utf-8")

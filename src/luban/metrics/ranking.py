@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,6 +53,26 @@ def ranking_measures(scored: Sequence[Sequence[float | None]], grades: Sequence[
         columns["invalid_scores"] = invalid / max(np.mean([len(one) for one in raw]), 1e-12)
     facts = {"gain": gain, "ties": "mean,worst", "documents": sum(len(one) for one in raw)}
     return [means(columns, {name: "" for name in columns}, facts), _areas(clean, graded, facts)]
+
+
+def retrieval_measures(retrieved: Sequence[Sequence[tuple[float | None, float]]], cuts: Sequence[int] = (1, 5, 10, 100), gain: str = "linear") -> list[Measure]:
+    """nDCG@k, MRR@k, recall@k and hit@k of searches in one corpus. ``retrieved`` holds, for each query, (score, grade) of the documents that
+    were ranked highest, at least as many as the largest cut, and of every relevant document: the others cannot change these figures."""
+    measure = ranking_measures([[score for score, _ in one] for one in retrieved], [[grade for _, grade in one] for one in retrieved], cuts, gain)[0]
+    units = {name: unit for name, unit in measure.units.items() if "@" in name or name == "queries_without_relevant"}
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value for name, value in measure.values(weights).items() if name in units}
+
+    facts = {name: fact for name, fact in measure.facts.items() if name != "documents"}
+    return [replace(measure, values=values, units=units, facts={**facts, "corpus": "pooled"})]
+
+
+def is_similarity(grades: Sequence[Sequence[float]]) -> bool:
+    """Whether grades are degrees of likeness of pairs rather than relevance: fractions, or several degrees of texts with one partner each."""
+    different = {grade for one in grades for grade in one}
+    single = sum(len(one) == 1 for one in grades)
+    return any(grade % 1 != 0 for grade in different) or (len(different) > 2 and single >= 0.9 * len(grades))
 
 
 def _columns(scored: list[np.ndarray], graded: list[np.ndarray], cuts: Sequence[int], gain: str) -> dict[str, np.ndarray]:

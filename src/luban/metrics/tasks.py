@@ -5,7 +5,7 @@ Gold examples are those of the examples room (their attributes are read, no clas
 - classification ``{"label", "probabilities"}``; multi_label ``{"labels", "probabilities"}``; regression ``{"value"}``
 - tagging ``{"spans": [{"start", "end", "label"}]}``; relation ``{"label"}``; joint_relation ``{"spans", "triples": [{"head", "tail", "label"}]}``
 - question_answering ``{"answer", "no_answer_score"}``, "" for no answer; text_pairs ``{"text"}``; choice ``{"choice"}``
-- ranking and embedding ``{"scores": [...]}``, one a document
+- ranking and embedding ``{"scores": [...]}``, one a document; embedding also ``{"retrieved": [[score, grade], ...]}``, searched in one corpus
 
 A missing key is the empty prediction of its task (no label, no spans, no text), and counts as such: wrong where something was wanted.
 """
@@ -22,7 +22,7 @@ from luban.foundation.errors import DataError, LubanError, nearest
 from luban.metrics.classification import classification_measures, multi_label_measures
 from luban.metrics.counts import check_pairs
 from luban.metrics.generation import generation_measures
-from luban.metrics.ranking import ranking_measures
+from luban.metrics.ranking import is_similarity, ranking_measures, retrieval_measures
 from luban.metrics.reading import reading_measures
 from luban.metrics.regression import correlation_measure, regression_measures
 from luban.metrics.resampling import Measure, differences, means, scores
@@ -196,12 +196,15 @@ def _ranking(predictions: list[dict], gold: Sequence[Any], labels: list[str], la
 
 
 def _embedding(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:
-    """Ranking, and the correlation of cosines with grades; the latter alone where every text has one partner, so that nothing is ranked."""
+    """Retrieval, where predictions say what was found in a corpus (``retrieved``); else the correlation of cosines with grades, and ranking
+    where grades are relevance and some text has several partners."""
+    if any("retrieved" in prediction for prediction in predictions):
+        return retrieval_measures([prediction.get("retrieved") or list(zip([None] * len(example.grades), example.grades, strict=True)) for prediction, example in zip(predictions, gold, strict=True)])
     given, grades = _scores_of(predictions, gold), [np.array(example.grades, np.float64) for example in gold]
     ranked = ranking_measures(given, grades)
     numbers = [np.array([np.nan if one is None else one for one in scored], np.float64) for scored in given]
     together = correlation_measure(grades, numbers)
-    return [together] if all(len(one) == 1 for one in grades) else [*ranked, together]
+    return [together] if all(len(one) == 1 for one in grades) or is_similarity(grades) else [*ranked, together]
 
 
 _TASKS: dict[str, Callable[[list[dict], Sequence[Any], list[str], str], list[Measure]]] = {

@@ -178,7 +178,10 @@ class AutoModelAdapter(Model):
 
     def attach(self, head: Head) -> None:
         if head.own:
-            super().attach(head)
+            raise ConfigError(
+                "{name} has no head for {task} with marked places or pairs", "it runs through transformers, which has no such heads",
+                "set pooling: first (relation), or choose a family of Luban's own", name=self.shape.architecture, task=head.task,
+            )  # fmt: skip
         if head.structure == "vector":
             return  # the base model's states; the language model's output stays unused
         table = transformers_classes(head.structure) if head.structure in FACTORIES else {}

@@ -28,10 +28,12 @@ from luban.tokens.batch import Batch
 
 @dataclass
 class Term:
-    """One part of a loss: a sum over units (nats), how many units the whole step has, and its weight."""
+    """One part of a loss: a sum over units (nats) and its weight; weight 0 is only logged. The step's count of units it is divided by is the
+    one of its own name, or of ``counted_by``: "loss", or "tokens" for all tokens that are no padding."""
 
     sum: torch.Tensor  # []
     weight: float = 1.0
+    counted_by: str = "loss"
 
 
 class Loader(Protocol):
@@ -159,6 +161,9 @@ SHIPPED = {
     "classification": "classification:Classification",
     "multi_label": "classification:Classification",
     "regression": "classification:Classification",
+    "embedding": "embedding:Embedding",
+    "ranking": "ranking:Ranker",
+    "multiple_choice": "multiple_choice:MultipleChoice",
     "translation": "text_pairs:TextPairs",
     "summarization": "text_pairs:TextPairs",
     "generation": "text_pairs:TextPairs",

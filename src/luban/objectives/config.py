@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, Config, field, one_of
 
@@ -102,7 +102,7 @@ class RelationConfig(Config):
     """The relation between two marked stretches of a text."""
 
     name: Literal["relation"] = field("relation", "The relation of two marked entities.")
-    pooling: Literal["markers", "first"] = field("markers", "What the label is read from: the states of the two opening markers (Baldini Soares et al. 2019), or the first token.")
+    pooling: Literal["markers", "first"] = field("markers", "What the label is read from: the states of the two opening markers (Baldini Soares et al. 2019), or the first token. A decoder reads its last token.")
     entity_types: bool = field(True, "Write the entities' types, where the data has them, into the markers.")
     label_smoothing: Share = field(0.0, SMOOTHING)
 
@@ -132,6 +132,7 @@ class TextPairsConfig(Config):
     label_smoothing: Share = field(0.0, SMOOTHING)
     maximum_output: PositiveInt | Auto = field("auto", "Longest output; auto: what 99 % of the training outputs need.", unit="tokens")
     beams: PositiveInt = field(1, "Beams of the search when outputs are scored and predicted.", unit="beams")
+    run_code: bool = field(False, "generation: run each written Python program against the tests of its control column `test`, in a process with limits, and report pass@1. It executes what the model wrote.")
 
 
 class EmbeddingConfig(Config):
@@ -139,9 +140,14 @@ class EmbeddingConfig(Config):
 
     name: Literal["embedding"] = field("embedding", "Vectors by contrast: a text, its match, and what does not match.")
     pooling: Literal["mean", "first", "last", "auto"] = field("auto", "How token states become one vector; auto: mean, last for a decoder.")
+    loss: Literal["auto", "contrastive", "cosent", "cosine"] = field("auto", "contrastive: a text's match against the other texts of the step (InfoNCE); cosent: the order of graded similarities; cosine: their squared error; auto: cosent for pairs with graded similarities.")
+    symmetric: bool = field(False, "contrastive: also choose the text for its match, and take the mean of both directions.")
     temperature: PositiveFloat = field(0.05, "Divides the cosines before the softmax.")
     matryoshka: list[PositiveInt] = field([], "Shorter vector lengths that are trained to be of use by themselves (arXiv:2205.13147).")
-    hard_negatives: PositiveInt = field(1, "The most given negatives that one example brings.")
+    positives: PositiveInt = field(1, "The most matches of a text in one step; of more, others are taken in every epoch.")
+    hard_negatives: NonNegativeInt = field(1, "The most given negatives that one example brings; of more, others are taken in every epoch.")
+    query_prompt: str = field("", "Text put before every query, such as 'query: '; empty: what the model directory says.")
+    document_prompt: str = field("", "Text put before every document, such as 'passage: '; empty: what the model directory says.")
 
 
 class RankingConfig(Config):
@@ -149,13 +155,16 @@ class RankingConfig(Config):
 
     name: Literal["ranking"] = field("ranking", "How well a document answers a query.")
     loss: Literal["pointwise", "pairwise", "listwise"] = field("listwise", "pointwise: each document by itself (clicks); pairwise: better above worse (RankNet); listwise: softmax over the documents of a query.")
-    documents: PositiveInt = field(8, "The most documents of a query in one step.")
+    documents: Annotated[int, Field(ge=2)] = field(8, "The most documents of a query in one step (pairwise and listwise): the relevant ones, and others of its documents in every epoch.")
+    random_negatives: NonNegativeInt | Auto = field("auto", "Documents of other queries that each query is given as irrelevant; auto: as many as there is room for where the data has no irrelevant documents, else none.")
 
 
 class MultipleChoiceConfig(Config):
     """The right one of several answers."""
 
     name: Literal["multiple_choice"] = field("multiple_choice", "The right one of several answers.")
+    scoring: Literal["auto", "head", "likelihood"] = field("auto", "head: a score read from prompt and answer; likelihood: how likely a decoder finds the answer after the prompt; auto: likelihood for a decoder, head for the rest.")
+    length: Literal["none", "tokens", "characters"] = field("tokens", "likelihood: what the log-likelihood of an answer is divided by, so that long ones are not at a disadvantage.")
 
 
 class PatternConfig(Config):
@@ -167,6 +176,9 @@ class PatternConfig(Config):
     name: Literal["pattern"] = field("pattern", "Label words in a pattern, from few examples.")
     pattern: str = field("{text} It was {label}.", "Text with {text}, {pair} if there is one, and {label}, where the word of the label comes.")
     words: dict[str, str] = field({}, "The word of each label, such as {positive: great}; empty: the label itself.")
+    zero_shot: bool = field(False, "Train nothing: the model gets the pattern as it is, and all examples measure it.")
+    normalize: Literal["tokens", "none"] = field("tokens", "How a word of several tokens is scored: by the mean of their log-probabilities, or by their sum.")
+    calibrate: bool = field(False, "Divide each label's probability by the one it gets for texts without content (contextual calibration, arXiv:2102.09690).")
 
 
 class DistillationConfig(Config):
@@ -175,6 +187,7 @@ class DistillationConfig(Config):
     name: Literal["distillation"] = field("distillation", "A teacher's probabilities.")
     teacher: str | list[str] = field("", "Model directory or stage of the teacher; several are averaged.", input=True)
     of: str = field("classification", "The objective whose data and head are used: causal, instruction, masked, classification, multi_label, regression or tagging.")
+    settings: dict[str, Any] = field({}, "Settings of that objective, such as {label_smoothing: 0.1}.")
     temperature: PositiveFloat = field(2.0, "Softens both sides' probabilities.")
     weight: Share = field(0.5, "Share of the loss that is the teacher's; the rest is the data's.")
 

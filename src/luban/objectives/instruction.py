@@ -81,7 +81,7 @@ def _name(source: Any) -> str:
 
 
 def _loader(examples: list[Example], data: DataRequest, seed: int) -> ExampleLoader:
-    return ExampleLoader(examples, sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=seed, packing="best_fit", pad_id=data.tokenizer.end_of_text_id)
+    return ExampleLoader(examples, sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=seed, packing="none" if data.packing == "none" else "best_fit", pad_id=data.tokenizer.end_of_text_id)
 
 
 def _validation(held_out: list[Conversation], data: DataRequest) -> list[Batch]:

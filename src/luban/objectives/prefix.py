@@ -28,7 +28,10 @@ class Prefix(NoisyText):
 
     def prepare_change(self, data: DataRequest) -> None:
         if data.shape.kind == "decoder" and not family_of(data.shape.architecture).model.takes_prefix:
-            raise ConfigError("{architecture} cannot see a given part from both sides", "it reads from left to right only", "choose another architecture, or the objective causal", architecture=data.shape.architecture)
+            raise ConfigError(
+                "{architecture} cannot see a given part from both sides", "it reads from left to right only",
+                "choose another architecture, or the objective causal", architecture=data.shape.architecture,
+            )  # fmt: skip
         self.paired = data.shape.kind == "encoder_decoder"
         self.before, self.after = (np.array(ids, np.int64) for ids in around(data.tokenizer))
         self.begin_id, self.end_id = document_ends(data.tokenizer)
@@ -44,7 +47,10 @@ class Prefix(NoisyText):
     def change(self, batch: Batch, noises: Sequence[Noise]) -> Batch:
         rows = [[self.given(piece, noise) for piece in pieces] for pieces, noise in zip(pieces_of(batch), noises, strict=True)]
         if self.paired:
-            pairs = [[self.pair(piece, given) for piece, given in zip(*row, strict=True) if len(piece) > given] for row in zip(pieces_of(batch), rows, strict=True)]
+            pairs = [
+                [self.pair(piece, given) for piece, given in zip(pieces, givens, strict=True) if len(piece) > given]
+                for pieces, givens in zip(pieces_of(batch), rows, strict=True)
+            ]
             return paired(pairs, batch, self.pad_id, self.start_id)
         prefix = torch.zeros(batch.inputs.shape, dtype=torch.bool)
         for row, givens in enumerate(rows):

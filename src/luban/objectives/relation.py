@@ -14,7 +14,7 @@ from luban.foundation.errors import DataError
 from luban.inference.relations import mark
 from luban.models.base import Model
 from luban.models.heads import Head
-from luban.objectives.base import DataRequest, Loaders, Term
+from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import RelationConfig
 from luban.objectives.losses import wide
 from luban.objectives.windowed import WindowedObjective
@@ -33,17 +33,15 @@ class Relation(WindowedObjective):
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
         return with_entity_markers(tokenizer)[0]
 
-    def loaders(self, data: DataRequest) -> Loaders:
-        self.kind = data.shape.kind
-        return super().loaders(data)
-
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
         if len(found.labels) < 2:
             raise DataError("there is only one label to learn: {labels}", "a model that always gives it is right", "add examples of other labels, or name the column of the label in mapping", labels=", ".join(map(str, found.labels)))
         labels = tuple(map(str, found.labels))
         self.numbers = {label: number for number, label in enumerate(labels)}
         typed = self.config.entity_types and any(_type(span.label) for example in found.examples for span in (example.head, example.tail))
-        settings = {"maximum_tokens": data.sequence_length, "pooling": self.config.pooling, "markers": list(ENTITY_MARKERS), "entity_types": typed}
+        # A decoder's opening markers have not seen the entities: its own head reads the last token, which has.
+        pooling = "first" if data.shape.kind == "decoder" else self.config.pooling
+        settings = {"maximum_tokens": data.sequence_length, "pooling": pooling, "markers": list(ENTITY_MARKERS), "entity_types": typed}
         return Head("sequence", self.name, labels, "single_label", settings)
 
     def rows_of(self, examples: list[RelationText], tokenizer: Tokenizer) -> list[Row]:

@@ -103,9 +103,13 @@ class TaskObjective(Objective):
 
     def score(self, model: Model, tokenizer: Tokenizer, examples: list[Any]) -> dict[str, Score]:
         training = model.training
-        predictions = Predictor(model, tokenizer).predict([self.item_of(example) for example in examples])
+        predictions = self.predictions(Predictor(model, tokenizer), examples)
         model.train(training)
         return score_task(self.measured_as, predictions, examples, labels=self.metric_labels(model.head))
+
+    def predictions(self, predictor: Predictor, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        """What a model says of each example, as the metrics of the task read it."""
+        return predictor.predict([self.item_of(example) for example in examples])
 
     def _set_aside(self, found: ExampleSet, data: DataRequest) -> None:
         """Rows that could not be used, each with its place and the reason, in training/set_aside.jsonl."""

@@ -52,7 +52,11 @@ class TextObjective(Objective):
 
     def _encoded(self, source: object) -> Artifact:
         if not (isinstance(source, Artifact) and source.kind == "encode"):
-            raise ConfigError("the objective {objective} reads token shards, and {source} is not one", "", "name an encode stage as data, or give a text path to `luban train`, which adds the stages in between", objective=self.name, source=getattr(source, "path", source))
+            raise ConfigError(
+                "the objective {objective} reads token shards, and {source} is not one", "",
+                "name an encode stage as data, or give a text path to `luban train`, which adds the stages in between",
+                objective=self.name, source=getattr(source, "path", source),
+            )  # fmt: skip
         return source
 
     def _validation(self, data: DataRequest) -> list[Batch]:

@@ -25,7 +25,7 @@ class Passes(Protocol):
     """How one micro-batch is turned into gradients: one forward and backward pass, or several (adversarial training, R-Drop)."""
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, torch.Tensor]:
-        """Add the gradients of a micro-batch; returns each term's sum. ``engine.backward(terms, counts)`` scales and runs one backward pass."""
+        """Add the gradients of a micro-batch; returns each term's part of the step's mean. ``engine.backward(terms, counts)`` scales and runs one backward pass."""
         ...
 
 
@@ -55,23 +55,29 @@ class TorchEngine:
 
     def forward_backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised."""
-        counts = self.objective.counts(batch)
+        counts = {"tokens": _tokens(batch)} | self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
         for part in self._parts(batch):
-            for name, total in self.passes.backward(self, part, counts).items():
-                means[name] = means.get(name, 0) + total / max(counts.get(name, counts["loss"]), 1.0)
+            for name, mean in self.passes.backward(self, part, counts).items():
+                means[name] = means.get(name, 0) + mean
         return means
 
     def terms(self, part: Batch) -> dict[str, Term]:
-        """The objective's terms of a micro-batch, in the engine's precision, and the losses that the model itself made."""
+        """The objective's terms of a micro-batch in the engine's precision, and the losses that the model itself made (balance of experts)."""
         with self.autocast():
-            return self.objective.terms(self.model, part)
+            return self.objective.terms(self.model, part) | self.own_terms(part)
+
+    def own_terms(self, part: Batch) -> dict[str, Term]:
+        """What the model's last forward pass says of itself: means over the micro-batch, weighted by its tokens in the step."""
+        weights = getattr(self.model.shape, "auxiliary_weights", {})
+        return {name: Term(value * _tokens(part), weights.get(name, 0.0), "tokens") for name, value in self.model.auxiliary().items()}
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
-        """One backward pass of ``share`` times the terms' loss; returns each term's sum. A term without a count of its own is a mean over the loss's units."""
-        loss = sum(term.weight * term.sum / max(counts.get(name, counts["loss"]), 1.0) for name, term in terms.items())
+        """One backward pass of ``share`` times the terms' loss; returns each term's part of the step's mean."""
+        means = {name: term.sum / max(counts.get(name, counts[term.counted_by]), 1.0) for name, term in terms.items()}
+        loss = sum(terms[name].weight * mean for name, mean in means.items() if terms[name].weight)
         self.scaler.scale(loss * share).backward()
-        return {name: term.sum.detach() for name, term in terms.items()}
+        return {name: mean.detach() for name, mean in means.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
@@ -87,7 +93,7 @@ class TorchEngine:
                     for name, term in self.objective.terms(self.model, part).items():
                         sums[name] = sums.get(name, 0) + float(term.sum)
         self.model.train()
-        return {name: sums[name] / max(counts[name], 1.0) for name in sums}
+        return {name: sums[name] / max(counts.get(name, counts["loss"]), 1.0) for name in sums}
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch in micro-batches of whole units on the device, padding trimmed from each; a batch whose rows are compared stays whole."""
@@ -119,3 +125,8 @@ class TorchEngine:
 
     def drop_gradients(self) -> None:
         self.optimizer.zero_grad()
+
+
+def _tokens(batch: Batch) -> float:
+    """Tokens that are no padding."""
+    return float(batch.inputs.numel() if batch.segments is None else (batch.segments >= 0).sum())

@@ -190,6 +190,8 @@ def _dry_batch(shape: ShapeConfig, rows: int, config: Any) -> float:
     tokens = torch.randint(0, shape.vocabulary_size, (rows, config.sequence_length + 1))
     positions = torch.arange(config.sequence_length).expand(rows, -1)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, config.sequence_length), positions, None, [])
+    if shape.kind == "encoder_decoder":
+        batch.source = batch.inputs
     best = float("inf")
     for _ in range(2):
         begun = time.monotonic()

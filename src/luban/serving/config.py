@@ -33,6 +33,17 @@ class ServeConfig(Config):
     maximum_waiting: NonNegativeInt = field(
         64, "How many sequences may wait for a slot; more are refused with status 429.", unit="sequences", role="machine"
     )
+    rows: PositiveInt = field(32, "How many items are predicted at once, in one batch (/v1/predict, /v1/embeddings, /v1/rerank).", unit="items", role="machine")
+    batch_window_seconds: NonNegativeFloat = field(
+        0.004, "How long an item that finds the model idle waits for others to share its batch.", unit="seconds", role="machine", le=10
+    )
+    maximum_items: PositiveInt = field(
+        1024, "How many items a request may hold; as many texts in a request for embeddings, as many documents in one for reranking.", unit="items", role="machine"
+    )
+    maximum_waiting_items: PositiveInt = field(
+        8192, "How many items of all requests may wait or be at work; more are refused with status 429.", unit="items", role="machine"
+    )
+    maximum_characters: PositiveInt = field(1_000_000, "How many characters the items of a request may have together.", unit="characters", role="machine")
     maximum_body_bytes: PositiveInt = field(4 * 2**20, "The largest request body that is read.", unit="bytes", role="machine")
     request_seconds: PositiveFloat = field(
         600.0, "How long a request may take, waiting included, before it is given up.", unit="seconds", role="machine"

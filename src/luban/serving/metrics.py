@@ -39,16 +39,27 @@ class Metrics:
         self.prefill = self._histogram("request_prefill_time_seconds", "From a slot to the first token.", _REQUEST)
         self.decode = self._histogram("request_decode_time_seconds", "From the first token to the last.", _REQUEST)
         self.batch = self._histogram("iteration_sequences", "Sequences in one forward pass.", _SEQUENCES)
+        self.items_waiting = self._gauge("num_items_waiting", "Items that wait to be predicted.")
+        self.batch_items = self._histogram("prediction_batch_items", "Items predicted in one batch.", _SEQUENCES)
+        self.batch_seconds = self._histogram("prediction_batch_seconds", "Time of one batch of predictions.", _REQUEST)
+        self.item = self._histogram("prediction_latency_seconds", "From an item's arrival to its prediction.", _REQUEST)
+        self._predicted = Counter("luban_predicted_items", "Items predicted, by outcome.", ["model_name", "outcome"], registry=self.registry)
         self._success = Counter(
             "luban_request_success", "Sequences finished, by reason.", ["model_name", "finished_reason"], registry=self.registry
         )
         self._http = Counter("luban_http_requests", "HTTP requests answered.", ["handler", "method", "status"], registry=self.registry)
         for reason in ("stop", "length", "abort"):
             self._success.labels(model_name, reason)
+        for outcome in ("done", "error", "abort"):
+            self._predicted.labels(model_name, outcome)
 
     def finished(self, reason: str) -> None:
         """Count a sequence that ended: "stop", "length", or "abort" for one cancelled or given up."""
         self._success.labels(self.model_name, reason).inc()
+
+    def predicted(self, outcome: str, count: int) -> None:
+        """Count items that were predicted ("done"), could not be ("error"), or whose client had left ("abort")."""
+        self._predicted.labels(self.model_name, outcome).inc(count)
 
     def answered(self, handler: str, method: str, status: int) -> None:
         self._http.labels(handler, method, str(status)).inc()

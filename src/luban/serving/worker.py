@@ -63,6 +63,7 @@ class ModelThread(threading.Thread):
         self.make_engine, self.engine = make_engine, make_engine()
         self.slots, self.metrics = slots, metrics
         self.inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # new sequences; None wakes the thread
+        self.errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # other work for the model, done between steps
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.outbox: list[tuple[Sequence, Piece]] = []
@@ -77,6 +78,11 @@ class ModelThread(threading.Thread):
     def cancel(self, sequence: Sequence) -> None:
         """Free the sequence's slot, or its place in the queue, before the next step."""
         sequence.cancelled = True
+        self.inbox.put(None)
+
+    def do(self, errand: Callable[[], None]) -> None:
+        """Have something done on this thread, between two steps."""
+        self.errands.put(errand)
         self.inbox.put(None)
 
     def stop(self) -> None:
@@ -95,6 +101,8 @@ class ModelThread(threading.Thread):
             if self.running:
                 self._step()
             self._send()
+            if not self.errands.empty():
+                self.errands.get()()
 
     def _receive(self) -> None:
         """Take in what has come; sleep if there is nothing to do."""

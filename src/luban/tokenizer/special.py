@@ -172,3 +172,21 @@ def _framed_as_classifier(tokenizer: Tokenizer) -> Tokenizer:
         special_tokens=[(start, tokenizer.cls_id), (end, tokenizer.sep_id)],
     )
     return Tokenizer(core, tokenizer.config, tokenizer.generation, tokenizer.clock)
+
+
+def with_frame(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer whose own file says what :func:`framing.frame` puts around a text, so that other programs read texts as Luban does.
+
+    Decoders' tokenizers put nothing behind a text; a vector is read from the end of text. One that says so already stays as it is.
+    """
+    core = Core.from_str(tokenizer.core.to_str())
+    layout = tokenizer.layout
+    if framing.probed(core, 1) == layout.single:
+        return tokenizer
+    ids = {slot.id: core.id_to_token(slot.id) for slot in (*layout.single, *layout.pair) if slot.part < 0}
+    written = [[f"{ids[slot.id]}:{slot.type}" if slot.part < 0 else f"${'AB'[slot.part]}:{slot.type}" for slot in slots] for slots in (layout.single, layout.pair)]
+    template = processors.TemplateProcessing(single=written[0], pair=written[1], special_tokens=[(token, index) for index, token in ids.items()])
+    before = core.post_processor
+    core.post_processor = template if before is None or isinstance(before, processors.TemplateProcessing) else processors.Sequence([before, template])
+    config = tokenizer.config if "pad_token" in tokenizer.special_tokens else {**tokenizer.config, "pad_token": core.id_to_token(tokenizer.pad_id)}
+    return Tokenizer(core, config, tokenizer.generation, tokenizer.clock)

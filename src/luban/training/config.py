@@ -60,7 +60,7 @@ class SamplesConfig(Config):
     """Text written by the model during training."""
 
     every: Duration | Auto = field("auto", "Length between samples; auto is a quarter of the run.", role="machine")
-    prompts: list[str] = field([], "What to continue (causal) or ask (instruction); none means no samples.", role="machine")
+    prompts: list[str] = field([], "What to continue (causal), to ask (instruction) or to fill ([MASK], <extra_id_0>); none means no samples.", role="machine")
     sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn; also written into generation_config.json, so that chat and serve use the same settings.")
 
 

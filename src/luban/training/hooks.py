@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from luban.foundation.console import say
 from luban.inference.generate import LoadedModel
+from luban.inference.predictor import Predictor
 from luban.metrics.tasks import greater_is_better
 from luban.objectives.base import Loaders
 from luban.training.checkpoints import keep_best, restore_best
@@ -44,10 +45,15 @@ class Validator:
         value = scores[main] if main == "loss" or not greater_is_better(main) else -scores[main]  # lower is better
         if value < run.history.get("best_value", math.inf) - self.config.minimum_gain or "best_step" not in run.history:
             run.history |= {"best_value": value, "best_validation": scores[main], "best_metric": main, "best_step": run.step, "without_gain": 0}
+            run.history["best_loss"] = scores["loss"]
             if self.restores:
                 keep_best(run)
         else:
             run.history["without_gain"] = run.history.get("without_gain", 0) + 1
+            if value == run.history["best_value"] and scores["loss"] < run.history.get("best_loss", -math.inf):  # a tie: BLEU is 0 for long, say
+                run.history |= {"best_step": run.step, "best_loss": scores["loss"]}
+                if self.restores:
+                    keep_best(run)
         if self.config.patience and run.history["without_gain"] >= self.config.patience and not run.finished:
             say("stopping early at step {step}: {count} validations without a new best (the best was {best:.4f} at step {best_step})", step=run.step, count=self.config.patience, best=run.history["best_validation"], best_step=run.history["best_step"])
             run.stop_reason = "early stopping"
@@ -104,6 +110,10 @@ class Sampler:
     def _write(self, model: LoadedModel, prompt: str) -> str:
         if self.chat:
             return model.chat([{"role": "user", "content": prompt}], self.config.sampling)
+        head = model.model.head
+        if model.model.shape.kind != "decoder" or (head is not None and head.replaces_output):  # fills, labels, answers
+            said = Predictor(model.model, model.tokenizer).predict([prompt])[0]
+            return str(said.get("text", said))
         return model.generate(prompt, self.config.sampling)
 
 

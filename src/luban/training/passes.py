@@ -54,6 +54,7 @@ class RDrop:
             terms = _mean_terms(objective.terms_of(first, model, part), objective.terms_of(second, model, part))
             apart = (objective.divergence(first, second) + objective.divergence(second, first)) / 2  # [units]
             terms["divergence"] = Term((apart * objective.unit_weights(part)).sum(), self.weight / 2)
+            terms |= engine.own_terms(part)
         return engine.backward(terms, counts)
 
 
@@ -151,6 +152,7 @@ class SMART(_Adversary):
                 smooth = self._apart(objective, outputs, objective.outputs(model, part))  # [units]
             terms = objective.terms_of(outputs, model, part)
             terms["smoothness"] = Term((smooth * objective.unit_weights(part)).sum(), self.config.weight)
+            terms |= engine.own_terms(part)
         return engine.backward(terms, counts)
 
     @staticmethod
