@@ -23,7 +23,7 @@ from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 
 NAMES_OF = {"person": ["anna", "boris", "clara", "dmitri"], "place": ["paris", "lima", "oslo"]}
-FILLERS = ["the", "saw", "went", "to", "in", "with", "a", "big", "house", "red", "and", "then", "left", "who", "where", "lives", "works", "did", "dr", "new"]
+FILLERS = ["the", "saw", "went", "to", "in", "with", "a", "big", "house", "red", "and", "then", "left", "who", "where", "lives", "works", "did", "dr", "new", "person", "place"]
 
 
 @cache

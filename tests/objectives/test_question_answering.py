@@ -140,8 +140,8 @@ def test_padding_changes_no_loss(tmp_path):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    objective, loaders, request = open_task(tmp_path_factory.mktemp("qa"), planted(300, unanswerable=0.3), name="question_answering", length=32, examples=24)
-    return objective, loaders, request, learn(objective, loaders, model_for(objective, request), 250)
+    objective, loaders, request = open_task(tmp_path_factory.mktemp("qa"), planted(240, longest=36, unanswerable=0.3), name="question_answering", length=20, examples=48)
+    return objective, loaders, request, learn(objective, loaders, model_for(objective, request), 400)
 
 
 def test_it_learns_and_a_directory_predicts_alone(learned, tmp_path):

@@ -124,8 +124,8 @@ def test_entities_that_do_not_fit_are_cut_and_said(marked_tokenizer):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    objective, loaders, request = open_task(tmp_path_factory.mktemp("relation"), planted(300), name="relation", length=32, examples=24, entity_types=False)
-    return objective, loaders, request, learn(objective, loaders, model_for(objective, request), 200)
+    objective, loaders, request = open_task(tmp_path_factory.mktemp("relation"), planted(300), name="relation", length=40, examples=24)
+    return objective, loaders, request, learn(objective, loaders, model_for(objective, request), 300)
 
 
 def test_it_learns_and_a_directory_predicts_alone(learned, tmp_path):

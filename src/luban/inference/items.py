@@ -21,7 +21,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_top(value: Any) -> bool:

@@ -86,6 +86,8 @@ class TaskObjective(Objective):
             return found, held_out
         if data.validation:
             return found, read_examples(_paths(data.validation), self.reads, data.mapping or None).examples
+        if not data.validation_share:
+            return found, []
         found.examples, held_out = hold_out(found.examples, data.validation_share, stratify=True, seed=data.seed)
         return found, held_out
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
@@ -21,29 +20,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luban.serving.answers import event
 from luban.serving.errors import ApiError
+from luban.serving.http import PING_SECONDS, JSONResponse, read_body, while_connected
 from luban.serving.metrics import TEXT_FORMAT
+from luban.serving.prediction_routes import prediction_routes
 from luban.serving.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse, read_json
+from luban.serving.served import Served
 from luban.serving.service import Order, Service
 
 log = logging.getLogger("luban.serving")
 PROBES = ("/health", "/ready", "/metrics")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-BODY_SECONDS = 30.0  # in which a request's body must have arrived
-PING_SECONDS = 10.0  # between comments on a silent stream, so that proxies keep it open
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-def make_app(service: Service) -> ASGIApp:
+def make_app(service: Served) -> ASGIApp:
     """The ASGI application for one served model."""
     routes = [
         Route("/", _page(service), methods=["GET"]),
         Route("/v1/models", _models(service), methods=["GET"]),
         Route("/v1/models/{name:path}", _models(service), methods=["GET"]),
-        Route("/v1/completions", _completions(service), methods=["POST"]),
-        Route("/v1/chat/completions", _chat_completions(service), methods=["POST"]),
+        Route("/v1/completions", _completions(service) if isinstance(service, Service) else _elsewhere(service), methods=["POST"]),
+        Route("/v1/chat/completions", _chat_completions(service) if isinstance(service, Service) else _elsewhere(service), methods=["POST"]),
+        *prediction_routes(service),
         Route("/tokenize", _tokenize(service), methods=["POST"]),
         Route("/detokenize", _detokenize(service), methods=["POST"]),
         Route("/health", _health(service), methods=["GET"]),
@@ -72,7 +73,7 @@ class Gate:
     own or one that `cors_origins` names.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, paths: set[str]):
+    def __init__(self, app: ASGIApp, service: Served, paths: set[str]):
         self.app, self.service, self.paths = app, service, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,13 +137,6 @@ def _place_of(url: str) -> str | None:
 # ---- answers ------------------------------------------------------------------------------------------------------
 
 
-class JSONResponse(Response):
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
-
-
 def _error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, headers=error.headers())
 
@@ -172,45 +166,15 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return _error_response(ApiError(500, "the server made a mistake; its log says which", code="internal_error"))
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The whole body, if it is not too large and comes in time."""
-
-    def too_large() -> ApiError:
-        return ApiError(413, "the body is larger than the {limit} bytes that this server reads", code="body_too_large", limit=limit)
-
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:19]) > limit:
-        raise too_large()
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large()
-                parts.append(part)
-    except TimeoutError:
-        raise ApiError(408, "the body did not arrive within {seconds} s", code="timeout", seconds=f"{BODY_SECONDS:g}") from None
-    return b"".join(parts)
-
-
 async def _answer(request: Request, service: Service, order: Order, stream: bool) -> Response:
     """Admit the order, and answer it as a stream or in one piece."""
     service.admit(order)
     if stream:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return _Stream(service, order, headers)
-    gathering = asyncio.ensure_future(_gather(service, order))
-    leaving = asyncio.ensure_future(_until_disconnect(request))
     try:
-        await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not gathering.done():
-            raise ClientDisconnect
-        return JSONResponse(gathering.result())
+        return JSONResponse(await while_connected(request, _gather(service, order)))
     finally:
-        for task in (gathering, leaving):
-            task.cancel()
-        await asyncio.gather(gathering, leaving, return_exceptions=True)
         service.abandon(order)
 
 
@@ -252,11 +216,6 @@ async def _events(service: Service, order: Order) -> AsyncIterator[bytes]:
         yield event(error.body())
 
 
-async def _until_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-
-
 # ---- routes -------------------------------------------------------------------------------------------------------
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -264,7 +223,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def _completions(service: Service) -> Handler:
     async def handle(request: Request) -> Response:
-        body = parse(CompletionBody, read_json(await _read_body(request, service.config.maximum_body_bytes)))
+        body = parse(CompletionBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
         return await _answer(request, service, await asyncio.to_thread(service.completion_order, body), bool(body.stream))
 
     return handle
@@ -272,15 +231,25 @@ def _completions(service: Service) -> Handler:
 
 def _chat_completions(service: Service) -> Handler:
     async def handle(request: Request) -> Response:
-        body = parse(ChatBody, read_json(await _read_body(request, service.config.maximum_body_bytes)))
+        body = parse(ChatBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
         return await _answer(request, service, await asyncio.to_thread(service.chat_order, body), bool(body.stream))
 
     return handle
 
 
-def _tokenize(service: Service) -> Handler:
+def _elsewhere(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
-        body = parse(TokenizeBody, read_json(await _read_body(request, service.config.maximum_body_bytes)))
+        """For a model that does not write: which endpoint is meant instead."""
+        await read_body(request, service.config.maximum_body_bytes)
+        service.predictions.check_endpoint(request.url.path)
+        raise AssertionError("unreachable")
+
+    return handle
+
+
+def _tokenize(service: Served) -> Handler:
+    async def handle(request: Request) -> Response:
+        body = parse(TokenizeBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
         ids = await asyncio.to_thread(service.tokenize, body)
         return JSONResponse(
             {"count": len(ids), "max_model_len": service.maximum_length, "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]}
@@ -289,9 +258,9 @@ def _tokenize(service: Service) -> Handler:
     return handle
 
 
-def _detokenize(service: Service) -> Handler:
+def _detokenize(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
-        body = parse(DetokenizeBody, read_json(await _read_body(request, service.config.maximum_body_bytes)))
+        body = parse(DetokenizeBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
         service.check_model(body.model)
         service.check_ids(body.tokens, "tokens")
         return JSONResponse({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
@@ -299,7 +268,7 @@ def _detokenize(service: Service) -> Handler:
     return handle
 
 
-def _models(service: Service) -> Handler:
+def _models(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         model = service.describe()
         if (name := request.path_params.get("name")) is None:
@@ -310,16 +279,16 @@ def _models(service: Service) -> Handler:
     return handle
 
 
-def _health(service: Service) -> Handler:
+def _health(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         """Alive: the process answers and its model thread runs."""
-        alive = service.thread.is_alive()
+        alive = service.alive()
         return JSONResponse({"status": "ok" if alive else "the model thread has ended"}, 200 if alive else 500)
 
     return handle
 
 
-def _ready(service: Service) -> Handler:
+def _ready(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         """Ready: new requests are taken."""
         if service.draining:
@@ -329,7 +298,7 @@ def _ready(service: Service) -> Handler:
     return handle
 
 
-def _metrics(service: Service) -> Handler:
+def _metrics(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         service.metrics.draining.set(service.draining)
         return Response(service.metrics.text(), headers={"content-type": TEXT_FORMAT})
@@ -337,8 +306,8 @@ def _metrics(service: Service) -> Handler:
     return handle
 
 
-def _page(service: Service) -> Handler:
-    page = resources.files("luban.serving").joinpath("page.html").read_text(encoding="utf-8")
+def _page(service: Served) -> Handler:
+    page = resources.files("luban.serving").joinpath(service.page).read_text(encoding="utf-8")
 
     async def handle(request: Request) -> Response:
         headers = {"content-security-policy": _PAGE_POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}

@@ -140,6 +140,52 @@ class DetokenizeBody(Body):
     tokens: TokenIds
 
 
+class PredictBody(Body):
+    """What /v1/predict takes: one item or a list of them, each a text or its named parts."""
+
+    input: Any
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top: Annotated[int, Field(ge=1, le=1000)] | None = None  # fills and next words that are shown
+
+
+class EmbeddingBody(Body):
+    """OpenAI's request for embeddings, and the name of one of the model's own prompts ("query", "document")."""
+
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+    prompt: str | None = None
+
+    def texts(self) -> list[str | TokenIds]:
+        """The texts, or the token ids of texts: one, or a list of either. An empty text is refused, as OpenAI does."""
+        given = [self.input] if isinstance(self.input, str) or _is_ids(self.input) else self.input
+        if not isinstance(given, list) or not given or not (all(isinstance(part, str) for part in given) or all(_is_ids(part) for part in given)):
+            raise ApiError(400, "{param}: a string, a list of strings, a list of token ids or a list of such lists is needed", param="input", code="invalid_type")
+        if "" in given:
+            raise ApiError(400, "{param}: an empty text has no meaning to find", param=f"input.{given.index('')}", code="invalid_value")
+        return given
+
+
+class RerankBody(Body):
+    """Jina's and Cohere's request for the order of documents."""
+
+    query: str
+    documents: list[Any]
+    top_n: Count | None = None
+    return_documents: bool = True
+
+    def texts(self) -> list[str]:
+        """The documents: texts, or objects with one under ``text``."""
+        texts = [document.get("text") if isinstance(document, dict) else document for document in self.documents]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ApiError(400, "{param}: a text, or an object with one under text, is needed", param=f"documents.{index}", code="invalid_type")
+        if not texts:
+            raise ApiError(400, "{param}: there is nothing in it", param="documents", code="invalid_value")
+        return texts
+
+
 def read_json(raw: bytes) -> dict[str, Any]:
     """The JSON object in a request's body, or an ApiError."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from types import FrameType
@@ -12,7 +13,7 @@ import uvicorn
 from luban.foundation.console import say, warn
 from luban.foundation.errors import LubanError
 from luban.serving.app import LOOPBACK, make_app
-from luban.serving.service import Service
+from luban.serving.served import Served
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -57,7 +58,7 @@ class Server(uvicorn.Server):
     A second signal ends the drain at once.
     """
 
-    def __init__(self, service: Service, listener: socket.socket):
+    def __init__(self, service: Served, listener: socket.socket):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
@@ -110,21 +111,22 @@ class Server(uvicorn.Server):
         host, port = self.listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}"
-        path, body = "/v1/completions", f'{{"model": "{service.name}", "prompt": "Once", "max_tokens": 32}}'
-        if service.tokenizer.chat_template is not None:
-            path, body = "/v1/chat/completions", f'{{"model": "{service.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        path, body = service.example()
         say("{name} is ready at {url}/v1 (Ctrl-C stops it)", name=service.name, url=url)
-        say("chat page: {url}/", url=url)
-        say("try: {command}", command=f"curl {url}{path} -H 'Content-Type: application/json' -d '{body}'")
+        if service.page == "page.html":
+            say("chat page: {url}/", url=url)
+        else:
+            say("page: {url}/", url=url)
+        say("try: {command}", command=f"curl {url}{path} -H 'Content-Type: application/json' -d '{json.dumps(body, ensure_ascii=False)}'")
 
 
-def serve_until_stopped(service: Service, listener: socket.socket) -> None:
+def serve_until_stopped(service: Served, listener: socket.socket) -> None:
     """Serve in the foreground; returns once a signal was obeyed."""
     server = Server(service, listener)
-    service.thread.start()
+    service.start()
     try:
         server.run(sockets=[listener])
     finally:
-        service.thread.stop()
+        service.stop()
         listener.close()
     say("stopped")

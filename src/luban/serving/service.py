@@ -1,4 +1,4 @@
-"""One served model: what the routes know, from admission to the drain."""
+"""A served model that writes: completions and chat, from admission to the drain."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any
 from luban.foundation.errors import LubanError
 from luban.inference.config import SamplingConfig
 from luban.inference.generate import prompt_ids
+from luban.inference.predictor import Predictor
 from luban.serving.answers import ChatAnswer, CompletionAnswer, Echo
 from luban.serving.config import ServeConfig
 from luban.serving.errors import ApiError
-from luban.serving.logprobs import TokenNames
 from luban.serving.metrics import Metrics
-from luban.serving.protocol import ChatBody, CompletionBody, GenerationBody, TokenizeBody
+from luban.serving.predictions import Predictions
+from luban.serving.protocol import ChatBody, CompletionBody, GenerationBody
+from luban.serving.served import Served
 from luban.serving.worker import ModelThread, Piece, Sequence
-from luban.tokenizer.tokenizer import Tokenizer
+
+CONTINUING = ("causal", "prefix", "instruction")  # tasks of models that are best talked to, or written on with
 
 
 @dataclass(eq=False)
@@ -33,42 +36,44 @@ class Order:
     open: set[int] = field(default_factory=set)  # indices of admitted sequences that have not ended
 
 
-class Service:
+class Service(Served):
     """Admits requests, hands them to the model thread and collects what comes back. Lives on the event loop."""
+
+    writes = True
 
     def __init__(
         self,
         config: ServeConfig,
         name: str,
-        tokenizer: Tokenizer,
+        predictor: Predictor,
+        predictions: Predictions,
         thread: ModelThread,
         metrics: Metrics,
         parameters: int,
         maximum_length: int,
     ):
-        self.config, self.name, self.tokenizer, self.thread, self.metrics = config, name, tokenizer, thread, metrics
-        self.parameters = parameters
-        self.maximum_length = maximum_length
-        self.names = TokenNames(tokenizer)
-        self.created = int(time.time())
-        self.draining = False
-        self.in_flight = 0  # HTTP requests being answered, probes apart
+        super().__init__(config, name, predictor, predictions, metrics, parameters, maximum_length)
+        self.thread = thread
         self.orders: set[Order] = set()  # admitted and not abandoned
         self.open_sequences = 0
 
-    # ---- what is asked ------------------------------------------------------------------------------------------
+    @property
+    def page(self) -> str:
+        """The chat page, unless the model was trained for another task than to go on a text."""
+        return "page.html" if self.predictor.task in CONTINUING else super().page
 
-    def check_model(self, name: str | None) -> None:
-        """A request may leave the model out; if it names one, it is this one."""
-        if name is not None and name != self.name:
-            raise ApiError(
-                404,
-                "the model {model} does not exist here; this server has {name}",
-                param="model",
-                code="model_not_found",
-                model=repr(name)[:200],
-                name=repr(self.name),
-            )
+    def start(self) -> None:
+        self.thread.start()
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()  # first, since it hands its work to the model thread
+        self.thread.stop()
+
+    def alive(self) -> bool:
+        return self.thread.is_alive() and super().alive()
+
+    # ---- what is asked ------------------------------------------------------------------------------------------
 
     def completion_order(self, body: CompletionBody) -> Order:
         """Encode the prompts of /v1/completions and make their sequences."""
@@ -89,41 +94,6 @@ class Service:
             raise ApiError(400, "{param} needs logprobs to be true", param="top_logprobs", code="invalid_value")
         top = (body.top_logprobs or 0) if body.logprobs else None
         return self._order(ChatAnswer, body, [self.chat_ids(body.conversation())], maximum_tokens, top, [None])
-
-    def chat_ids(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        if self.tokenizer.chat_template is None:
-            raise ApiError(
-                400,
-                "this model has no chat template: it continues text and does not chat; use /v1/completions",
-                param="messages",
-                code="no_chat_template",
-            )
-        try:
-            return self.tokenizer.encode_chat(messages, add_generation_prompt=add_generation_prompt)
-        except LubanError as error:
-            raise ApiError(
-                400, "the chat template cannot render these messages: {reason}", param="messages", code="invalid_value", reason=str(error)
-            ) from None
-
-    def tokenize(self, body: TokenizeBody) -> list[int]:
-        self.check_model(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "one of prompt and messages is needed", param="prompt", code="missing_required_parameter")
-        if body.prompt is not None:
-            return prompt_ids(self.tokenizer, body.prompt) if body.add_special_tokens is not False else self.tokenizer.encode(body.prompt)
-        return self.chat_ids(ChatBody(messages=body.messages).conversation(), body.add_generation_prompt)
-
-    def check_ids(self, ids: list[int], param: str) -> None:
-        for id in ids:
-            if not 0 <= id < self.tokenizer.vocabulary_size:
-                raise ApiError(
-                    400,
-                    "{param}: {id} is no token id; they go from 0 to {last}",
-                    param=param,
-                    code="invalid_value",
-                    id=str(id)[:40],
-                    last=self.tokenizer.vocabulary_size - 1,
-                )
 
     def _echo(self, prompt: str | list[int], ids: list[int]) -> Echo:
         """The prompt as text, with the place of each token in it."""
@@ -276,33 +246,24 @@ class Service:
         self.orders.discard(order)
 
     def give_up(self) -> None:
-        """Tell every request in flight that the server stops now."""
+        super().give_up()
         for order in list(self.orders):
             for sequence in order.sequences:
                 order.channel.put_nowait((sequence, Piece(error=self.stopping_error())))
 
-    def stopping_error(self) -> ApiError:
-        return ApiError(
-            503,
-            "the server is stopping; send the request again to its successor",
-            code="shutting_down",
-            retry_after=max(1, math.ceil(self.config.drain_seconds)),
-        )
+    def example(self) -> tuple[str, dict[str, Any]]:
+        if self.tokenizer.chat_template is not None:
+            return "/v1/chat/completions", {"model": self.name, "messages": [{"role": "user", "content": "Hello"}]}
+        return "/v1/completions", {"model": self.name, "prompt": "Once", "max_tokens": 32}
 
     def describe(self) -> dict[str, Any]:
-        """The model as /v1/models shows it; what the chat page needs stands under `luban`."""
-        sampling = self.config.sampling
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "luban",
-            "max_model_len": self.maximum_length,
-            "luban": {
-                "chat": self.tokenizer.chat_template is not None,
-                "parameters": self.parameters,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "max_tokens": sampling.maximum_tokens,
-            },
+        """As for every model, and what the chat page needs."""
+        known, sampling = super().describe(), self.config.sampling
+        known["luban"] |= {
+            "endpoints": ["/v1/chat/completions", "/v1/completions", *self.predictions.endpoints],
+            "chat": self.tokenizer.chat_template is not None,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.maximum_tokens,
         }
+        return known

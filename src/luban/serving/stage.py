@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,16 @@ from luban.foundation.console import count_text, say
 from luban.foundation.errors import ConfigError, DataError
 from luban.foundation.hardware import machine
 from luban.inference.engine import Engine
+from luban.inference.predictor import ENSEMBLE, PREDICTORS, Predictor
+from luban.models.config_json import read_config
 from luban.models.counts import parameters
 from luban.models.huggingface import load_model
+from luban.serving.batching import PredictionThread, on_thread
 from luban.serving.config import ServeConfig
 from luban.serving.defaults import sampling_of
 from luban.serving.metrics import Metrics
+from luban.serving.predictions import Predictions
+from luban.serving.served import Served, single
 from luban.serving.server import bind, serve_until_stopped
 from luban.serving.service import Service
 from luban.serving.template_check import check_template
@@ -33,8 +39,10 @@ def run(config: ServeConfig, work: Work) -> None:
     serve_until_stopped(service, listener)
 
 
-def open_service(config: ServeConfig, folder: Path) -> Service:
+def open_service(config: ServeConfig, folder: Path) -> Served:
     """The model in ``folder``, loaded and checked, behind a service that is not started yet."""
+    if read_config(folder).get("model_type") == ENSEMBLE:
+        return _predicting(config, folder, Predictor.load(folder))
     tokenizer = Tokenizer.load(folder)
     config = config.updated(sampling=sampling_of(tokenizer.generation, config.sampling).explicit())
     if not config.allow_template_mismatch:
@@ -51,21 +59,59 @@ def open_service(config: ServeConfig, folder: Path) -> Service:
             tokens=tokenizer.vocabulary_size,
             rows=model.shape.vocabulary_size,
         )
+    predictor = Predictor(model, tokenizer)
+    writes = model.shape.kind == "decoder" and (model.head is None or not model.head.replaces_output)
+    return _writing(config, folder, predictor) if writes else _predicting(config, folder, predictor)
+
+
+def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service:
+    """A decoder with the output of a language model: completions, chat, and predictions, all on the model thread."""
+    model, tokenizer = predictor.model, predictor.tokenizer
     counts = parameters(model.shape)["total"]
-    name = folder.resolve().name if config.name == "auto" else config.name
+    name = _name(config, folder)
     length = _maximum_length(config, model.shape.maximum_positions)
     say(
         "{name}: {count} parameters in {dtype} on {device}, up to {length} tokens, {slots} sequences at once",
         name=name,
         count=count_text(counts),
-        dtype=str(dtype).removeprefix("torch."),
-        device=device,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
         length=length,
         slots=config.slots,
     )
     metrics = Metrics(name, config.slots)
     thread = ModelThread(lambda: Engine(model, tokenizer, slots=config.slots, maximum_length=length), config.slots, metrics)
-    return Service(config, name, tokenizer, thread, metrics, counts, length)
+    predict = on_thread(thread.do, partial(predictor.predict, rows=config.rows))
+    predictions = Predictions(config, predictor, tokenizer, PredictionThread(predict, config.rows, config.batch_window_seconds, metrics))
+    return Service(config, name, predictor, predictions, thread, metrics, counts, length)
+
+
+def _predicting(config: ServeConfig, folder: Path, predictor: Predictor) -> Served:
+    """A model of another task: predictions alone."""
+    if predictor.task not in PREDICTORS:
+        raise DataError("there is no prediction for the task {task}", "", "known tasks: {known}", task=predictor.task, known=", ".join(PREDICTORS))
+    if config.maximum_length != "auto":
+        raise ConfigError("maximum_length is for models that write on; the task of this one is {task}", "how much it reads was fixed in its training", "leave maximum_length at auto", task=predictor.task)
+    models, name = [one.model for one in single(predictor)], _name(config, folder)
+    counts = sum(parameter.numel() for model in models for parameter in model.parameters())
+    lengths = [model.shape.maximum_positions for model in models if isinstance(getattr(model.shape, "maximum_positions", None), int)]
+    say(
+        "{name}: {task}, {count} parameters in {dtype} on {device}, {rows} items at once",
+        name=name,
+        task=predictor.task,
+        count=count_text(counts),
+        dtype=str(models[0].dtype).removeprefix("torch."),
+        device=models[0].device.type,
+        rows=config.rows,
+    )
+    metrics = Metrics(name, config.slots)
+    thread = PredictionThread(partial(predictor.predict, rows=config.rows), config.rows, config.batch_window_seconds, metrics)
+    predictions = Predictions(config, predictor, single(predictor)[0].tokenizer, thread)
+    return Served(config, name, predictor, predictions, metrics, counts, min(lengths, default=None))
+
+
+def _name(config: ServeConfig, folder: Path) -> str:
+    return folder.resolve().name if config.name == "auto" else config.name
 
 
 def _maximum_length(config: ServeConfig, made_for: int) -> int:

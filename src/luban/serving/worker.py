@@ -101,7 +101,7 @@ class ModelThread(threading.Thread):
             if self.running:
                 self._step()
             self._send()
-            if not self.errands.empty():
+            while not self.errands.empty():
                 self.errands.get()()
 
     def _receive(self) -> None:

@@ -89,6 +89,7 @@ class TrainConfig(Config):
     validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
     model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)
     tokenizer: str = field("", "Tokenizer stage or folder; empty takes the data's or the model's own.", input=True)
+    embeddings: str = field("", "Word vectors that a new model's token embeddings begin with: a fit stage, or a word2vec or GloVe file.", input=True)
     depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
     shape: AnyShape | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
     length: Duration = field("1 epochs", "How long to train.", role="length")

@@ -45,13 +45,13 @@ class Validator:
         value = scores[main] if main == "loss" or not greater_is_better(main) else -scores[main]  # lower is better
         if value < run.history.get("best_value", math.inf) - self.config.minimum_gain or "best_step" not in run.history:
             run.history |= {"best_value": value, "best_validation": scores[main], "best_metric": main, "best_step": run.step, "without_gain": 0}
-            run.history["best_loss"] = scores["loss"]
+            run.history["best_loss"] = scores.get("loss", math.inf)
             if self.restores:
                 keep_best(run)
         else:
             run.history["without_gain"] = run.history.get("without_gain", 0) + 1
-            if value == run.history["best_value"] and scores["loss"] < run.history.get("best_loss", -math.inf):  # a tie: BLEU is 0 for long, say
-                run.history |= {"best_step": run.step, "best_loss": scores["loss"]}
+            if value == run.history["best_value"] and scores.get("loss", math.inf) < run.history.get("best_loss", -math.inf):  # a tie: BLEU is 0 for long, say
+                run.history |= {"best_step": run.step, "best_loss": scores.get("loss", math.inf)}
                 if self.restores:
                     keep_best(run)
         if self.config.patience and run.history["without_gain"] >= self.config.patience and not run.finished:

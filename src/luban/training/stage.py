@@ -9,21 +9,20 @@ from typing import Any
 
 import torch
 
-from luban.foundation.artifacts import Artifact, Work, write_json
+from luban.foundation.artifacts import Work, write_json
 from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
-from luban.foundation.errors import ConfigError, Interrupted
+from luban.foundation.errors import Interrupted
 from luban.models.base import Model
 from luban.models.config_json import head_from, read_config
 from luban.models.counts import flops_per_token, parameters
-from luban.models.families import build_model
-from luban.models.huggingface import load_model, save_model
 from luban.models.heads import Head
-from luban.models.shape_base import BaseShapeConfig
+from luban.models.huggingface import save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
+from luban.training.beginning import check_kind, find_tokenizer, listed, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
@@ -67,16 +66,16 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device()
     objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
-    _check_kind(config, objective)
+    check_kind(config, objective)
     choices = _choices(config, folder, device, objective.by_example)
-    known = _tokenizer(work)
+    known = find_tokenizer(work)
     tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer, fold))
-    model = _model(config, work, tokenizer, objective).to(device)
+    model = make_model(config, work, tokenizer, objective).to(device)
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
-    validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in _listed(work, "callbacks")])
+    validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in listed(work, "callbacks")])
     if restore(training):
         for hook in training.hooks:
             if isinstance(hook, Unfreezer):
@@ -118,86 +117,11 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example
     return choices
 
 
-def _tokenizer(work: Work) -> Tokenizer:
-    """The tokenizer that is named, or the one the data was encoded with, or the model's own; all must mean the same words."""
-    encoded = [source.path / "tokenizer" for source in _listed(work, "data") if isinstance(source, Artifact) and source.kind == "encode"]
-    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *_listed(work, "objective.teacher")) if source is not None]
-    folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
-    folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
-    if not folders:
-        raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
-    tokenizer = Tokenizer.load(folders[0])
-    for folder in encoded:
-        _check_same_words(Tokenizer.load(folder), tokenizer, folder.parent)
-    return tokenizer
-
-
-def _check_kind(config: TrainConfig, objective: Objective) -> None:
-    """An objective reads certain kinds of model; another is refused before anything is read."""
-    if config.shape.kind not in objective.kinds:
-        raise ConfigError(
-            "the objective {objective} cannot be learned by {architecture}, which is of the kind {kind}",
-            "it needs: {kinds}",
-            "choose another architecture in shape, another model, or another objective",
-            objective=objective.name, architecture=config.shape.architecture, kind=config.shape.kind, kinds=", ".join(objective.kinds),
-        )  # fmt: skip
-
-
-def _model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective: Objective) -> Model:
-    """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
-    head = objective.head
-    if not (source := work.inputs["model"]):
-        model = build_model(_for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
-        return model.with_head(head, work.seed) if head else model
-    folder = getattr(source, "path", source)
-    model = load_model(folder, head=head, language_model=head is None, seed=work.seed)
-    if (folder / "tokenizer.json").exists():
-        own = Tokenizer.load(folder)
-        _check_same_words(own, tokenizer, folder)
-        if model.shape.vocabulary_size < tokenizer.vocabulary_size:
-            added = range(model.shape.vocabulary_size, tokenizer.vocabulary_size)
-            model.resize_vocabulary(tokenizer.vocabulary_size, {index: own.encode(tokenizer.decode([index], skip_special=False)) for index in added})
-            say("{count} new tokens start as the mean of the pieces they replace", count=len(added))
-    return model
-
-
-def _for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:
-    """A new model's shape with what it must know of its tokenizer: room for its tokens, and which of them pad, begin and end a text."""
-    known = {
-        "vocabulary_size": max(shape.vocabulary_size, tokenizer.vocabulary_size),
-        "padding_id": tokenizer.pad_id,
-        "decoder_start_id": tokenizer.begin_of_text_id if tokenizer.begin_of_text_id is not None else tokenizer.pad_id,
-        "end_ids": [tokenizer.end_of_text_id],
-    }
-    return shape.updated(**{name: value for name, value in known.items() if name in type(shape).model_fields})
-
-
-def _check_same_words(known: Tokenizer, tokenizer: Tokenizer, owner: Path) -> None:
-    """Tokens are known by their numbers: each that ``owner`` was made with must be the same token in ``tokenizer``."""
-    theirs = tokenizer.core.get_vocab(with_added_tokens=True)
-    moved = [token for token, index in known.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
-    if moved:
-        raise ConfigError(
-            "the tokenizer of {owner} is not the one of this stage: {count} of its tokens have a different id, {example!r} for one",
-            "the model would read other words than were written",
-            "use one tokenizer for model and data, or one that extends the model's (train_tokenizer with pretrained and extend)",
-            owner=owner,
-            count=len(moved),
-            example=moved[0],
-        )
-
-
-def _listed(work: Work, name: str) -> list[Any]:
-    """An input field's values, none, one or many, as a list."""
-    value = work.inputs.get(name)
-    return value if isinstance(value, list) else [value] if value is not None else []
-
-
 def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None) -> DataRequest:
     return DataRequest(
-        data=_listed(work, "data"),
-        validation=_listed(work, "validation_data"),
-        replay=_listed(work, "replay.data"),
+        data=listed(work, "data"),
+        validation=listed(work, "validation_data"),
+        replay=listed(work, "replay.data"),
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
@@ -211,7 +135,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         mapping=config.mapping,
         mixture=config.mixture,
         work=work.path,
-        teachers=[Path(getattr(source, "path", source)) for source in _listed(work, "objective.teacher")],
+        teachers=[Path(getattr(source, "path", source)) for source in listed(work, "objective.teacher")],
         model_head=_model_head(work),
     )
 

@@ -14,7 +14,6 @@ from luban.foundation.messages import t
 from luban.training.config import TrackConfig
 from luban.training.run import Run
 
-
 SHOWN = 4  # scores printed at a validation; the log has them all
 
 

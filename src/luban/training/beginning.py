@@ -1,0 +1,110 @@
+"""What a training begins with: the tokenizer, and a model that is new or read from a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.console import say
+from luban.foundation.errors import ConfigError
+from luban.models.base import Model
+from luban.models.families import build_model
+from luban.models.huggingface import load_model
+from luban.models.shape_base import BaseShapeConfig
+from luban.models.vector_files import read_vectors
+from luban.models.vectors import WordVectors, initial_rows
+from luban.objectives.base import Objective
+from luban.tokenizer.tokenizer import Tokenizer
+from luban.training.config import TrainConfig
+
+
+def find_tokenizer(work: Work) -> Tokenizer:
+    """The tokenizer that is named, or the one the data was encoded with, or the model's own; all must mean the same words."""
+    encoded = [source.path / "tokenizer" for source in listed(work, "data") if isinstance(source, Artifact) and source.kind == "encode"]
+    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *listed(work, "objective.teacher")) if source is not None]
+    folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
+    folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
+    if not folders:
+        raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
+    tokenizer = Tokenizer.load(folders[0])
+    for folder in encoded:
+        _check_same_words(Tokenizer.load(folder), tokenizer, folder.parent)
+    return tokenizer
+
+
+def check_kind(config: TrainConfig, objective: Objective) -> None:
+    """An objective reads certain kinds of model; another is refused before anything is read."""
+    if config.shape.kind not in objective.kinds:
+        raise ConfigError(
+            "the objective {objective} cannot be learned by {architecture}, which is of the kind {kind}",
+            "it needs: {kinds}",
+            "choose another architecture in shape, another model, or another objective",
+            objective=objective.name, architecture=config.shape.architecture, kind=config.shape.kind, kinds=", ".join(objective.kinds),
+        )  # fmt: skip
+
+
+def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective: Objective) -> Model:
+    """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
+    head = objective.head
+    if not (source := work.inputs["model"]):
+        model = build_model(_for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
+        if work.inputs.get("embeddings"):
+            _begin_embeddings(model, tokenizer, Path(str(getattr(work.inputs["embeddings"], "path", work.inputs["embeddings"]))), work.seed)
+        return model.with_head(head, work.seed) if head else model
+    folder = getattr(source, "path", source)
+    model = load_model(folder, head=head, language_model=head is None, seed=work.seed)
+    if (folder / "tokenizer.json").exists():
+        own = Tokenizer.load(folder)
+        _check_same_words(own, tokenizer, folder)
+        if model.shape.vocabulary_size < tokenizer.vocabulary_size:
+            added = range(model.shape.vocabulary_size, tokenizer.vocabulary_size)
+            model.resize_vocabulary(tokenizer.vocabulary_size, {index: own.encode(tokenizer.decode([index], skip_special=False)) for index in added})
+            say("{count} new tokens start as the mean of the pieces they replace", count=len(added))
+    return model
+
+
+def _for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:
+    """A new model's shape with what it must know of its tokenizer: room for its tokens, and which of them pad, begin and end a text."""
+    known = {
+        "vocabulary_size": max(shape.vocabulary_size, tokenizer.vocabulary_size),
+        "padding_id": tokenizer.pad_id,
+        "decoder_start_id": tokenizer.begin_of_text_id if tokenizer.begin_of_text_id is not None else tokenizer.pad_id,
+        "end_ids": [tokenizer.end_of_text_id],
+    }
+    return shape.updated(**{name: value for name, value in known.items() if name in type(shape).model_fields})
+
+
+def _check_same_words(known: Tokenizer, tokenizer: Tokenizer, owner: Path) -> None:
+    """Tokens are known by their numbers: each that ``owner`` was made with must be the same token in ``tokenizer``."""
+    theirs = tokenizer.core.get_vocab(with_added_tokens=True)
+    moved = [token for token, index in known.core.get_vocab(with_added_tokens=True).items() if theirs.get(token) != index]
+    if moved:
+        raise ConfigError(
+            "the tokenizer of {owner} is not the one of this stage: {count} of its tokens have a different id, {example!r} for one",
+            "the model would read other words than were written",
+            "use one tokenizer for model and data, or one that extends the model's (train_tokenizer with pretrained and extend)",
+            owner=owner,
+            count=len(moved),
+            example=moved[0],
+        )
+
+
+@torch.no_grad()
+def _begin_embeddings(model: Model, tokenizer: Tokenizer, path: Path, seed: int) -> None:
+    """Word vectors (a fit artifact, or a word2vec or GloVe file) as the first values of the tokens that have one."""
+    vectors = WordVectors.load(path) if path.is_dir() else read_vectors(path)
+    known = tokenizer.core.get_vocab(with_added_tokens=True)
+    tokens = sorted(known, key=known.__getitem__)
+    rows, found = initial_rows(vectors, tokens, model.embedding.embedding_dim, seed, model.shape.initializer_deviation)
+    places = torch.tensor([known[token] for token, there in zip(tokens, found, strict=True) if there], dtype=torch.long)
+    model.embedding.weight[places] = torch.from_numpy(rows[found]).to(model.dtype)
+    say("{count} of {total} tokens begin as word vectors of {path}", count=int(found.sum()), total=len(tokens), path=path.name)
+
+
+def listed(work: Work, name: str) -> list[Any]:
+    """An input field's values, none, one or many, as a list."""
+    value = work.inputs.get(name)
+    return value if isinstance(value, list) else [value] if value is not None else []
