@@ -50,7 +50,7 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
     """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
     head = objective.head
     if not (source := work.inputs["model"]):
-        model = build_model(_for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
+        model = build_model(for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
         if work.inputs.get("embeddings"):
             _begin_embeddings(model, tokenizer, Path(str(getattr(work.inputs["embeddings"], "path", work.inputs["embeddings"]))), work.seed)
         return model.with_head(head, work.seed) if head else model
@@ -66,7 +66,7 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
     return model
 
 
-def _for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:
+def for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:
     """A new model's shape with what it must know of its tokenizer: room for its tokens, and which of them pad, begin and end a text."""
     known = {
         "vocabulary_size": max(shape.vocabulary_size, tokenizer.vocabulary_size),

@@ -98,7 +98,6 @@ def layer_depths(model: Model) -> dict[str, int]:
 def freeze(model: Model, parts: list[str]) -> None:
     """Stop what ``parts`` names from learning: embeddings, layers:N, trunk, or a part of a name. ConfigError when a part names nothing."""
     depths = layer_depths(model)
-    top = len(model.blocks()) + 1
     for part in parts:
         frozen = 0
         for name, parameter in model.named_parameters():

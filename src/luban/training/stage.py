@@ -22,7 +22,7 @@ from luban.objectives.base import DataRequest, Loaders, Objective, load_objectiv
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
-from luban.training.beginning import check_kind, find_tokenizer, listed, make_model
+from luban.training.beginning import check_kind, find_tokenizer, for_tokenizer, listed, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
@@ -125,7 +125,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
-        shape=config.shape if work.inputs["model"] else _for_tokenizer(config.shape, tokenizer),
+        shape=config.shape if work.inputs["model"] else for_tokenizer(config.shape, tokenizer),
         rows_per_step=max(1, config.batch_tokens // config.sequence_length),
         examples_per_step=config.batch_examples,
         seed=work.seed,
