@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["curate", "encode", "evaluate", "fit", "load", "predict", "run", "serve", "train", "train_tokenizer"]
+__all__ = ["augment", "curate", "encode", "ensemble", "evaluate", "fit", "load", "predict", "run", "serve", "train", "train_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,6 @@ from luban.training.config import OptimizerConfig
 from luban.training.optimizers import Optimizers
 
 SMALL = {"layers": 1, "hidden_size": 32, "heads": 2, "feed_forward_size": 64, "maximum_positions": 64}
-STYLES = {"bert": "bert", "roberta": "roberta", "gpt2": "gpt", "llama": "gpt", "t5": "t5"}
 THINGS = ["apple", "river", "stone", "cloud", "horse", "candle", "月亮", "桥", "书", "雨"]
 
 
@@ -30,7 +29,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def style_of(architecture: str) -> str:
-    return {"bert": "bert", "roberta": "roberta", "t5": "t5", "bart": "bart"}.get(architecture, "chatml")
+    return {"bert": "bert", "roberta": "roberta", "t5": "t5", "bart": "bart"}.get(architecture, "plain")
 
 
 def tiny_model(architecture: str, head: Head | None, seed: int = 1, **shape: Any):

@@ -12,13 +12,14 @@ import torch.nn.functional as functional
 from group_lab import SMALL, THINGS, assert_same_gradients, gradients, opened, start_directory, tiny_model, train, write_rows
 from hypothesis import given
 from hypothesis import strategies as some
+from text_lab import tokenizer_of_style
 
 from luban.examples.tasks import Ranking
 from luban.foundation.errors import ConfigError
 from luban.inference.predictor import Predictor
 from luban.models.heads import Head
 from luban.objectives.config import EmbeddingConfig
-from luban.objectives.embedding import Embedding, Group, contrastive, cosent, matches, taken
+from luban.objectives.embedding import Embedding, contrastive, cosent, matches, taken
 from luban.objectives.retrieval import Pool
 from luban.tokens.batch import Row
 from luban.training.passes import make_passes
@@ -80,7 +81,7 @@ def test_nothing_to_tell_apart_gives_no_loss_and_finite_gradients():
     scores = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
     loss = contrastive(scores, torch.arange(2), torch.ones(2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool), symmetric=True).sum()
     loss.backward()
-    assert float(loss) == 0 and bool(scores.grad.isfinite().all())
+    assert float(loss.detach()) == 0 and bool(scores.grad.isfinite().all())
 
 
 def test_cosent_against_loops():
@@ -141,8 +142,7 @@ def test_a_match_in_another_example_is_no_negative(tmp_path):
     objective = Embedding(EmbeddingConfig())
     loaders = opened(objective, write_rows(tmp_path / "rows.jsonl", rows), tmp_path, validation_share=0.1)
     known = next(texts for texts in objective.known.values() if len(texts) > 1)
-    assert len(known) == 10 or len(objective.known) >= 6
-    assert loaders.report["examples"] >= 6
+    assert len(known) == 10 and loaders.report["examples"] + loaders.report["validation_examples"] == 16
 
 
 def test_examples_without_a_match_are_counted(tmp_path):
@@ -238,7 +238,7 @@ def test_graded_pairs_are_recognised_and_scored_by_their_order(tmp_path):
     loaders = opened(objective, file, tmp_path)
     assert objective.loss == "cosent" and objective.scope == "batch"
     model = model_for(objective)
-    scores = objective.score(model.float(), loaders_tokenizer(), loaders.held_out)
+    scores = objective.score(model.float(), tokenizer_of_style("bert"), loaders.held_out)
     assert next(iter(scores)) == "spearman"
     cosine = Embedding(EmbeddingConfig(loss="cosine"))
     loaders = opened(cosine, file, tmp_path)
@@ -251,22 +251,18 @@ def test_graded_pairs_are_recognised_and_scored_by_their_order(tmp_path):
     assert_same_gradients(gradients(cosine, model, batch, 100)[1], gradients(cosine, model, batch, 3)[1])
 
 
-def loaders_tokenizer():
-    from text_lab import tokenizer_of_style
-
-    return tokenizer_of_style("bert")
-
-
 # ---- the whole way -----------------------------------------------------------------------------------------------------
 
 
 def test_training_finds_planted_matches(tmp_path):
+    """Matches that share no word with their query: each thing has an opposite, and held-out texts combine known ones anew."""
+    other = ["east", "iron", "小", "wide", "forty", "song", "north", "春", "glass", "seven"]
+    rows = [{"query": f"{THINGS[one]} {THINGS[two]}", "positive": f"{other[two]} {other[one]}"} for one in range(10) for two in range(10) if one != two]
     start = start_directory(tmp_path / "start", **SMALL)
-    data = write_rows(tmp_path / "pairs.jsonl", PAIRS * 2)
-    artifact = train(tmp_path, start, data, {"name": "embedding", "matryoshka": [16]}, length="60 steps", validation={"every": "60 steps"})
-    assert artifact.metrics["best_metric"] == "ndcg@10" and artifact.metrics["after"]["ndcg@10"] > max(0.8, artifact.metrics["before"]["ndcg@10"])
+    artifact = train(tmp_path, start, write_rows(tmp_path / "pairs.jsonl", rows), {"name": "embedding", "matryoshka": [16]}, length="200 steps", validation={"every": "200 steps"})
+    assert artifact.metrics["best_metric"] == "ndcg@10" and artifact.metrics["after"]["ndcg@10"] > max(0.8, artifact.metrics["before"]["ndcg@10"] + 0.2)
     predictor = Predictor.load(artifact.path)
-    near, far = predictor.predict([{"query": "where is the apple river", "documents": ["the river apple is here", "the 桥 stone is here"]}])[0]["scores"]
+    near, far = predictor.predict([{"query": "apple river", "documents": ["iron east", "wide song"]}])[0]["scores"]
     assert near > far
     files = [json.loads((artifact.path / name).read_text()) for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")]
     assert [module["path"] for module in files[0]] == ["", "1_Pooling", "2_Normalize"] and files[1]["pooling_mode_mean_tokens"] and files[2]["max_seq_length"] == 48
@@ -280,7 +276,3 @@ def test_the_pool_merges_documents_and_leaves_the_query_out():
     found = pool.predictions(lambda _corpus, _queries, _k: (np.array([[9.0, 8, 7], [3, 2, 1]]), order), lambda query, numbers: [-1.0] * len(numbers))
     assert found[0]["retrieved"] == [[8, 0], [7, 1], [-1, 2]] == found[2]["retrieved"]
     assert found[1]["retrieved"] == [[3, 0], [2, 1], [1, 0]]
-
-
-def test_group_is_plain():
-    assert Group(Row(np.array([1]), np.ones(1)), []).negatives == []

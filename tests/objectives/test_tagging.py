@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from luban.inference.spans import best_path, decode, owner, read_texts, rules_of
 from luban.metrics.tagging import spans_of_tags
 from luban.models.heads import Head
 from luban.models.huggingface import load_model, save_model
+from luban.objectives import windowed
 from luban.tokenizer.alignment import align_spans, tag_names
 
 
@@ -247,3 +251,14 @@ def test_an_empty_text_is_counted():
     made.head = Head("token", "tagging", ("O",), settings={})
     assert made.rows_of([TaggedText("", []), TaggedText(" \n", [])], wordpiece()) == []
     assert made.refused == {"a text without a word": 2}
+
+
+def test_every_reason_has_its_chinese():
+    folder = Path(windowed.__file__).parent
+    chinese = json.loads((folder / "zh.json").read_text(encoding="utf-8"))
+    said = []
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("refuse", "notice"):
+                said += [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+    assert len(said) > 10 and [reason for reason in said if reason not in chinese] == []

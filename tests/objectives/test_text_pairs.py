@@ -34,7 +34,7 @@ def test_the_loss_is_that_of_transformers_on_the_same_texts(tmp_path, style, arc
     objective, loaders, request = opened(tmp_path, style, architecture, dropout=0.0)
     model = build_model(request.shape).initialize(1).eval()
     batch = next(loaders.train.pass_once())
-    ours = float(objective.terms(model, batch)["loss"].sum) / objective.counts(batch)["loss"]
+    ours = objective.terms(model, batch)["loss"].sum.item() / objective.counts(batch)["loss"]
     save_model(model, tmp_path / "model", end_ids=request.tokenizer.stop_ids, begin_id=request.tokenizer.begin_of_text_id, pad_id=request.tokenizer.pad_id)
     request.tokenizer.save(tmp_path / "model")
     theirs = (AutoModelForCausalLM if architecture == "gpt2" else AutoModelForSeq2SeqLM).from_pretrained(tmp_path / "model").eval()

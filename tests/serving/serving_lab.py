@@ -85,7 +85,7 @@ def make_scribe(folder: Path) -> Path:
 
 # Servers are forked from a process that has torch loaded: each is a process of its own, started in milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["luban.serving.stage", "luban.serving.worker"])
+FORKS.set_forkserver_preload(["luban.serving.stage", "luban.serving.server", "luban.inference.ensemble", "torch._dynamo"])  # the last: building on the meta device imports it
 
 LOGS = tempfile.TemporaryDirectory(prefix="luban-serving-")
 NUMBERS = itertools.count()
@@ -121,7 +121,7 @@ class RunningServer:
         deadline = time.monotonic() + 90
         while not self.url and self.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
-            if match := re.search(r"chat page: (http\S+)/", self.log.read_text(encoding="utf-8")):
+            if match := re.search(r"page: (http\S+)/", self.log.read_text(encoding="utf-8")):
                 self.url = match.group(1)
         assert self.url, "\n".join(self.lines)
 

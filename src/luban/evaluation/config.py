@@ -32,6 +32,7 @@ class EvaluateConfig(Config):
     metrics: list[str] = field([], "Your own metrics, my_file.py:name: a function of the loaded model and the held-out texts that returns a number.", input=True)
     mapping: dict[str, Any] = field({}, "Which column of labelled files holds what; empty: recognised, and shown.")
     training_data: str | list[str] = field([], "Labelled files that task models learned from: baselines are fitted to them, and texts that the test shares with them are counted.", input=True)
+    run_code: bool = field(False, "generation: run each written Python program against the tests of its control column `test`, in a process with limits, and report pass@1. It executes what the models wrote.")
     conversations: str | list[str] = field([], "Held-out conversations: the loss on the assistant's words is measured too.", input=True)
     maximum_conversations: PositiveInt = field(200, "The most conversations scored.", unit="conversations")
 

@@ -20,6 +20,7 @@ from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
 from luban.inference.predictor import Predictor
 from luban.metrics.language import is_within_noise
+from luban.metrics.programs import program_scores
 from luban.metrics.score import Score
 from luban.metrics.tasks import compare_task, greater_is_better, score_task
 from luban.models.config_json import head_from, read_config
@@ -62,7 +63,7 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
         rows += baselines_of(objective.reads, [], found.examples)
     for subject in subjects:
         rows.append((subject.name, "model", objective.predictions(Predictor.load(subject.path), found.examples)))
-    results = _results(objective.measured_as, found, rows, objective.metric_labels(head), notes, work.seed)
+    results = _results(objective.measured_as, found, rows, objective.metric_labels(head), notes, work.seed, config.run_code)
     _save(work, found, rows, results)
     show(results)
     for row in results["rows"]:
@@ -81,8 +82,10 @@ def _baselines(objective: TaskObjective, found: ExampleSet, training: Sequence[P
     return baselines_of(objective.reads, known, found.examples)
 
 
-def _results(task: str, found: ExampleSet, rows: list[tuple[str, str, list[dict[str, Any]]]], labels: list[str], notes: list[str], seed: int) -> dict[str, Any]:
+def _results(task: str, found: ExampleSet, rows: list[tuple[str, str, list[dict[str, Any]]]], labels: list[str], notes: list[str], seed: int, run_code: bool = False) -> dict[str, Any]:
     scored = {name: score_task(task, predictions, found.examples, labels=labels, seed=seed) for name, _, predictions in rows}
+    if run_code and task == "generation":
+        scored = {name: program_scores(predictions, found.examples, seed) | scored[name] for name, _, predictions in rows}
     main = next(iter(next(iter(scored.values()))))
     return {
         "format": FORMAT,

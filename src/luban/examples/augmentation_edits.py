@@ -56,13 +56,14 @@ class Draws:
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[Any], number: int) -> list[Any]:
-        """``number`` different places' items, in the order drawn (Fisher–Yates)."""
-        pool = list(items)
-        number = min(number, len(pool))
-        for place in range(number):
-            other = place + self.below(len(pool) - place)
-            pool[place], pool[other] = pool[other], pool[place]
-        return pool[:number]
+        """``number`` different places' items, in the order drawn: Fisher–Yates, in which only the places that changed are kept."""
+        moved: dict[int, int] = {}
+        found = []
+        for place in range(min(number, len(items))):
+            other = place + self.below(len(items) - place)
+            found.append(items[moved.get(other, other)])
+            moved[other] = moved.get(place, place)
+        return found
 
 
 def apply(text: str, edits: Iterable[Edit]) -> str:

@@ -33,6 +33,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """Asks ``/chat/completions`` of one server; several requests at once, answers in the order of the prompts."""
 
+    from_text = False
+
     def __init__(self, config: EndpointConfig, wait: Callable[[float], None] = time.sleep):
         """Raises ConfigError where the variable that should hold the key is not set."""
         self.config, self._wait = config, wait

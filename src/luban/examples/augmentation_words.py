@@ -83,13 +83,19 @@ def deletion_edits(words: Words, strength: float, draws: Draws) -> list[Edit]:
     gone = [span for span in words.free if draws.unit() < strength] or [draws.choice(words.free)]
     if len(gone) == len(words.spans):
         gone.remove(draws.choice(gone))
-    ranges = merged(_with_space(words, span) for span in gone)
     text = words.text
-    return [Edit(start, end, " " if 0 < start and end < len(text) and joins(text[start - 1], text[end]) else "") for start, end in ranges]
+    runs: list[Range] = []
+    for start, end in gone:  # neighbours go with the spaces between them
+        if runs and text[runs[-1][1] : start].isspace() and words.locks.free(runs[-1][1], start):
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+    ranges = merged(_with_space(words, run) for run in runs)
+    return [Edit(start, end, " " if start > 0 and end < len(text) and joins(text[start - 1], text[end]) else "") for start, end in ranges]
 
 
 def _with_space(words: Words, span: Range) -> Range:
-    """A word with one of the spaces beside it, so that two do not remain."""
+    """Words with one of the spaces beside them, so that two do not remain."""
     start, end = span
     text = words.text
     if end < len(text) and text[end] == " " and (start == 0 or text[start - 1].isspace()) and words.locks.free(end, end + 1):

@@ -14,6 +14,7 @@ from luban.examples import brat, choice, conll, parallel, ranking, relations, sp
 from luban.examples.notes import Notes
 from luban.examples.records import FORMATS, TABLES, Table, column, kind_of, read_table
 from luban.examples.slices import Slice, parse
+from luban.foundation.artifacts import is_artifact
 from luban.foundation.errors import ConfigError, DataError, nearest
 
 TASKS = (
@@ -149,6 +150,8 @@ def plan(entries: list[Any], task: str, mapping: dict[str, Any], notes: Notes) -
 def _files_of(text: str, task: str, mapping: dict[str, Any], notes: Notes) -> list[tuple[Path, str]]:
     """Files that a path names, each with its format; notices in folders are named in ``notes`` and left out."""
     path = Path(text)
+    if is_artifact(path) and (path / "examples.jsonl").is_file():
+        path = path / "examples.jsonl"  # an augment stage's rows, without the reports beside them
     if not path.exists():
         if "," in text and all(Path(half.strip()).is_file() for half in text.split(",")):
             return [(Path(half.strip()), "lines") for half in text.split(",")]

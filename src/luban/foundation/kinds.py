@@ -40,6 +40,7 @@ KINDS = {
         Kind("gather", "examples", "GatherConfig", "Gather the texts of labelled files into a corpus.", module="gather"),
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
+        Kind("augment", "examples", "AugmentConfig", "Make more training rows of labelled examples, in English and Chinese.", module="augment"),
         Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
         Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
         Kind("ensemble", "fitting", "EnsembleConfig", "Let several models of a task answer together.", module="ensemble"),

@@ -21,12 +21,14 @@ def frame_text(tokenizer: Tokenizer, text: str, pair: str, settings: Mapping[str
 
 
 def classify(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
-    """``{"label", "probabilities"}``, ``{"labels", "probabilities"}`` (multi_label) or ``{"value"}`` (regression) for each item."""
+    """``{"label", "probabilities"}``, ``{"labels", "probabilities"}`` (multi_label) or ``{"value"}`` (regression) for each item; of one that is
+    too long to be read whole, ``cut_tokens`` says how much was not."""
     framed = [frame_text(tokenizer, wanted(item, "text", number), item.get("pair") or "", model.head.settings) for number, item in enumerate(items)]
     found: list[dict[str, Any]] = [{}] * len(items)
     for batch in padded_batches(framed, tokenizer.pad_id, rows, model.device):
         for number, scores in zip(batch.numbers, batch.scores(model).float().cpu(), strict=True):
-            found[number] = _said(scores, model.head)
+            cut = framed[number].truncated
+            found[number] = {**_said(scores, model.head), **({"cut_tokens": cut} if cut else {})}
     return found
 
 

@@ -67,7 +67,7 @@ class Asker:
 
     def _check(self) -> None:
         for label, spoken, word in zip(self.labels, self.spoken, self.words, strict=True):
-            if not word or self.tokenizer.unk_id in word:
+            if not spoken.strip() or not word or self.tokenizer.unk_id in word:
                 raise ConfigError("objective.words: the tokenizer cannot write {word!r}, the word of the label {label!r}", "", "choose another word", word=spoken, label=label)
         seen: dict[tuple[int, ...], str] = {}
         for label, word in zip(self.labels, self.words, strict=True):

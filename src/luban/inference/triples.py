@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from luban.inference.padding import padded_batches
-from luban.inference.spans import Reading, collect, decode, read_items, rules_of, settings_of
+from luban.inference.spans import collect, decode, read_items, rules_of, settings_of
 from luban.models.base import Model
 from luban.models.own_heads import parted
 from luban.tokenizer.tokenizer import Tokenizer

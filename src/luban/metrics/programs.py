@@ -11,13 +11,13 @@ A program passes when it comes to its end: every assertion held, and nothing exi
 
 from __future__ import annotations
 
-import ast
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,14 +107,17 @@ def assembled(prompt: str, text: str, tests: str, entry_point: str = "") -> str:
     indent = last[: len(last) - len(last.lstrip())] or "    "
     whole = [text] if entry_point and f"def {entry_point}" in text else []
     candidates = [*whole, f"{prompt}\n{text}", f"{prompt}\n{indent}{text}"]
-    chosen = next((one for one in candidates if _parses(one)), candidates[-1])
+    chosen = next((one for one in candidates if _compiles(one)), candidates[-1])
     call = f"\ncheck({entry_point})" if entry_point and "def check(" in tests else ""
     return f"{chosen}\n\n{tests}{call}\n"
 
 
-def _parses(source: str) -> bool:
+def _compiles(source: str) -> bool:
+    """Whether it compiles, nothing run; a ``return`` outside a function does not."""
     try:
-        ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(source, "program", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

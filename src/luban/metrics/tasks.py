@@ -26,7 +26,7 @@ from luban.metrics.ranking import is_similarity, ranking_measures, retrieval_mea
 from luban.metrics.reading import reading_measures
 from luban.metrics.regression import correlation_measure, regression_measures
 from luban.metrics.resampling import Measure, differences, means, scores
-from luban.metrics.score import Score
+from luban.metrics.score import RESAMPLES, Score
 from luban.metrics.summarization import summary_measure
 from luban.metrics.tagging import entity_measures, relation_measures, triple_measures, triples_of
 from luban.metrics.translation import ter_is_affordable, translation_measures
@@ -53,18 +53,20 @@ _LESS_IS_BETTER = {
     "invalid_probabilities", "invalid_scores", "invalid_predictions",
     "loss", "perplexity", "bits_per_byte",
 }  # fmt: skip
-_NEITHER = {"length", "length_ratio", "controls_unchecked", "queries_without_relevant", "chance"}
+_NEITHER = {"network_open", "length", "length_ratio", "controls_unchecked", "queries_without_relevant", "chance"}
 
 
-def score_task(task: str, predictions: Sequence[dict], gold: Sequence[Any], *, labels: Sequence[str] = (), language: str = "auto", seed: int = 0) -> dict[str, Score]:
+def score_task(
+    task: str, predictions: Sequence[dict], gold: Sequence[Any], *, labels: Sequence[str] = (), language: str = "auto", seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Score]:
     """Every figure of a task with its interval; the first is the one to choose a model by.
 
     ``task`` is a task of the examples room, or ``translation``, ``summarization`` or ``generation`` for pairs of texts whose purpose is
-    known. ``labels`` are those of training. ``language`` is that of the answers or outputs, ``"auto"`` for what the gold looks like.
+    known. ``resamples`` 0 gives the values alone, without intervals. ``labels`` are those of training. ``language`` is that of the answers or outputs, ``"auto"`` for what the gold looks like.
     """
     found: dict[str, Score] = {}
     for measure in task_measures(task, predictions, gold, labels=labels, language=language):
-        found |= scores(measure, seed)
+        found |= scores(measure, seed, resamples)
     return _main_first(task, found)
 
 

@@ -31,7 +31,7 @@ from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import EmbeddingConfig
 from luban.objectives.losses import wide
-from luban.objectives.retrieval import KEPT, Pool
+from luban.objectives.retrieval import Pool
 from luban.objectives.tasks import TaskObjective
 from luban.tokenizer.special import with_frame
 from luban.tokenizer.tokenizer import Tokenizer
@@ -139,7 +139,7 @@ class Embedding(TaskObjective):
         documents = functional.normalize(embed_texts(model, tokenizer, pool.corpus, prompt="document"), dim=-1)
         queries = functional.normalize(embed_texts(model, tokenizer, list(pool.relevant), prompt="query"), dim=-1)
         number = {query: place for place, query in enumerate(pool.relevant)}
-        scores, places = search(documents, queries, KEPT + 1)
+        scores, places = search(documents, queries, pool.depth)
         return pool.predictions(lambda _corpus, _queries, _k: (scores.numpy(), places.numpy()), lambda query, missed: (documents[missed] @ queries[number[query]]).tolist())
 
     # ---- the loss ----------------------------------------------------------------------------------------------------

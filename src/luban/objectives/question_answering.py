@@ -93,7 +93,7 @@ class QuestionAnswering(WindowedObjective):
         if model.head.settings["unanswerable"]:
             self.head = model.head = replace(model.head, settings=model.head.settings | {"threshold": best_threshold(found, examples)})
         predictions = [said(one, example.context, model.head.settings) for one, example in zip(found, examples, strict=True)]
-        return score_task(self.measured_as, predictions, examples)
+        return score_task(self.measured_as, predictions, examples, resamples=0)
 
 
 def answer_places(framed: Framed, answer: tuple[int, int] | None, settings: Any) -> tuple[int, int]:

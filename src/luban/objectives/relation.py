@@ -27,7 +27,6 @@ class Relation(WindowedObjective):
     """Cross-entropy over the relations, read from the states of the two opening markers or from the first token."""
 
     config: RelationConfig
-    unit = "example"
     name = reads = "relation"
 
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -49,7 +48,7 @@ class Relation(WindowedObjective):
 
     def _row(self, example: RelationText, tokenizer: Tokenizer) -> Row | None:
         if example.label is None:
-            self.refuse("they have no label")
+            self.refuse("it has no label")
             return None
         if str(example.label) not in self.numbers:
             self.refuse("a label that no training example has")

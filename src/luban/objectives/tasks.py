@@ -14,6 +14,7 @@ from luban.examples.splitting import hold_out, k_folds
 from luban.foundation.artifacts import write_bytes
 from luban.foundation.console import say, warn
 from luban.foundation.errors import DataError
+from luban.foundation.messages import t
 from luban.inference.predictor import Predictor
 from luban.metrics.score import Score
 from luban.metrics.tasks import score_task
@@ -104,10 +105,11 @@ class TaskObjective(Objective):
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def score(self, model: Model, tokenizer: Tokenizer, examples: list[Any]) -> dict[str, Score]:
+        """The task's figures, values only: intervals are `evaluate`'s."""
         training = model.training
         predictions = self.predictions(Predictor(model, tokenizer), examples)
         model.train(training)
-        return score_task(self.measured_as, predictions, examples, labels=self.metric_labels(model.head))
+        return score_task(self.measured_as, predictions, examples, labels=self.metric_labels(model.head), resamples=0)
 
     def predictions(self, predictor: Predictor, examples: Sequence[Any]) -> list[dict[str, Any]]:
         """What a model says of each example, as the metrics of the task read it."""
@@ -119,7 +121,7 @@ class TaskObjective(Objective):
             write_rows(data.work / "training" / "set_aside.jsonl", found.bad)
             say("{count} rows were set aside, with their reasons, in training/set_aside.jsonl", count=len(found.bad))
         for reason, count in self.refused.items():
-            warn("{count} examples are not learned from: {reason}", count=count, reason=reason)
+            warn("{count} examples are not learned from: {reason}", count=count, reason=t(reason))
 
 
 def write_rows(file: Path, bad: Sequence[BadLine]) -> None:

@@ -142,5 +142,5 @@ class TextPairs(TaskObjective):
 
     def figures(self, predictions: list[dict[str, Any]], examples: list[Any], seed: int = 0) -> dict[str, Score]:
         """The task's metrics, and pass@1 before them where programs may be run."""
-        found = score_task(self.measured_as, predictions, examples, language=self.config.target_language or "auto", seed=seed)
+        found = score_task(self.measured_as, predictions, examples, language=self.config.target_language or "auto", seed=seed, resamples=0)
         return (program_scores(predictions, examples, seed) if self.config.run_code else {}) | found

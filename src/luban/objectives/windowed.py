@@ -7,6 +7,7 @@ from typing import Any
 
 from luban.examples.reading import ExampleSet
 from luban.foundation.console import warn
+from luban.foundation.messages import t
 from luban.objectives.base import DataRequest, Loaders
 from luban.objectives.tasks import TaskObjective
 from luban.tokenizer.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ class WindowedObjective(TaskObjective):
         self.noticed: dict[str, int] = {}
         made = super().loaders(data)
         for reason, count in self.noticed.items():
-            warn("{count} {reason}", count=count, reason=reason)
+            warn("{count} {reason}", count=count, reason=t(reason))
         made.report |= {"examples": self.examples, "windows": made.report["examples"]}
         if self.noticed:
             made.report["noticed"] = self.noticed

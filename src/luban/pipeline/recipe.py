@@ -15,6 +15,7 @@ from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.kinds import Kind, find_kind
 from luban.foundation.yaml_files import apply_override, parse_override, read_yaml
 from luban.pipeline.implied import with_implied_stages
+from luban.pipeline.values import check_values, with_values
 
 FORMAT = 1
 PACKAGE = "package:"
@@ -27,6 +28,7 @@ class RecipeConfig(Config):
     name: str = config_field("", "Name of the run; by default the recipe's file or folder.")
     seed: int = config_field(1, "Seed of everything random in the run.")
     out: str = config_field("runs/{name}", "Folder of the run; a relative one starts at the recipe's folder.", role="machine")
+    values: dict[str, Any] = config_field({}, "What is named once and written `$name` in stages: the paths and sizes that are changed first.")
     stages: dict[str, Any] = config_field(..., "Named stages, in the order they run; each has a `kind`.", min_length=1)
 
 
@@ -94,7 +96,8 @@ def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: 
     if head.luban > FORMAT:
         raise ConfigError("{where}: the recipe is of format {found}; this Luban reads up to {known}", "", "upgrade Luban", where=source.at("luban"), found=head.luban, known=FORMAT)
     name = head.name or default_name
-    head.stages = with_implied_stages(head.stages, folder)
+    check_values(head.values, [*RecipeConfig.model_fields, *head.stages], source)
+    head.stages = with_implied_stages(with_values(head.stages, head.values, source.under("stages")), folder)
     stages: dict[str, Stage] = {}
     for stage_name, body in head.stages.items():
         stages[str(stage_name)] = _make_stage(str(stage_name), body, stages, source.under("stages").under(str(stage_name)))
@@ -106,18 +109,20 @@ def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: 
 
 
 def _override(plain: dict[str, Any], text: str) -> None:
-    """``base.learning_rate=…`` sets a stage's field; a name that is no stage must be a key of the head."""
+    """``base.learning_rate=…`` sets a stage's field, ``data=…`` one of the recipe's values; any other name must be a key of the head."""
     keys, value = parse_override(text)
-    stages = plain.get("stages") if isinstance(plain.get("stages"), dict) else {}
+    stages, values = (plain[part] if isinstance(plain.get(part), dict) else {} for part in ("stages", "values"))
     if keys[0] in stages and len(keys) > 1:
         if not isinstance(stages[keys[0]], dict):
             stages[keys[0]] = {}
         apply_override(stages[keys[0]], keys[1:], value)
+    elif keys[0] in values:
+        apply_override(values, keys, value)
     elif keys[0] in RecipeConfig.model_fields:
         apply_override(plain, keys, value)
     else:
-        guess = nearest(keys[0], [*stages, *RecipeConfig.model_fields])
-        raise ConfigError("{text!r}: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", text=text, name=keys[0], guess=guess, known=", ".join(stages))
+        guess = nearest(keys[0], [*values, *stages, *RecipeConfig.model_fields])
+        raise ConfigError("{text!r}: there is no stage or value called {name!r}", "", "did you mean {guess}?" if guess else "known: {known}", text=text, name=keys[0], guess=guess, known=", ".join([*values, *stages]))
 
 
 def _make_stage(name: str, body: Any, earlier: dict[str, Stage], source: Source) -> Stage:

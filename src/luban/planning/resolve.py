@@ -26,13 +26,13 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
     shape = shape or _shape(config, work, facts)
-    task = config.objective_name not in (*dial.ON_TEXT, "instruction")
+    task = _learned(config) not in (*dial.ON_TEXT, "instruction")
     # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
     sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
     if sequence > shape.maximum_positions:
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)
     tokens = _tokens(config, facts)
-    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, config.objective_name)
+    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, _learned(config))
     if step < sequence:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
     optimizer = {**config.optimizer.explicit(), **_rates(config, shape, bool(work.inputs.get("model")))}
@@ -45,10 +45,15 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     return config.updated(**chosen)
 
 
+def _learned(config: Any) -> str:
+    """The objective that decides lengths and rates: of a distillation the one that is distilled."""
+    return getattr(config.objective, "of", config.objective_name)
+
+
 def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, float]:
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
-    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, config.objective_name, from_model)
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model)
     if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
         suggested["embedding_learning_rate"] = optimizer.learning_rate
     suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0
@@ -65,7 +70,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
         elif not isinstance(item, Artifact):
             size = Path(str(item).partition("#")[0]).stat().st_size
             facts["train_tokens"] = facts.get("train_tokens", 0) + size // 3
-    tokenizer = work.inputs.get("tokenizer")
+    tokenizer = next(iter([*_listed(work.inputs.get("tokenizer")), *_listed(work.inputs.get("objective.teacher"))]), None)
     if tokenizer is not None:
         facts["vocabulary_size"] = _vocabulary_of(getattr(tokenizer, "path", tokenizer))
     return facts

@@ -7,7 +7,7 @@ import base64
 import math
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,8 +49,9 @@ class PredictionOrder:
 class Predictions:
     """Admits items, hands them to the thread that predicts and collects what comes back. Lives on the event loop."""
 
-    def __init__(self, config: ServeConfig, predictor: Predictor, tokenizer: Tokenizer, thread: PredictionThread):
+    def __init__(self, config: ServeConfig, predictor: Predictor, tokenizer: Tokenizer, thread: PredictionThread, others: Sequence[str] = ()):
         self.config, self.predictor, self.tokenizer, self.thread = config, predictor, tokenizer, thread
+        self.others = list(others)  # endpoints of the same model that are no predictions
         self.orders: set[PredictionOrder] = set()
         self.open_items = 0
 
@@ -58,7 +59,7 @@ class Predictions:
 
     @property
     def endpoints(self) -> list[str]:
-        return [PREDICT, *(path for path, tasks in SPECIAL.items() if self.predictor.task in tasks)]
+        return [*self.others, PREDICT, *(path for path, tasks in SPECIAL.items() if self.predictor.task in tasks)]
 
     def check_endpoint(self, path: str) -> None:
         """Raises ApiError, naming the right one, for an endpoint of other tasks."""
@@ -69,7 +70,7 @@ class Predictions:
                 code="wrong_endpoint",
                 path=path,
                 task=self.predictor.task,
-                right=", ".join(reversed(self.endpoints)),
+                right=", ".join(self.endpoints),
             )
 
     def example(self, name: str) -> tuple[str, dict[str, Any]]:

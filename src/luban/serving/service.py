@@ -22,6 +22,7 @@ from luban.serving.protocol import ChatBody, CompletionBody, GenerationBody
 from luban.serving.served import Served
 from luban.serving.worker import ModelThread, Piece, Sequence
 
+WRITING = ("/v1/chat/completions", "/v1/completions")
 CONTINUING = ("causal", "prefix", "instruction")  # tasks of models that are best talked to, or written on with
 
 
@@ -260,7 +261,6 @@ class Service(Served):
         """As for every model, and what the chat page needs."""
         known, sampling = super().describe(), self.config.sampling
         known["luban"] |= {
-            "endpoints": ["/v1/chat/completions", "/v1/completions", *self.predictions.endpoints],
             "chat": self.tokenizer.chat_template is not None,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -23,7 +23,7 @@ from luban.serving.metrics import Metrics
 from luban.serving.predictions import Predictions
 from luban.serving.served import Served, single
 from luban.serving.server import bind, serve_until_stopped
-from luban.serving.service import Service
+from luban.serving.service import WRITING, Service
 from luban.serving.template_check import check_template
 from luban.serving.worker import ModelThread
 from luban.tokenizer.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service
     metrics = Metrics(name, config.slots)
     thread = ModelThread(lambda: Engine(model, tokenizer, slots=config.slots, maximum_length=length), config.slots, metrics)
     predict = on_thread(thread.do, partial(predictor.predict, rows=config.rows))
-    predictions = Predictions(config, predictor, tokenizer, PredictionThread(predict, config.rows, config.batch_window_seconds, metrics))
+    predictions = Predictions(config, predictor, tokenizer, PredictionThread(predict, config.rows, config.batch_window_seconds, metrics), WRITING)
     return Service(config, name, predictor, predictions, thread, metrics, counts, length)
 
 

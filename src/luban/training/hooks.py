@@ -43,17 +43,14 @@ class Validator:
         self.tracker.validation(run, scores)
         main = next(iter(measured), "loss")
         value = scores[main] if main == "loss" or not greater_is_better(main) else -scores[main]  # lower is better
-        if value < run.history.get("best_value", math.inf) - self.config.minimum_gain or "best_step" not in run.history:
-            run.history |= {"best_value": value, "best_validation": scores[main], "best_metric": main, "best_step": run.step, "without_gain": 0}
-            run.history["best_loss"] = scores.get("loss", math.inf)
+        best, best_loss = run.history.get("best_value", math.inf), run.history.get("best_loss", math.inf)
+        gained = "best_step" not in run.history or value < best - self.config.minimum_gain
+        run.history["without_gain"] = 0 if gained else run.history.get("without_gain", 0) + 1
+        # A small held-out set gives the same accuracy again and again: then the lower loss is the better model, though no gain to wait for.
+        if gained or (value == best and scores["loss"] < best_loss):
+            run.history |= {"best_value": value, "best_loss": scores["loss"], "best_validation": scores[main], "best_metric": main, "best_step": run.step}
             if self.restores:
                 keep_best(run)
-        else:
-            run.history["without_gain"] = run.history.get("without_gain", 0) + 1
-            if value == run.history["best_value"] and scores.get("loss", math.inf) < run.history.get("best_loss", -math.inf):  # a tie: BLEU is 0 for long, say
-                run.history |= {"best_step": run.step, "best_loss": scores.get("loss", math.inf)}
-                if self.restores:
-                    keep_best(run)
         if self.config.patience and run.history["without_gain"] >= self.config.patience and not run.finished:
             say("stopping early at step {step}: {count} validations without a new best (the best was {best:.4f} at step {best_step})", step=run.step, count=self.config.patience, best=run.history["best_validation"], best_step=run.history["best_step"])
             run.stop_reason = "early stopping"

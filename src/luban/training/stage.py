@@ -72,6 +72,7 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer, fold))
     model = make_model(config, work, tokenizer, objective).to(device)
+    torch.manual_seed(work.seed)  # dropout and its kin, whatever ran in this process before
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
