@@ -103,15 +103,16 @@ def starting_model(row: TaskRow, training: Path, mapping: dict[str, Any], option
 
 
 def trial(start: Start, steps: int = 3) -> float:
-    """Seconds a step of forward and backward passes, the median of some spread over the run. The weights stay as they are."""
+    """Processor seconds a step of forward and backward passes takes, the median of some spread over the run, so that other work on the
+    machine does not count. The weights stay as they are."""
     from luban.models.huggingface import load_model
 
     model, times = load_model(start.folder, head=start.objective.head).train(), []
     for number in range(steps):
         batch = start.loaders.train.step(number * start.schedule.total // steps)
-        begun = time.monotonic()
+        begun = time.process_time()
         start.objective.terms(model, batch)["loss"].sum.backward()
-        times.append(time.monotonic() - begun)
+        times.append(time.process_time() - begun)
     return sorted(times)[len(times) // 2]
 
 

@@ -35,7 +35,7 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_toke
 
 
 class Peer(nn.Module):
-    """A transformers model with a loss of a user's own; ``names`` adds what is saved beside the trunk."""
+    """A transformers model with a loss of a user's own; ``own_tensors`` are saved beside the trunk's."""
 
     def __init__(self, trunk: nn.Module):
         super().__init__()
@@ -50,12 +50,11 @@ class Markers(Peer):
 
     def __init__(self, trunk: nn.Module, tensors: dict[str, Tensor]):
         super().__init__(trunk)
-        self.name = next(name.removesuffix(".weight") for name in tensors if "luban" in name and name.endswith(".weight"))
-        weight = tensors[self.name + ".weight"]
+        weight = tensors["classifier.weight"]
         self.dropout, self.classifier = nn.Dropout(trunk.config.hidden_dropout_prob), nn.Linear(weight.shape[1], len(weight))
         with torch.no_grad():
             self.classifier.weight.copy_(weight)
-            self.classifier.bias.copy_(tensors[self.name + ".bias"])
+            self.classifier.bias.copy_(tensors["classifier.bias"])
 
     def forward(self, markers: Tensor, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
         hidden = self.trunk(**inputs).last_hidden_state
@@ -64,7 +63,7 @@ class Markers(Peer):
         return {"loss": functional.cross_entropy(self.classifier(self.dropout(marked)), labels)}
 
     def own_tensors(self) -> dict[str, Tensor]:
-        return {f"{self.name}.{key}": value for key, value in self.classifier.state_dict().items()}
+        return {f"classifier.{key}": value for key, value in self.classifier.state_dict().items()}
 
 
 class Contrast(Peer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def results(folder: Path, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     return found
 
 
-def number(value: float, metric: str) -> str:
+def number(value: float | None, metric: str) -> str:
+    if value is None or math.isnan(value):
+        return "–"
     return f"{value:.1f}" if metric in ("bleu", "chrf", "ter") else f"{value:.3f}"
 
 

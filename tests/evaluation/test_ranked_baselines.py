@@ -28,11 +28,13 @@ def test_retrieval_figures_are_those_of_ranking_the_whole_corpus():
     rng = np.random.default_rng(0)
     words = ["apple", "river", "stone", "cloud", "horse", "candle", "king", "night"]
     examples = [Ranking(" ".join(rng.choice(words, 2)) + f" q{n}", [" ".join(rng.choice(words, 4)) + f" {n} {k}" for k in range(3)], [2, 1, 0]) for n in range(60)]
-    (name, role, predictions), = baselines_of("embedding", [], examples)
+    ((name, role, predictions),) = baselines_of("embedding", [], examples)
     found = score_task("embedding", predictions, examples)
     pool = Pool(examples)
     index = BM25(pool.corpus)
-    whole = rankings([index.scores(example.query).tolist() for example in examples], [[pool.relevant[example.query].get(place, 0.0) for place in range(len(pool.corpus))] for example in examples], (1, 5, 10, 100))
+    whole = rankings(
+        [index.scores(example.query).tolist() for example in examples], [[pool.relevant[example.query].get(place, 0.0) for place in range(len(pool.corpus))] for example in examples], (1, 5, 10, 100)
+    )
     assert (name, role) == ("bm25", "baseline") and next(iter(found)) == "ndcg@10"
     for figure in ("mrr@10", "recall@1", "recall@10", "recall@100", "hit@5"):
         assert found[figure].value == pytest.approx(whole[figure].value, abs=1e-12)
@@ -53,7 +55,7 @@ def test_degrees_of_likeness_are_told_from_relevance(grades, similar):
 
 def test_graded_pairs_get_word_overlap():
     examples = [Ranking("a b c", ["a b d"], [2.5]), Ranking("x", ["y"], [0.0])]
-    (name, _, predictions), = baselines_of("embedding", [], examples)
+    ((name, _, predictions),) = baselines_of("embedding", [], examples)
     assert name == "word-overlap" and [one["scores"] for one in predictions] == [[0.5], [0.0]]
     assert overlap("", "") == 0 and overlap("春风", "春风") == 1
 

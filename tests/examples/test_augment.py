@@ -156,6 +156,17 @@ def test_pairs_and_targets(tmp_path):
     assert read_examples([str(made.path)], "text_pairs").mapping == {"input": "input", "output": "output"} == report_of(made)["mapping"]
 
 
+def test_controls_stay_beside_their_texts(tmp_path):
+    rows = [(f"the hotel has {number} large rooms", f"酒店有{number}间大房", "formal" if number % 2 else "plain") for number in range(9)]
+    write_csv(tmp_path / "c.csv", rows, ("en", "zh", "source"))
+    options = {"task": "text_pairs", "mapping": {"input": "en", "output": "zh", "controls": {"style": "source"}}}
+    made = luban.augment(tmp_path / "c.csv", out=tmp_path / "out", **options)
+    found = read_examples([str(made.path)], "text_pairs", report_of(made)["mapping"])
+    assert {(example.output, example.controls["style"]) for example in found.examples} == {(zh, style) for _, zh, style in rows} and len(found.examples) > 12
+    with pytest.raises(ConfigError, match="'source'"):
+        luban.augment(tmp_path / "c.csv", out=tmp_path / "bad", **{**options, "mapping": {"input": "en", "output": "zh", "controls": "source"}})
+
+
 def test_odd_texts(tmp_path):
     """Empty rows are named, one word stays one word, a hundred thousand characters pass, a duplicate is made once."""
     long = "长夜漫漫路也漫漫，" * 11_200

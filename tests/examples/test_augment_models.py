@@ -176,8 +176,8 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path):
     data.write_text("text,label\n" + "".join(f"text number {number},{'ab'[number % 2]}\n" for number in range(200)), encoding="utf-8")
 
     def reply(prompt, number):
-        if number > 100 and not killed:
-            time.sleep(0.05)
+        if number > 108 and not killed:
+            time.sleep(1.0)
         return f"other words for {prompt.rpartition(' ')[2]}"
 
     killed = []

@@ -13,16 +13,16 @@ import torch.nn.functional as functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "objectives"))
 
-from group_lab import style_of, tiny_model  # noqa: E402
-from text_lab import tokenizer_of_style  # noqa: E402
-from transformers import AutoModel, AutoTokenizer  # noqa: E402
+from group_lab import style_of, tiny_model
+from text_lab import tokenizer_of_style
+from transformers import AutoModel, AutoTokenizer
 
-from luban.foundation.errors import ConfigError, DataError  # noqa: E402
-from luban.inference.predictor import Predictor  # noqa: E402
-from luban.inference.vectors import embed_texts, search, shortened  # noqa: E402
-from luban.models.heads import Head  # noqa: E402
-from luban.models.huggingface import save_model  # noqa: E402
-from luban.tokenizer.special import with_frame  # noqa: E402
+from luban.foundation.errors import ConfigError, DataError
+from luban.inference.predictor import Predictor
+from luban.inference.vectors import embed_texts, search, shortened
+from luban.models.heads import Head
+from luban.models.huggingface import save_model
+from luban.tokenizer.special import with_frame
 
 TEXTS = ["春眠不觉晓，处处闻啼鸟。", "the king", "", "To be, or not to be, that is the question of the night " * 3]
 
@@ -126,7 +126,9 @@ def foreign(folder: Path, modules: list[tuple[str, str]], pooling: dict) -> Path
     return folder
 
 
-@pytest.mark.parametrize("pooling, read", [({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "first"), ({"pooling_mode": "lasttoken"}, "last"), ({"pooling_mode": ["mean"]}, "mean"), ({}, "mean")])
+@pytest.mark.parametrize(
+    "pooling, read", [({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "first"), ({"pooling_mode": "lasttoken"}, "last"), ({"pooling_mode": ["mean"]}, "mean"), ({}, "mean")]
+)
 def test_pooling_and_normalisation_are_read(tmp_path, pooling, read):
     folder = foreign(tmp_path / "model", [("Transformer", ""), ("Pooling", "pool")], pooling)
     predictor = Predictor.load(folder)

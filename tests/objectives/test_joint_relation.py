@@ -59,7 +59,7 @@ def test_the_loss_of_pairs_is_its_definition():
             for j in range(5):
                 for relation in range(3):
                     if units[row, i] and units[row, j]:
-                        score = float(pairs[row, i, j, relation])
+                        score = float(pairs[row, i, j, relation].detach())
                         if (i, j, relation) in held:
                             right += math.exp(-score)
                         else:

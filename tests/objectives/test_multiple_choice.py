@@ -18,7 +18,12 @@ from luban.models.huggingface import save_model
 from luban.objectives.config import MultipleChoiceConfig
 from luban.objectives.multiple_choice import MultipleChoice
 
-ROWS = [{"question": f"which is the {thing} of number {n}", "choices": [f"a {THINGS[(place + n) % 10]}" for place in range(3)], "answer": place} for n, thing in enumerate(THINGS * 3) for place in range(3) if THINGS[(place + n) % 10] == thing]
+ROWS = [
+    {"question": f"which is the {thing} of number {n}", "choices": [f"a {THINGS[(place + n) % 10]}" for place in range(3)], "answer": place}
+    for n, thing in enumerate(THINGS * 3)
+    for place in range(3)
+    if THINGS[(place + n) % 10] == thing
+]
 UNEVEN = [{**row, "choices": row["choices"] + ["nothing", "all of them"][: n % 3]} for n, row in enumerate(ROWS)]
 
 
@@ -109,7 +114,9 @@ def test_questions_without_an_answer_are_counted_and_bad_ones_refused(tmp_path):
 def test_training_learns_to_choose(tmp_path, architecture):
     shape = {**SMALL, **({} if architecture == "bert" else {"key_value_heads": 2, "head_dim": 16})}
     start = start_directory(tmp_path / "start", architecture, **shape)
-    artifact = train(tmp_path, start, write_rows(tmp_path / "rows.jsonl", ROWS), {"name": "multiple_choice"}, length="120 steps", validation_data=str(tmp_path / "rows.jsonl"), validation={"every": "120 steps"})
+    artifact = train(
+        tmp_path, start, write_rows(tmp_path / "rows.jsonl", ROWS), {"name": "multiple_choice"}, length="120 steps", validation_data=str(tmp_path / "rows.jsonl"), validation={"every": "120 steps"}
+    )
     assert artifact.metrics["best_metric"] == "accuracy" and artifact.metrics["after"]["accuracy"] > 0.85
     predictor = Predictor.load(artifact.path)
     said = predictor.predict([{"prompt": ROWS[0]["question"], "choices": ROWS[0]["choices"]}])[0]

@@ -16,7 +16,10 @@ from luban.inference.predictor import Predictor
 from luban.objectives.config import RankingConfig
 from luban.objectives.ranking import Ranker, chosen, drawn_documents, listwise, ranknet
 
-ROWS = [{"query": f"{one} {two}", "document": [f"the {three} thing" for three in THINGS[:6]], "grade": [float(three in (one, two)) + float(three == one) for three in THINGS[:6]]} for one, two in itertools.permutations(THINGS[:6], 2)]
+ROWS = [
+    {"query": f"{one} {two}", "document": [f"the {three} thing" for three in THINGS[:6]], "grade": [float(three in (one, two)) + float(three == one) for three in THINGS[:6]]}
+    for one, two in itertools.permutations(THINGS[:6], 2)
+]
 
 
 def test_listwise_is_cross_entropy_with_one_relevant_document_and_follows_the_grades():

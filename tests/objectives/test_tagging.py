@@ -12,16 +12,21 @@ import pytest
 import torch
 import transformers
 from span_lab import byte_tokenizer, learn, model_for, open_task, planted_text, some_names, wordpiece
+from test_question_answering import planted as planted_questions
+from test_relation import planted as planted_relations
 
 from luban.examples.tasks import Span, TaggedText
-from luban.foundation.errors import DataError
+from luban.foundation.errors import ConfigError, DataError
 from luban.inference.predictor import Predictor
 from luban.inference.spans import best_path, decode, owner, read_texts, rules_of, transitions, unit_groups, window_ranges
 from luban.metrics.tagging import spans_of_tags
 from luban.models.heads import Head
 from luban.models.huggingface import load_model, save_model
 from luban.objectives import windowed
+from luban.parallel.engine import TorchEngine
 from luban.tokenizer.alignment import align_spans, tag_names
+from luban.training.passes import make_passes
+from luban.training.regularization import RegularizationConfig
 
 
 def planted(count: int, seed: int = 0, longest: int = 20) -> list[dict]:
@@ -176,6 +181,23 @@ def test_every_word_is_scored_once_whatever_the_windows(tmp_path):
         _, loaders, _ = open_task(tmp_path, rows, name="tagging", length=length, validation=rows[:2])
         scored = sum(float(unit[0].weights.sum()) for unit in loaders.train.units)
         assert scored == sum(len(row["text"].split()) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["tagging", "question_answering", "relation"])
+def test_r_drop_compares_what_the_loss_is_made_of(tmp_path, name: str):
+    rows = {"tagging": planted, "question_answering": planted_questions, "relation": planted_relations}[name](30)
+    objective, loaders, request = open_task(tmp_path, rows, name=name, length=48, shape={"dropout": 0.3})
+    model = model_for(objective, request).train()
+    batch = loaders.train.step(0)
+    torch.manual_seed(3)
+    first, second = objective.outputs(model, batch), objective.outputs(model, batch)
+    apart = objective.divergence(first, second)
+    assert apart.shape == objective.unit_weights(batch).shape and (apart > 0).all() and (objective.divergence(first, first).abs() < 1e-5).all()
+    engine = TorchEngine(model, None, objective, 4, torch.float32, make_passes(RegularizationConfig(r_drop=1.0), objective, model))
+    means = engine.forward_backward(batch)
+    assert means["divergence"] > 0 and all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    with pytest.raises(ConfigError, match="mixup"):
+        make_passes(RegularizationConfig(mixup=0.2), objective, model)
 
 
 # ---- learning ----------------------------------------------------------------------------------------------------------

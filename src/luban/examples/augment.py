@@ -54,6 +54,7 @@ def run(config: AugmentConfig, work: Work) -> None:
     if not held:
         say("no held_out is named: make sure that this is training data only, split before it is augmented")
     _check_only(config, found)
+    _check_controls(originals)
     methods = Methods(config, work)
     for number, piece in enumerate(_pieces(originals)):
         _make_piece(methods, originals, number, piece)
@@ -80,6 +81,16 @@ def _check_only(config: AugmentConfig, found: ExampleSet) -> None:
         raise ConfigError(
             "only: no row has the label {label!r}", "the labels are {labels}", "write one of them", label=unknown[0], labels=", ".join(found.labels[:20]) or "–"
         )
+
+
+def _check_controls(originals: Sequence[Any]) -> None:
+    """Controls become columns of the rows, beside those that the rows have anyway."""
+    taken = {name for example in originals for name in getattr(example, "controls", {})} & {"input", "output", "source", "made_by"}
+    if taken:
+        raise ConfigError(
+            "mapping: a control cannot be called {name!r} here", "the made rows have a column of that name", "call it otherwise, such as mapping: {{controls: {{my_{name}: {name}}}}}",
+            name=min(taken),
+        )  # fmt: skip
 
 
 def _pieces(originals: Sequence[Any]) -> Iterator[range]:

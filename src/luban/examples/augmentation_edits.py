@@ -233,7 +233,7 @@ def row_of(example: Any, task: str, source: str, made_by: str) -> dict[str, Any]
             for name, span in (("head", example.head), ("tail", example.tail))
         }
         return {"text": example.text, **ends, **({} if example.label is None else {"relation": example.label}), **about}
-    return {"input": example.input, "output": example.output, **example.controls, **about}
+    return {**example.controls, "input": example.input, "output": example.output, **about}
 
 
 def mapping_of(task: str, examples: Sequence[Any]) -> dict[str, Any]:

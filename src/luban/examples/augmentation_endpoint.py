@@ -46,7 +46,8 @@ class Endpoint:
         address = urlsplit(config.base_url)
         if self._key and address.scheme == "http" and address.hostname not in _LOOPBACK:
             warn("the key of {url} goes over the network unencrypted: use https", url=config.base_url)
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        direct = [urllib.request.ProxyHandler({})] if address.hostname in _LOOPBACK else []  # no proxy stands between a machine and itself
+        self._opener = urllib.request.build_opener(_NoRedirects, *direct)
 
     def write(self, prompts: Sequence[str], seed: int) -> list[tuple[str, str]]:
         """(text, "") for each prompt, or ("", problem): ``too long``, ``cut``, ``empty``. Raises LubanError where the server does not serve."""

@@ -29,7 +29,7 @@ def run(config: GatherConfig, work: Work) -> None:
     splits: dict[str, dict[str, Document]] = {"train": {}, "validation": {}}
     for example in found.examples:
         for text in texts(example):
-            document = Document(f"{xxhash.xxh3_128_hexdigest(text.encode('utf-8', 'surrogatepass'))}", text.encode("utf-8", "replace").decode(), "", example.source)
+            document = Document(xxhash.xxh3_128_hexdigest(text.encode("utf-8")), text, source=example.source)
             splits["validation" if place(text) < config.validation_share else "train"].setdefault(document.id, document)
     if not splits["train"]:
         raise DataError("there is no text in {files}", "", "luban show FILE says how a file is read", files=", ".join(found.files))

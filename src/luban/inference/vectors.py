@@ -31,7 +31,12 @@ def embed_texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, pro
     ``dimensions`` cuts the vectors to that length (Matryoshka), before they are brought to length one."""
     settings = model.head.settings
     if settings.get("unread_modules"):
-        raise DataError("the model's vectors pass through modules that Luban has not: {names}", "they would be other vectors without them", "train the model further with Luban, which leaves them out", names=", ".join(settings["unread_modules"]))
+        raise DataError(
+            "the model's vectors pass through modules that Luban has not: {names}",
+            "they would be other vectors without them",
+            "train the model further with Luban, which leaves them out",
+            names=", ".join(settings["unread_modules"]),
+        )
     different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     width = model.shape.hidden_size if dimensions is None else dimensions
     found = torch.zeros(len(different), min(width, model.shape.hidden_size))
@@ -54,7 +59,8 @@ def embed(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], r
     requests: dict[tuple[str, int | None], dict[str, int]] = {}
     for number, item in enumerate(items):
         for kind, text in _texts(item, number, model.head.settings):
-            requests.setdefault((kind, item.get("dimensions")), {}).setdefault(text, len(requests.get((kind, item.get("dimensions")), ())))
+            asked = requests.setdefault((kind, item.get("dimensions")), {})
+            asked.setdefault(text, len(asked))
     made = {key: embed_texts(model, tokenizer, list(texts), prompt=key[0], dimensions=key[1], rows=rows) for key, texts in requests.items()}
     found = []
     for number, item in enumerate(items):

@@ -125,7 +125,9 @@ class Embedding(TaskObjective):
 
         changes = any(len(group.positives) > positives or len(group.negatives) > negatives for group in units)
         first = [refresh(unit, 0) for unit in range(len(units))]
-        return UnitLoader(first, units_per_step=data.examples_per_step, seed=seed, pad_id=data.tokenizer.pad_id, group=1 + positives + negatives, shuffle=shuffle, refresh=refresh if changes and shuffle else None)
+        return UnitLoader(
+            first, units_per_step=data.examples_per_step, seed=seed, pad_id=data.tokenizer.pad_id, group=1 + positives + negatives, shuffle=shuffle, refresh=refresh if changes and shuffle else None
+        )
 
     def item_of(self, example: Ranking) -> dict[str, Any]:
         return {"query": example.query, "documents": example.documents}

@@ -88,7 +88,9 @@ class Ranker(TaskObjective):
 
     def _rows(self, example: Ranking, texts: Sequence[str], grades: Sequence[float], tokenizer: Tokenizer) -> list[Row]:
         framed = frame_pairs(tokenizer, [example.query] * len(texts), texts, self.head.settings)
-        return [Row(np.array(one.ids), np.zeros(1, np.float32), types=np.array(one.types), extra={"grade": np.float32(grade)}, source=example.source) for one, grade in zip(framed, grades, strict=True)]
+        return [
+            Row(np.array(one.ids), np.zeros(1, np.float32), types=np.array(one.types), extra={"grade": np.float32(grade)}, source=example.source) for one, grade in zip(framed, grades, strict=True)
+        ]
 
     def loader(self, units: list[Any], data: DataRequest, seed: int, shuffle: bool) -> UnitLoader:
         if self.pointwise:

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from luban.corpus.licences import UNKNOWN, beside
 from luban.corpus.readers import BadLine
 from luban.examples.reading import ExampleSet, read_examples
 from luban.examples.splitting import hold_out, k_folds
-from luban.foundation.artifacts import write_bytes
+from luban.foundation.artifacts import Artifact, write_bytes
 from luban.foundation.console import say, warn
 from luban.foundation.errors import DataError
 from luban.foundation.messages import t
@@ -75,7 +76,7 @@ class TaskObjective(Objective):
         loader = self.loader(units, data, data.seed, True)
         batches = list(self.loader(validation, data, 0, False).pass_once())[:VALIDATION_BATCHES] if validation else []
         report = {"examples": len(units), "validation_examples": len(held_out), "bad_rows": len(found.bad), "format": found.format, "labels": list(self.head.labels), **({"refused": self.refused} if self.refused else {})}
-        return Loaders(loader, batches, report, [], held_out)
+        return Loaders(loader, batches, report, _licences(data), held_out)
 
     def read(self, data: DataRequest) -> tuple[ExampleSet, list[Any]]:
         """The training examples and the held-out ones: of their own files, or a share chosen by content."""
@@ -128,6 +129,15 @@ def write_rows(file: Path, bad: Sequence[BadLine]) -> None:
     """Bad lines as JSON lines."""
     lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
     write_bytes(file, "".join(lines).encode("utf-8", "surrogatepass"))
+
+
+def _licences(data: DataRequest) -> list[str]:
+    """Those of the artifacts, and what a file beside the user's own says; files of which nothing says are passed over."""
+    found: dict[str, None] = {}
+    for source in (*data.data, *data.validation):
+        stated = source.licences if isinstance(source, Artifact) else beside(Path(str(source).partition("#")[0]))
+        found |= dict.fromkeys(name for name in stated if name != UNKNOWN)
+    return list(found)
 
 
 def _paths(sources: Sequence[Any]) -> list[Path]:

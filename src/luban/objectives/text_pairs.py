@@ -90,11 +90,11 @@ class TextPairs(TaskObjective):
 
     def loaders(self, data: DataRequest) -> Loaders:
         made = super().loaders(data)
-        for part, count in self.cut.items():
-            if count:
-                limit = self.head.settings["maximum_input" if part == "inputs" else "maximum_output"]
-                warn("{count} {part} are longer than {limit} tokens; they are cut there" if part == "inputs" else "{count} {part} are longer than {limit} tokens; they are learned up to there, without an end", count=count, part=part, limit=limit)
-                made.report[f"cut_{part}"] = count
+        if self.cut["inputs"]:
+            warn("{count} inputs are longer than {limit} tokens; they are cut there", count=self.cut["inputs"], limit=self.head.settings["maximum_input"])
+        if self.cut["outputs"]:
+            warn("{count} outputs are longer than {limit} tokens; they are learned up to there, without an end", count=self.cut["outputs"], limit=self.head.settings["maximum_output"])
+        made.report |= {f"cut_{part}": count for part, count in self.cut.items() if count}
         made.report["prompt"] = self.head.settings["prompt"]
         return made
 

@@ -17,6 +17,7 @@ from luban.foundation.hardware import machine
 from luban.foundation.messages import t
 from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
+from luban.pipeline.implied import READS
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.runner import plan
 from luban.planning.resolve import resolve_train, train_facts
@@ -88,6 +89,11 @@ def _inputs(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
 
 def _read(stage: Stage, field: str, path: Path) -> str:
     """Read enough of a data file to say how it was recognised."""
+    if stage.kind.name == "train" and field in ("data", "validation_data") and (task := _task(stage.config)):
+        from luban.examples.reading import read_examples
+
+        read = read_examples([path], task, stage.config.mapping or None)
+        return t("{path}: {count} examples of the task {task}, format {format}, {bad} bad rows", path=path, count=len(read.examples), task=task, format=read.format, bad=len(read.bad))
     if stage.kind.name == "train" and field in ("data", "validation_data"):
         from luban.examples.conversations import read_conversations
 
@@ -101,6 +107,19 @@ def _read(stage: Stage, field: str, path: Path) -> str:
         size = sum(file.stat().st_size for file in files)
         return t("{path}: {count} files, {size}, read as {formats}", path=path, count=len(files), size=bytes_text(size), formats=", ".join(kinds))
     return str(path)
+
+
+def _task(config: Any) -> str:
+    """What the labelled files of a train stage are read for; empty for text, conversations, and objectives of the user's own."""
+    return READS.get(config.objective.of if config.objective_name == "distillation" else config.objective_name, "")
+
+
+def _examples(recipe: Recipe, stage: Stage, task: str) -> int:
+    """How many examples a train stage's files hold; a thousand where a stage will make them."""
+    from luban.examples.reading import read_examples
+
+    paths = [recipe.path_of(value) for value in stage.inputs["data"] if value not in recipe.stages]
+    return len(read_examples(paths, task, stage.config.mapping or None).examples) if paths else 1000
 
 
 def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str]) -> dict[str, Any]:
@@ -132,18 +151,23 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
     shape: ShapeConfig = config.shape
     known[stage.name] = {"shape": shape, "vocabulary_size": shape.vocabulary_size}
-    epoch = train_facts(stage.config, work).get("train_tokens", 1_000_000)
-    steps = config.length.steps(config.batch_tokens, epoch)
+    if task := _task(stage.config):
+        unit, in_step, epoch = "examples", config.batch_examples, _examples(recipe, stage, task) * (1 - config.validation.share)
+        steps = config.length.steps(in_step * config.sequence_length, round(epoch * config.sequence_length))
+    else:
+        unit, in_step = "tokens", config.batch_tokens
+        steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
     rows = max(1, 2048 // config.sequence_length) if config.micro_batch_rows == "auto" else config.micro_batch_rows
     need = memory(shape, rows=rows, sequence_length=config.sequence_length, recompute=config.recompute)["total"] + rows * config.sequence_length * shape.vocabulary_size * 8
     yield Tick(
         need < 0.9 * memory_bytes,
-        t("{stage}: {parameters} parameters, {steps} steps of {tokens} tokens, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, tokens=config.batch_tokens, memory=bytes_text(need)),
+        t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need)),
     )
-    yield _closed_form(stage.name, shape, config, steps)
+    tokens = steps * in_step * (config.sequence_length if task else 1)
+    yield _closed_form(stage.name, shape, config, tokens)
     if dry_batch and need < 0.9 * memory_bytes:
         seconds = _dry_batch(shape, rows, config)
-        yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * steps * config.batch_tokens / (rows * config.sequence_length))))
+        yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * tokens / (rows * config.sequence_length))))
     if config.objective_name == "instruction":
         yield from _template(recipe, stage)
 
@@ -151,13 +175,13 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
 SHARE_OF_PEAK = 0.4  # of a processor's large matrix product that training small models reaches (docs/notebook.md)
 
 
-def _closed_form(name: str, shape: ShapeConfig, config: Any, steps: int) -> Tick:
+def _closed_form(name: str, shape: ShapeConfig, config: Any, tokens: int) -> Tick:
     """Time from floating-point operations: those of the whole stage over a share of this machine's measured rate."""
     from luban.training.precision import DTYPES, choose_device, measured_peak_flops, prepare_machine
 
     prepare_machine(config.threads, False)
     peak = measured_peak_flops(choose_device(), DTYPES["float32" if config.precision == "auto" else config.precision])
-    total = flops_per_token(shape, config.sequence_length) * steps * config.batch_tokens
+    total = flops_per_token(shape, config.sequence_length) * tokens
     return Tick(True, t("{stage}: {flops} floating-point operations, {time} at {share:.0%} of the {peak:.0f} GFLOP/s measured", stage=name, flops=count_text(total), time=seconds_text(total / peak / SHARE_OF_PEAK), share=SHARE_OF_PEAK, peak=peak / 1e9))
 
 
