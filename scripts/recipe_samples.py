@@ -133,7 +133,7 @@ def entities(source: Path) -> dict[str, str]:
         found = [part for part in found if 5 < part.count("\n") < 22 and part.count("\tB-") >= least and "http" not in part]
         return "\n\n".join(drawn(found)[:count]) + "\n"
 
-    return {"train.conll.gz": sentences("wnut17train.conll", 420, 1), "test.conll": sentences("emerging.dev.conll", 70, 1)}
+    return {"train.conll.gz": sentences("wnut17train.conll", 380, 1), "test.conll": sentences("emerging.dev.conll", 64, 1)}
 
 
 SLOTS = {"名称": "名称", "周边景点": "名称", "周边餐馆": "名称", "周边酒店": "名称", "目的地": "名称", "出发地": "名称", "推荐菜": "菜品", "评分": "评分", "人均消费": "价格", "价格": "价格", "门票": "价格", "酒店类型": "类型", "游玩时间": "时间", "营业时间": "时间", "地址": "地址", "电话": "电话"}  # fmt: skip
@@ -184,7 +184,7 @@ def joint_relations(source: Path) -> dict[str, str]:
         made = [{"text": text, "spo_list": [list(triple) for triple in triples]} for text, triples in found.items()]
         return lines(drawn(made, lambda row: row["text"])[:count])
 
-    return {"train.jsonl.gz": rows("train.txt", 320), "test.jsonl": rows("valid.txt", 60)}
+    return {"train.jsonl.gz": rows("train.txt", 320), "test.jsonl": rows("valid.txt", 45)}
 
 
 def questions(source: Path) -> dict[str, str]:
@@ -196,7 +196,7 @@ def questions(source: Path) -> dict[str, str]:
         return json.dumps({"version": "1.1", "data": [{"title": title, "paragraphs": [paragraph]} for title, paragraph in kept]}, ensure_ascii=False, indent=0) + "\n"
 
     chosen = drawn(found, lambda row: row[1]["context"])
-    return {"train.json.gz": written([row for row in chosen if row[0] not in held_out][:52]), "test.json": written([row for row in chosen if row[0] in held_out][:9])}
+    return {"train.json.gz": written([row for row in chosen if row[0] not in held_out][:46]), "test.json": written([row for row in chosen if row[0] in held_out][:9])}
 
 
 # ------------------------------------------------------------------------------------------------------------- text
@@ -209,7 +209,7 @@ def tatoeba(source: Path) -> list[tuple[str, str]]:
 
 def translation(source: Path) -> dict[str, str]:
     rows = drawn([row for row in tatoeba(source) if len(row[0]) < 26 and len(row[1]) < 14], lambda row: row[0])
-    return {"train.tsv.gz": table(("en", "zh"), rows[100:1000], "\t"), "test.tsv": table(("en", "zh"), rows[:100], "\t")}
+    return {"train.tsv.gz": table(("en", "zh"), rows[100:800], "\t"), "test.tsv": table(("en", "zh"), rows[:100], "\t")}
 
 
 def titles_zh(source: Path) -> dict[str, str]:
@@ -229,7 +229,7 @@ def couplets(_: Path) -> dict[str, str]:
                     found.append((halves[1], halves[2], f"{len(halves[1])} 言"))
     rows = drawn(found, "".join)
     header = ("上句", "下句", "体裁")
-    return {"train.csv.gz": table(header, rows[80:980]), "test.csv": table(header, rows[:80])}
+    return {"train.csv.gz": table(header, rows[80:880]), "test.csv": table(header, rows[:80])}
 
 
 # ------------------------------------------------------------------------------------------------- search and choice
@@ -249,7 +249,7 @@ def search(source: Path) -> dict[str, str]:
             query, positive = texts[number], texts[11 - number]
             near = sorted(others, key=lambda text: -SequenceMatcher(None, query, text).ratio())[:2]  # noqa: B023
             rows[number == 3].append({"query": query, "positive": positive, "negatives": near})
-    return {"train.jsonl.gz": lines(drawn(rows[False], json.dumps)), "test.jsonl": lines(drawn(rows[True], json.dumps)[:60])}
+    return {"train.jsonl.gz": lines(drawn(rows[False], json.dumps)), "test.jsonl": lines(drawn(rows[True], json.dumps)[:45])}
 
 
 def choice(source: Path) -> dict[str, str]:

@@ -84,6 +84,7 @@ def start(model: Path, *arguments: str, out: int = subprocess.PIPE) -> subproces
     return subprocess.Popen([sys.executable, "-m", "luban", "--language", "en", "predict", str(model), *arguments], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_slow_writer_has_each_answer_at_once_and_may_stop(model):
     process = start(model)
     for number in (1, 2):
@@ -97,6 +98,7 @@ def test_a_slow_writer_has_each_answer_at_once_and_may_stop(model):
     assert process.returncode == 130 and b"Traceback" not in errors and b"Fatal" not in errors
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(model):
     process = start(model)
     process.stdout.close()

@@ -145,6 +145,7 @@ def test_terms_are_the_cross_entropy_of_what_predict_says(tmp_path, style, archi
     assert loss == pytest.approx(nats, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("style", "architecture"), [("bert", "bert"), ("plain", "llama")])
 def test_eight_examples_a_label_are_enough_for_a_planted_rule_and_none_are_needed(tmp_path, style, architecture):
     tokenizer = tokenizer_of_style(style)

@@ -11,6 +11,8 @@ from text_lab import tokenizer_of_style
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import luban
+from luban.evaluation.labelled import _results
+from luban.examples.reading import ExampleSet
 from luban.examples.tasks import TextPair
 from luban.foundation.errors import ConfigError, DataError
 from luban.inference.predictor import Predictor
@@ -18,6 +20,7 @@ from luban.inference.texts import fill_prompt, output_ids, source_ids, write
 from luban.models.families import build_model
 from luban.models.huggingface import save_model
 from luban.objectives.base import load_objective
+from luban.objectives.config import TextPairsConfig
 
 PAIRS = [("the king and the sword", "a sword"), ("春风又绿江南岸", "明月何时照我还"), ("my lord, thou art", "to be, or not to be: that is the question")]
 ENCODER_DECODERS = [("t5", "t5"), ("bart", "bart"), ("plain", "marian"), ("plain", "luban-recurrent")]
@@ -108,8 +111,8 @@ def test_braces_in_texts_are_text_and_unknown_places_are_refused(tmp_path):
 def test_a_long_input_loses_its_end_and_keeps_its_frame(style, kind):
     tokenizer = tokenizer_of_style(style)
     settings = {"prompt": "Read: {input}\nSay it in one line:\n", "maximum_input": 48}
-    ids, cut = source_ids(tokenizer, "the king and my lord 春风 " * 20_000, {}, settings, kind)
-    assert 40 <= len(ids) <= 48 and cut > 90_000
+    ids, cut = source_ids(tokenizer, "the king and my lord 春风 " * 4_000, {}, settings, kind)
+    assert 40 <= len(ids) <= 48 and cut > 18_000
     text = tokenizer.decode(ids)
     assert text.startswith("Read: the king and my lord") and text.strip().endswith("Say it in one line:")
     assert source_ids(tokenizer, "the king", {}, settings, kind)[1] == 0
@@ -183,3 +186,15 @@ def test_beams_and_the_settings_travel_with_the_directory(tmp_path):
     found = theirs.generate(torch.tensor([source]), num_beams=3, max_new_tokens=longest, do_sample=False)[0].tolist()
     assert predictor.predict(["the king"])[0]["text"] == request.tokenizer.decode(found).strip()
     assert len(output_ids(request.tokenizer, "", "encoder_decoder")) == 2
+
+
+def test_programs_run_only_where_the_config_says_so(tmp_path):
+    examples = [TextPair("def one():", "return 1", {"test": "assert one() == 1"}), TextPair("def two():", "return 2", {"test": "assert two() == 2"})]
+    predictions = [{"text": "return 1"}, {"text": f"open({str(tmp_path / 'ran')!r}, 'w')"}]
+    quiet = load_objective(TextPairsConfig(name="generation")).figures(predictions, examples)
+    assert "pass@1" not in quiet and not (tmp_path / "ran").exists()
+    figures = load_objective(TextPairsConfig(name="generation", run_code=True)).figures(predictions, examples)
+    assert next(iter(figures)) == "pass@1" and figures["pass@1"].value == 0.5
+    for run_code in (False, True):
+        results = _results("generation", ExampleSet(examples), [("model", "model", predictions)], [], [], 0, run_code)
+        assert (results["main"] == "pass@1") == run_code

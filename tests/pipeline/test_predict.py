@@ -106,7 +106,7 @@ def test_bad_rows_stand_in_their_places(models, tmp_path):
     assert [one.get("id") for one in found] == [1, 2, None, 4]
     with pytest.raises(DataError, match=r"2 of 4 items could not be predicted; the first: .*q.jsonl:2"):
         records.say_rest()
-    with pytest.raises(DataError, match=r"q.jsonl:2"):  # in Python the first one is an error
+    with pytest.raises(DataError, match=r"q.jsonl:[23]"):  # in Python a bad one is an error
         luban.predict(models["question_answering"], file)
 
 

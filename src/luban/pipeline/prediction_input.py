@@ -64,6 +64,8 @@ def _of_file(path: Path, predictor: Predictor, mapping: dict[str, Any] | None) -
     if form == "binary":
         raise DataError("{path} is no text that can be read", "it holds other bytes", "name a text, CSV, TSV, JSON lines, CoNLL or parquet file", path=path)
     table = read_table(path, notes, form) if form in TABLES else None
+    if table is not None and not table.named and mapping and not _names_columns(mapping, table.columns):
+        table = read_table(path, notes, form, True)  # the mapping knows names that the reader took for values
     rows = {f"{path}:{number}": row for number, row in table.rows if isinstance(row, dict)} if table else {}
     objective, refusal = _objective(predictor), None
     if objective is not None:
@@ -77,6 +79,9 @@ def _of_file(path: Path, predictor: Predictor, mapping: dict[str, Any] | None) -
         raise refusal
     if table is None:
         raise DataError("{path} holds {format}, not records", "", "records are read from jsonl, json, csv, tsv and parquet files", path=path, format=form)
+    if not table.named and not mapping:  # without names nothing can be read: what looks like values may be a header
+        table = read_table(path, notes, form, True)
+        rows = {f"{path}:{number}": row for number, row in table.rows}
     return _with_bad([Asked(place, _renamed(row, mapping), row) for place, row in rows.items()], notes.bad, rows)
 
 

@@ -72,7 +72,9 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
             facts["train_tokens"] = facts.get("train_tokens", 0) + size // 3
     tokenizer = next(iter([*_listed(work.inputs.get("tokenizer")), *_listed(work.inputs.get("objective.teacher"))]), None)
     if tokenizer is not None:
-        facts["vocabulary_size"] = _vocabulary_of(getattr(tokenizer, "path", tokenizer))
+        path = getattr(tokenizer, "path", tokenizer)
+        unmade = isinstance(tokenizer, Artifact) and not path.exists()  # `check` looks ahead
+        facts["vocabulary_size"] = tokenizer.metrics["vocabulary_size"] if unmade else _vocabulary_of(path)
     return facts
 
 
