@@ -226,9 +226,9 @@ def couplets(_: Path) -> dict[str, str]:
             for pair in json.loads(line)["text"].split("\n\n", 1)[-1].split("\n"):
                 halves = re.fullmatch(r"(\w{5}|\w{7})，(\w{5}|\w{7})。", pair)
                 if halves and len(halves[1]) == len(halves[2]):
-                    found.append((halves[1], halves[2], f"{len(halves[1])} 言"))
+                    found.append((halves[1], halves[2], str(len(halves[1]))))
     rows = drawn(found, "".join)
-    header = ("上句", "下句", "体裁")
+    header = ("上句", "下句", "字数")
     return {"train.csv.gz": table(header, rows[80:880]), "test.csv": table(header, rows[:80])}
 
 

@@ -68,13 +68,22 @@ class Asker:
     def _check(self) -> None:
         for label, spoken, word in zip(self.labels, self.spoken, self.words, strict=True):
             if not spoken.strip() or not word or self.tokenizer.unk_id in word:
-                raise ConfigError("objective.words: the tokenizer cannot write {word!r}, the word of the label {label!r}", "", "choose another word", word=spoken, label=label)
+                raise ConfigError(
+                    "objective.words: the tokenizer cannot write {word!r}, the word of the label {label!r}", "", "choose another word",
+                    word=spoken, label=label,
+                )  # fmt: skip
         seen: dict[tuple[int, ...], str] = {}
         for label, word in zip(self.labels, self.words, strict=True):
             if (other := seen.setdefault(tuple(word), label)) != label:
-                raise ConfigError("objective.words: {one!r} and {two!r} have the same word", "the model could not tell them apart", "give each label a word of its own", one=other, two=label)
+                raise ConfigError(
+                    "objective.words: {one!r} and {two!r} have the same word", "the model could not tell them apart",
+                    "give each label a word of its own", one=other, two=label,
+                )  # fmt: skip
         if not self.decoder and self.tokenizer.mask_id is None:
-            raise ConfigError("the tokenizer has no mask token", "an encoder says a label's word where a mask stands", "choose a model that was trained to fill masks")
+            raise ConfigError(
+                "the tokenizer has no mask token", "an encoder says a label's word where a mask stands",
+                "choose a model that was trained to fill masks",
+            )  # fmt: skip
 
     def rows(self, text: str, pair: str) -> list[Question]:
         """The rows of one text."""
@@ -89,7 +98,10 @@ class Asker:
             if len(ids) <= self.maximum:
                 break
             if not (shown or pair_shown):
-                raise ConfigError("objective.pattern: it takes {count} tokens without any text, the model reads {maximum}", "", "shorten it, or raise sequence_length", count=len(ids), maximum=self.maximum)
+                raise ConfigError(
+                    "objective.pattern: it takes {count} tokens without any text, the model reads {maximum}", "",
+                    "shorten it, or raise sequence_length", count=len(ids), maximum=self.maximum,
+                )  # fmt: skip
             budget = max(0, budget - (len(ids) - self.maximum))
         return Question(Framed(ids, types, [], []), list(range(place, place + size)), self._asked(group, size))
 
@@ -117,7 +129,10 @@ class Asker:
             if len(ids) + self.most - 1 <= self.maximum:
                 break
             if not (shown or pair_shown):
-                raise ConfigError("objective.pattern: it takes {count} tokens without any text, the model reads {maximum}", "", "shorten it, or raise sequence_length", count=len(ids), maximum=self.maximum)
+                raise ConfigError(
+                    "objective.pattern: it takes {count} tokens without any text, the model reads {maximum}", "",
+                    "shorten it, or raise sequence_length", count=len(ids), maximum=self.maximum,
+                )  # fmt: skip
             budget = max(0, budget - (len(ids) + self.most - 1 - self.maximum))
         whole = ids + word[:-1]
         places = list(range(len(ids) - 1, len(whole)))
@@ -141,10 +156,16 @@ class Asker:
 def check_pattern(pattern: str, decoder: bool) -> None:
     """Raise ConfigError for a pattern without its places, or whose text comes behind the label where a decoder is to say it."""
     if pattern.count(LABEL) != 1 or TEXT not in pattern:
-        raise ConfigError("objective.pattern: {pattern!r} needs {text} and one {label}", "", "write for example: {text} It was {label}.", pattern=pattern, text=TEXT, label=LABEL)
+        raise ConfigError(
+            "objective.pattern: {pattern!r} needs {text} and one {label}", "", "write for example: {text} It was {label}.",
+            pattern=pattern, text=TEXT, label=LABEL,
+        )  # fmt: skip
     behind = pattern.partition(LABEL)[2]
     if decoder and (TEXT in behind or PAIR in behind):
-        raise ConfigError("objective.pattern: a decoder says the label behind the text", "it has not read yet what comes behind {label}", "put {label} behind the text", label=LABEL)
+        raise ConfigError(
+            "objective.pattern: a decoder says the label behind the text", "it has not read yet what comes behind {label}",
+            "put {label} behind the text", label=LABEL,
+        )  # fmt: skip
 
 
 def fill(part: str, text: str, pair: str) -> str:

@@ -60,7 +60,10 @@ def _fitted(tokenizer: Tokenizer, prompt: str, text: str, controls: Mapping[str,
         filled = fill_prompt(prompt, text[: ends[kept - 1]] if kept else "", controls)
         excess = len(tokenizer.encode(filled)) - room
     if excess > 0:
-        raise ConfigError("the prompt takes {excess} tokens more than there is room for, without any input", "controls and the words around the input are never cut", "shorten them, or raise sequence_length", excess=excess)
+        raise ConfigError(
+            "the prompt takes {excess} tokens more than there is room for, without any input",
+            "controls and the words around the input are never cut", "shorten them, or raise sequence_length", excess=excess,
+        )  # fmt: skip
     return filled, len(ends) - kept
 
 
@@ -105,5 +108,8 @@ def _input_of(item: Mapping[str, Any], number: int, settings: Mapping[str, Any])
     if value is None and "input" not in places_of(settings.get("prompt", "{input}")):
         return ""
     if not isinstance(value, str):
-        raise DataError("item {number}: {name!r} is missing or no text", "this model reads it; the item has: {known}", "", number=number + 1, name="input", known=", ".join(map(str, item)))
+        raise DataError(
+            "item {number}: {name!r} is missing or no text", "this model reads it; the item has: {known}", "", number=number + 1,
+            name="input", known=", ".join(map(str, item)),
+        )  # fmt: skip
     return value

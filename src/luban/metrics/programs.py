@@ -78,7 +78,10 @@ class Outcome:
 def run_program(source: str, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> Outcome:
     """Run a Python program and see whether it comes to its end. Raises LubanError on systems without resource limits."""
     if os.name != "posix":
-        raise LubanError("run_code: programs are run on Linux and macOS only", "this system has no resource limits for processes", "run the evaluation in WSL or a container")
+        raise LubanError(
+            "run_code: programs are run on Linux and macOS only", "this system has no resource limits for processes",
+            "run the evaluation in WSL or a container",
+        )  # fmt: skip
     word = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="luban-program-") as folder:
         command = [sys.executable, "-I", "-c", _RUNNER, word, str(max(1, round(seconds))), str(memory_bytes), str(_FILE_BYTES)]
@@ -137,6 +140,8 @@ def program_scores(predictions: Sequence[Mapping[str, Any]], examples: Sequence[
             outcome = run_program(source)
             passed[number], opened[number] = outcome.passed, outcome.network == "open"
     if np.isnan(passed).all():
-        raise DataError("run_code: no example has tests to run", "", "name their column as a control, such as mapping: {{controls: {{test: test}}}}")
+        raise DataError(
+            "run_code: no example has tests to run", "", "name their column as a control, such as mapping: {{controls: {{test: test}}}}",
+        )  # fmt: skip
     facts = {"seconds": SECONDS, "memory": MEMORY_BYTES // 2**20}
     return scores(means({"pass@1": passed, "network_open": opened}, {"pass@1": "", "network_open": ""}, facts), seed)

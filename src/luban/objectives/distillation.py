@@ -31,7 +31,10 @@ class Distillation(Objective):
     def __init__(self, config: DistillationConfig):
         super().__init__(config)
         if config.of not in NAMES or config.of == self.name:
-            raise ConfigError("objective.of: there is no objective {name!r} to distil", "", "known objectives: {known}", name=config.of, known=", ".join(name for name in NAMES if name != self.name))
+            raise ConfigError(
+                "objective.of: there is no objective {name!r} to distil", "", "known objectives: {known}", name=config.of,
+                known=", ".join(name for name in NAMES if name != self.name),
+            )  # fmt: skip
         self.inner = load_objective(build(NAMES[config.of], {"name": config.of, **config.settings}))
         self.teachers: list[Model] = []
         self.unit, self.scope, self.kinds, self.conversational = self.inner.unit, self.inner.scope, self.inner.kinds, self.inner.conversational
@@ -49,7 +52,10 @@ class Distillation(Objective):
 
     def loaders(self, data: DataRequest) -> Loaders:
         if not data.teachers:
-            raise ConfigError("objective.teacher: there is no teacher", "its probabilities are what is learned", "name a model directory or a train stage")
+            raise ConfigError(
+                "objective.teacher: there is no teacher", "its probabilities are what is learned",
+                "name a model directory or a train stage",
+            )  # fmt: skip
         made = self.inner.loaders(data)
         for folder in data.teachers:
             self.teachers.append(self._teacher(folder, data))
@@ -60,20 +66,36 @@ class Distillation(Objective):
         """A teacher, checked to read the same ids and to give the same outputs as the student."""
         theirs = self.inner.adapt_tokenizer(Tokenizer.load(folder)).core.get_vocab(with_added_tokens=True)
         if theirs != data.tokenizer.core.get_vocab(with_added_tokens=True):
-            raise ConfigError("objective.teacher: the tokenizer of {teacher} is not the student's", "it would read other words than the student, or name its outputs otherwise", "train the student with the teacher's tokenizer; or let `luban predict` label texts and train on them", teacher=folder)
+            raise ConfigError(
+                "objective.teacher: the tokenizer of {teacher} is not the student's",
+                "it would read other words than the student, or name its outputs otherwise",
+                "train the student with the teacher's tokenizer; or let `luban predict` label texts and train on them", teacher=folder,
+            )  # fmt: skip
         model = load_model(folder)
         model.requires_grad_(False)
         own, known = self.head, model.head
         structure = (known.structure, known.problem) if known else ("language_model", "")
         if structure != ((own.structure, own.problem) if own else ("language_model", "")):
-            raise ConfigError("objective.teacher: {teacher} was not trained for {objective}", "its outputs mean something else", "choose a teacher of the same task", teacher=folder, objective=self.inner.name)
+            raise ConfigError(
+                "objective.teacher: {teacher} was not trained for {objective}", "its outputs mean something else",
+                "choose a teacher of the same task", teacher=folder, objective=self.inner.name,
+            )  # fmt: skip
         if own is None or own.structure == "language_model":
             if model.shape.vocabulary_size < data.shape.vocabulary_size:
-                raise ConfigError("objective.teacher: {teacher} has {theirs} outputs, the student {own}", "", "leave vocabulary_size out of shape", teacher=folder, theirs=model.shape.vocabulary_size, own=data.shape.vocabulary_size)
+                raise ConfigError(
+                    "objective.teacher: {teacher} has {theirs} outputs, the student {own}", "", "leave vocabulary_size out of shape",
+                    teacher=folder, theirs=model.shape.vocabulary_size, own=data.shape.vocabulary_size,
+                )  # fmt: skip
         elif own.structure != "sequence" and own.labels != known.labels:
-            raise ConfigError("objective.teacher: {teacher} has other labels than the data, or another order of them", "it knows: {known}", "train both on the same labels", teacher=folder, known=", ".join(known.labels))
+            raise ConfigError(
+                "objective.teacher: {teacher} has other labels than the data, or another order of them", "it knows: {known}",
+                "train both on the same labels", teacher=folder, known=", ".join(known.labels),
+            )  # fmt: skip
         elif own.problem != "regression" and (missing := [label for label in own.labels if label not in known.labels]):
-            raise ConfigError("objective.teacher: {teacher} does not know the label {label!r}", "it knows: {known}", "train both on the same labels", teacher=folder, label=missing[0], known=", ".join(known.labels))
+            raise ConfigError(
+                "objective.teacher: {teacher} does not know the label {label!r}", "it knows: {known}", "train both on the same labels",
+                teacher=folder, label=missing[0], known=", ".join(known.labels),
+            )  # fmt: skip
         return model
 
     def prepare(self, batch: Batch, model: Model) -> Batch:

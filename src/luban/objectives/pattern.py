@@ -43,9 +43,15 @@ class Pattern(TaskObjective):
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
         labels = list(self.config.words) or found.labels
         if missing := [label for label in found.labels if label not in labels]:
-            raise ConfigError("objective.words: the label {label!r} has no word", "the data has: {known}", "give each label a word", label=missing[0], known=", ".join(found.labels))
+            raise ConfigError(
+                "objective.words: the label {label!r} has no word", "the data has: {known}", "give each label a word", label=missing[0],
+                known=", ".join(found.labels),
+            )  # fmt: skip
         if len(labels) < 2:
-            raise DataError("there is only one label to learn: {labels}", "a model that always gives it is right", "add examples of other labels, or name the column of the label in mapping", labels=", ".join(labels))
+            raise DataError(
+                "there is only one label to learn: {labels}", "a model that always gives it is right",
+                "add examples of other labels, or name the column of the label in mapping", labels=", ".join(labels),
+            )  # fmt: skip
         settings = {
             "maximum_tokens": data.sequence_length, "pattern": self.config.pattern, "words": self.config.words, "normalize": self.config.normalize, "calibrate": self.config.calibrate,
         }  # fmt: skip

@@ -67,9 +67,16 @@ class TextPairs(TaskObjective):
         if self.config.prompt != "auto":
             places = places_of(self.config.prompt)
             if unknown := [name for name in places if name != "input" and name not in controls]:
-                raise ConfigError("objective.prompt: {{{name}}} is no part of the data", "it has: {known}", "name control columns in mapping, such as mapping: {{controls: [{name}]}}", name=unknown[0], known=", ".join(["input", *controls]))
+                raise ConfigError(
+                    "objective.prompt: {{{name}}} is no part of the data", "it has: {known}",
+                    "name control columns in mapping, such as mapping: {{controls: [{name}]}}", name=unknown[0],
+                    known=", ".join(["input", *controls]),
+                )  # fmt: skip
             if not places:
-                raise ConfigError("objective.prompt: it has no place for the input", "every example would be given the same words", "write {place} where the input comes", place="{input}")
+                raise ConfigError(
+                    "objective.prompt: it has no place for the input", "every example would be given the same words",
+                    "write {place} where the input comes", place="{input}",
+                )  # fmt: skip
             return self.config.prompt
         lines = "".join(f"{name}: {{{name}}}\n" for name in controls)
         if self.kind == "encoder_decoder":
@@ -81,7 +88,11 @@ class TextPairs(TaskObjective):
         decoder = self.kind != "encoder_decoder"
         if self.config.maximum_output != "auto":
             if self.config.maximum_output > data.sequence_length - 2 * decoder:
-                raise ConfigError("objective.maximum_output {wanted} does not fit into sequence_length {length}", "a decoder's prompt and output share it" if decoder else "", "raise sequence_length", wanted=self.config.maximum_output, length=data.sequence_length)
+                raise ConfigError(
+                    "objective.maximum_output {wanted} does not fit into sequence_length {length}",
+                    "a decoder's prompt and output share it" if decoder else "", "raise sequence_length",
+                    wanted=self.config.maximum_output, length=data.sequence_length,
+                )  # fmt: skip
             return self.config.maximum_output
         around = len(output_ids(data.tokenizer, "", self.kind))
         lengths = [len(ids) + around for ids in data.tokenizer.encode_batch([example.output for example in found.examples])]

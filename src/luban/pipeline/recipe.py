@@ -117,7 +117,7 @@ def _override(plain: dict[str, Any], text: str) -> None:
             stages[keys[0]] = {}
         apply_override(stages[keys[0]], keys[1:], value)
     elif keys[0] in values:
-        apply_override(values, keys, value)
+        apply_override(values, keys, "" if value is None else value)  # model= is no model
     elif keys[0] in RecipeConfig.model_fields:
         apply_override(plain, keys, value)
     else:
