@@ -94,7 +94,7 @@ def verdicts(results: dict[str, Any], named_by: dict[str, Any] | None = None) ->
             continue
         difference = item["difference"]
         values = {key: names.get(item[key], item[key]) for key in ("before", "after")}
-        values |= {"change": f"{abs(difference['value']):.3f}", "unit": t(difference["unit"])}
+        values |= {"change": f"{abs(difference['value']):.3f}", "unit": t(difference["unit"]) if difference["unit"] else item.get("metric", "")}
         if item["within_noise"]:
             interval = "{:+.3f} … {:+.3f}".format(*difference["interval"]) if difference["interval"] else t("too few documents for one")
             said.append((False, t("{after} and {before} cannot be told apart: the difference is no larger than chance (interval {interval} {unit})", interval=interval, **values)))

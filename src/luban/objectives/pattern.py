@@ -72,7 +72,10 @@ class Pattern(TaskObjective):
         label = np.int64(self.numbers[str(example.label)])
         # The unit is the example: its first row carries its weight.
         return [
-            Row(np.array(question.framed.ids), np.array([float(number == 0)], np.float32), types=np.array(question.framed.types), extra={"places": places[number], "words": words[number], "labels": label}, source=example.source)
+            Row(
+                np.array(question.framed.ids), np.array([float(number == 0)], np.float32), types=np.array(question.framed.types),
+                extra={"places": places[number], "words": words[number], "labels": label}, source=example.source,
+            )  # fmt: skip
             for number, question in enumerate(questions)
         ]
 

@@ -103,6 +103,7 @@ class NoisyText(TextObjective):
         return PieceLoader(
             stores, sequence_length=data.sequence_length, rows_per_step=data.rows_per_step, seed=seed, longest=longest, cost=cost,
             pad_id=data.tokenizer.pad_id, before=before, after=after, every_piece=every_piece,
+            packing="none" if data.packing == "none" else "best_fit",
         )  # fmt: skip
 
 

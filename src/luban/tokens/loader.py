@@ -193,13 +193,14 @@ class PieceLoader(PackedLoader):
         before: Sequence[int] = (),
         after: Sequence[int] = (),
         every_piece: bool = True,
+        packing: Packing = "best_fit",
         shuffle: bool = True,
     ):
         if longest < 1 or cost(np.array([longest]))[0] > sequence_length:
             raise ConfigError("sequence_length {length} leaves no room for text", "special tokens fill the row", "give a longer one", length=sequence_length)
         self.longest, self.cost, self.every_piece = longest, cost, every_piece
         self.before, self.after = np.array(before, np.int64), np.array(after, np.int64)
-        super().__init__(stores, sequence_length=sequence_length, rows_per_step=rows_per_step, seed=seed, packing="best_fit", shuffle=shuffle)
+        super().__init__(stores, sequence_length=sequence_length, rows_per_step=rows_per_step, seed=seed, packing=packing, shuffle=shuffle)
         self.pad_id = pad_id
 
     def _make_order(self, store: TokenStore, seed: int, packing: Packing, shuffle: bool) -> FixedRows:

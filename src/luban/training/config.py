@@ -97,7 +97,7 @@ class TrainConfig(Config):
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
     batch_examples: PositiveInt | Auto = field("auto", "Examples a step, for objectives on labelled examples (batch_tokens is for those on text); auto is 32.", unit="examples")
     micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; this does not change the result of a step.", unit="rows", role="machine")
-    packing: Literal["auto", "concatenate", "best_fit"] = field("auto", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits. auto: concatenate for causal; the other objectives know best_fit only.")
+    packing: Literal["auto", "concatenate", "best_fit", "none"] = field("auto", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits; none gives each a row of its own. auto: concatenate for causal, best_fit for the others, which do not know concatenate.")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
     gradient_clip: NonNegativeFloat = field(1.0, "Largest gradient norm; larger ones are scaled down; 0 never clips.")
