@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tasks.rows import TaskRow
 from luban.examples.reading import read_examples
 from luban.examples.splitting import hold_out, leaks, place, texts_of
 from luban.examples.tasks import Choice, LabeledText, Question, Ranking, RelationText, TaggedText, TextPair
-
-from benchmarks.tasks.rows import TaskRow
 
 SEED = 1
 

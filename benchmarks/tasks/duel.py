@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import luban
+from benchmarks.tasks import data, luban_side, peer
+from benchmarks.tasks.baselines import baselines
+from benchmarks.tasks.luban_side import Start, begin, from_start, tuning
+from benchmarks.tasks.rows import TaskRow
 from luban.inference.predictor import Predictor
 from luban.metrics.score import Score
 from luban.metrics.tasks import compare_task, greater_is_better, score_task
 from luban.objectives.base import load_objective
 from luban.objectives.config import NAMES
 from luban.objectives.tasks import TaskObjective
-
-from benchmarks.tasks import data, luban_side, peer
-from benchmarks.tasks.baselines import baselines
-from benchmarks.tasks.luban_side import Start, begin, from_start, tuning
-from benchmarks.tasks.rows import TaskRow
 
 SHORTEST = 64  # examples that a slice keeps however little time there is
 VALIDATED = 32  # examples that the run looks at before and after, outside the clock

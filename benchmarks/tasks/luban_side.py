@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import luban
+from benchmarks.tasks import clock
 from luban.foundation.artifacts import Artifact, Work
 from luban.foundation.config import Source
 from luban.models.huggingface import save_model
@@ -20,8 +21,6 @@ from luban.training.beginning import find_tokenizer, make_model
 from luban.training.config import TrainConfig
 from luban.training.precision import prepare_machine
 from luban.training.schedules import Schedule, make_schedule
-
-from benchmarks.tasks import clock
 
 SEED = 1
 NEVER = "1000000 steps"

@@ -21,14 +21,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice, AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification, AutoModelForTokenClassification, Trainer, TrainerCallback, TrainingArguments,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )  # fmt: skip
-
-from luban.tokens.batch import Batch
 
 from benchmarks.tasks import clock
 from benchmarks.tasks.luban_side import Start
+from luban.tokens.batch import Batch
 
 Features = dict[str, Tensor]
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 
 import luban
-from luban.examples.reading import read_examples
-from luban.metrics.score import bootstrap
-from luban.models.huggingface import load_model
-from luban.objectives.losses import token_sum
-from luban.tokens.batch import Batch
-
 from benchmarks.tasks import data, luban_side, peer
 from benchmarks.tasks.baselines import baselines
 from benchmarks.tasks.duel import VALIDATED, Options, answers, measured, timed, trial
 from benchmarks.tasks.luban_side import Start, begin, from_start, train_stage, tuning
 from benchmarks.tasks.rows import TaskRow
+from luban.examples.reading import read_examples
+from luban.metrics.score import bootstrap
+from luban.models.huggingface import load_model
+from luban.objectives.losses import token_sum
+from luban.tokens.batch import Batch
 
 
 def corpus(paths: list[Path], folder: Path) -> dict[str, Any]:

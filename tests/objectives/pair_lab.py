@@ -13,7 +13,7 @@ from luban.objectives.base import DataRequest, Loaders, load_objective
 from luban.objectives.config import NAMES
 from luban.tokenizer.tokenizer import Tokenizer
 
-WORDS = "red blue green one two three cat dog sun moon".split()
+WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "sun", "moon"]
 
 
 def reversed_words(number: int, seed: int = 0, longest: int = 4) -> list[tuple[str, str]]:

@@ -37,7 +37,8 @@ def reduced(name: str) -> list[str]:
         if key == "model":
             found.append("model=")
         elif isinstance(value, str) and "data/" in value:
-            size = "#4/label" if "/label" in value else "#24" if not value.endswith((".txt", "poems.jsonl", ".txt.gz")) else "#150"
+            sliced = f"${key}#" in str(recipe["stages"])  # a slice of a slice is none
+            size = "" if sliced or key == "chats" else "#4/label" if "/label" in value else "#24" if not value.endswith((".txt", "poems.jsonl", ".txt.gz")) else "#100"
             found.append(f"{key}={value.partition('#')[0]}{size}")
     for stage, body in recipe["stages"].items():
         if body["kind"] == "train":
@@ -49,6 +50,7 @@ def reduced(name: str) -> list[str]:
             if "depth" in body:
                 found.append(f"{stage}.depth=1")
             found += [f"{stage}.length=2 steps", f"{stage}.threads=1", f"{stage}.validation.every=2 steps", f"{stage}.track.tensorboard=false"]
+            found += ["augmented.tokenizer=head"] if stage == "augmented" else ["vectors.objective.matryoshka=[8]"] if stage == "vectors" else []
             found += [f"{stage}.regularization.freeze=[]"] if "freeze" in body.get("regularization", {}) else []
         if body["kind"] == "evaluate" and "maximum_bytes" in body:
             found.append(f"{stage}.maximum_bytes=2000")

@@ -15,7 +15,7 @@ from luban.evaluation.subjects import Subject
 from luban.examples.reading import ExampleSet, read_examples
 from luban.examples.splitting import leaks
 from luban.foundation.artifacts import Work, write_bytes, write_json
-from luban.foundation.console import heading, say, table, warn
+from luban.foundation.console import say, table, warn
 from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
 from luban.inference.predictor import Predictor

@@ -15,6 +15,7 @@ from luban.foundation.errors import DataError
 from luban.models.bart_shape import OFFSET, BartShapeConfig
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads, text_positions
+from luban.models.embedding import Embedding
 from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
 from luban.models.source_cache import SourceCache
@@ -150,7 +151,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, shape: BartShapeConfig):
         super().__init__()
-        self.shared = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.shared = Embedding(shape.vocabulary_size, shape.hidden_size)
         self.encoder = _Stack(shape, decoder=False)
         self.decoder = _Stack(shape, decoder=True)
 
@@ -161,7 +162,7 @@ class _Stack(nn.Module):
     def __init__(self, shape: BartShapeConfig, decoder: bool):
         super().__init__()
         if shape.learned_positions:
-            self.embed_positions = nn.Embedding(shape.maximum_positions + OFFSET, shape.hidden_size)
+            self.embed_positions = Embedding(shape.maximum_positions + OFFSET, shape.hidden_size)
         self.layers = nn.ModuleList(_Layer(shape, decoder) for _ in range(shape.decoder_layers if decoder else shape.layers))
         if shape.embedding_norm:
             self.layernorm_embedding = nn.LayerNorm(shape.hidden_size)

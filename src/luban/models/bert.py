@@ -13,6 +13,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.base import Model, resized
 from luban.models.bert_shape import BertShapeConfig
 from luban.models.classic import FUNCTIONS, join_heads, segment_mask, split_heads, text_positions, vector
+from luban.models.embedding import Embedding
 from luban.models.heads import Head, Projection, first_state
 from luban.models.layers import Cache
 
@@ -153,9 +154,9 @@ class _Trunk(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, shape: BertShapeConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
-        self.position_embeddings = nn.Embedding(shape.first_position + shape.maximum_positions, shape.hidden_size)
-        self.token_type_embeddings = nn.Embedding(shape.token_types, shape.hidden_size)
+        self.word_embeddings = Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.position_embeddings = Embedding(shape.first_position + shape.maximum_positions, shape.hidden_size)
+        self.token_type_embeddings = Embedding(shape.token_types, shape.hidden_size)
         self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.norm_epsilon)
         self.dropout = nn.Dropout(shape.dropout)
 

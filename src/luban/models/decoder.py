@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luban.models.base import Model
 from luban.models.classic import vector
+from luban.models.embedding import Embedding
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache, Layer, RMSNorm
 from luban.models.rotary import Rotary
@@ -95,7 +96,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, shape: ShapeConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.embed_tokens = Embedding(shape.vocabulary_size, shape.hidden_size)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luban.models.base import Model
 from luban.models.classic import FUNCTIONS, join_heads, split_heads, text_positions, vector
 from luban.models.decoder import attention_mask
+from luban.models.embedding import Embedding
 from luban.models.gpt2_shape import GPT2ShapeConfig
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache
@@ -114,8 +115,8 @@ class _Trunk(nn.Module):
 
     def __init__(self, shape: GPT2ShapeConfig):
         super().__init__()
-        self.wte = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
-        self.wpe = nn.Embedding(shape.maximum_positions, shape.hidden_size)
+        self.wte = Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.wpe = Embedding(shape.maximum_positions, shape.hidden_size)
         self.drop = nn.Dropout(shape.embedding_dropout)
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.ln_f = nn.LayerNorm(shape.hidden_size, eps=shape.norm_epsilon)

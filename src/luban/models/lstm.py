@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from luban.models.base import Model, draw
 from luban.models.classic import vector
+from luban.models.embedding import Embedding
 from luban.models.heads import Head, last_state, mean_state
 from luban.models.lstm_shape import LstmShapeConfig
 from luban.models.states import Documents, StateCache, StateRows, run_cells
@@ -123,7 +124,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, shape: LstmShapeConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.embed_tokens = Embedding(shape.vocabulary_size, shape.hidden_size)
         kind = nn.LSTM if shape.cell == "lstm" else nn.GRU
         width = shape.cell_size // shape.directions
         self.layers = nn.ModuleList(

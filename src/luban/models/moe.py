@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luban.models.base import Model
 from luban.models.decoder import Decoder
+from luban.models.embedding import Embedding
 from luban.models.layers import Attention, Cache, FeedForward, RMSNorm
 from luban.models.moe_shape import MixtureShapeConfig
 from luban.models.rotary import Rotary
@@ -176,6 +177,6 @@ class _Trunk(nn.Module):
 
     def __init__(self, shape: MixtureShapeConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.embed_tokens = Embedding(shape.vocabulary_size, shape.hidden_size)
         self.layers = nn.ModuleList(MixtureLayer(shape, index) for index in range(shape.layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
+from luban.models.embedding import Embedding
 from luban.models.lstm import first_recurrent_values
 from luban.models.recurrent_shape import RecurrentShapeConfig
 from luban.models.states import Documents, StateCache, StateRows, run_cells
@@ -180,7 +181,7 @@ def weighed(scores: Tensor, hidden_from: Tensor, dim: int) -> Tensor:
 class _Trunk(nn.Module):
     def __init__(self, shape: RecurrentShapeConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.embed_tokens = Embedding(shape.vocabulary_size, shape.hidden_size)
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(nn.GRU(shape.hidden_size, shape.hidden_size // 2, bidirectional=True) for _ in range(shape.layers))
         self.decoder = _Decoder(shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads
+from luban.models.embedding import Embedding
 from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
@@ -27,7 +28,7 @@ class T5(EncoderDecoder):
 
     def __init__(self, shape: T5ShapeConfig):
         super().__init__(shape)
-        self.shared = nn.Embedding(shape.vocabulary_size, shape.hidden_size)
+        self.shared = Embedding(shape.vocabulary_size, shape.hidden_size)
         self.encoder = _Stack(shape, decoder=False)
         self.decoder = _Stack(shape, decoder=True)
         if not shape.tied_embeddings:
@@ -184,7 +185,7 @@ class _Attention(nn.Module):
         self.v = nn.Linear(shape.hidden_size, inner, bias=False)
         self.o = nn.Linear(inner, shape.hidden_size, bias=False)
         if first:
-            self.relative_attention_bias = nn.Embedding(shape.relative_buckets, shape.heads)
+            self.relative_attention_bias = Embedding(shape.relative_buckets, shape.heads)
         self.heads, self.dropout, self.decoder = shape.heads, nn.Dropout(shape.dropout), decoder
         self.buckets, self.distance = shape.relative_buckets, shape.relative_distance
 
