@@ -19,7 +19,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the data sets (AREA/NAME)")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR", help="where minilm and e5 lie (see e5.py); minilm is found where its package is installed")
     parser.add_argument("--only", default="", help="rows, with commas between; all if empty")
-    parser.add_argument("--seconds", type=float, default=600, help="most seconds of Luban's training a row; slices are cut to it")
+    parser.add_argument("--seconds", type=float, default=600, help="most processor seconds of a side's training a row, by a trial of a few steps; slices are cut to it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of each row's examples, to try things out")
@@ -35,9 +35,11 @@ def machine_facts(threads: int) -> dict[str, Any]:
     """What a figure depends on beside the code."""
     from importlib.metadata import version
 
-    processor = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name")), platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor()
+    listed = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/cpuinfo") else []
+    processor = next((line.split(":", 1)[1].strip() for line in listed if line.startswith("model name")), platform.processor())
     names = ("luban", "torch", "transformers", "accelerate", "tokenizers", "scikit-learn", "numpy")
-    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "system": platform.platform(), "python": platform.python_version(), "versions": {name: version(name) for name in names}}
+    system = {"system": platform.platform(), "python": platform.python_version()}
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, **system, "versions": {name: version(name) for name in names}}
 
 
 def main() -> int:

@@ -126,7 +126,8 @@ def table(runs: Sequence[dict[str, Any]], language: str = "en") -> str:
     """The Markdown table: a row a tool, for each set the mean difference from plain tuning with its interval and the time."""
     sets = list(dict.fromkeys(run["set"] for run in runs))
     known = {(run["set"], run["tool"], run["seed"]): run for run in runs}
-    words = {"en": ("tool", "difference", "processor time", "helps", "hurts", "–", "plain tuning"), "zh": ("工具", "差值", "处理器时间", "有益", "有害", "–", "普通微调")}[language]
+    english, chinese = ("tool", "difference", "processor time", "helps", "hurts", "–", "plain tuning"), ("工具", "差值", "处理器时间", "有益", "有害", "–", "普通微调")
+    words = {"en": english, "zh": chinese}[language]
     heads = [words[0], *(f"{name}: {word}" for name in sets for word in (words[1], words[2]))]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for tool in dict.fromkeys(run["tool"] for run in runs):
@@ -140,11 +141,13 @@ def table(runs: Sequence[dict[str, Any]], language: str = "en") -> str:
             times = sum(run["step_seconds"][1] for run in own) / max(sum(run["step_seconds"][1] for run in plain), 1e-9)
             if tool == "plain":
                 mean, low, high = interval([run["value"] for run in own])
-                cells += [f"{mean:.3f} [{low:.3f}, {high:.3f}] ({len(seeds)})", f"{sum(run['step_seconds'][1] for run in own) / len(own):.0f} s"]
+                between = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+                cells += [f"{mean:.3f}{between} ({len(seeds)})", f"{sum(run['step_seconds'][1] for run in own) / len(own):.0f} s"]
                 continue
             mean, low, high = interval([first["value"] - second["value"] for first, second in zip(own, plain, strict=True)])
             verdict = words[3] if low > 0 else words[4] if high < 0 else ""
-            cells += [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] ({len(seeds)}) {verdict}".strip(), f"×{times:.1f}"]
+            between = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+            cells += [f"{mean:+.3f}{between} ({len(seeds)}) {verdict}".strip(), f"×{times:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -79,9 +79,8 @@ def read_couplets(row: TaskRow, paths: Sequence[Path]) -> list[TextPair]:
     """Lines "A，B。" of classical verse: B is to be written from A."""
     made: dict[str, TextPair] = {}
     for file in sorted(file for path in paths for file in path.rglob("*") if ".json" in file.name):
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-        with opened as stream:
-            text = stream.read()
+        content = file.read_bytes()
+        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
         for first, second in re.findall(r"([\u4e00-\u9fff]{5,7})，([\u4e00-\u9fff]{5,7})。", text):
             if len(first) == len(second):
                 made.setdefault(first, TextPair(first, second, source=file.name))

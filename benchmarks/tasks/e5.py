@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 BLOCK = 32
 NAMES = {
@@ -98,8 +98,6 @@ def make_tokenizer(pieces: Sequence[str], scores: Sequence[float]) -> Tokenizer:
     core = Tokenizer(models.Unigram([(piece, float(score)) for piece, score in zip(pieces, scores, strict=True)], unk_id=pieces.index("<unk>")))
     core.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    from tokenizers import decoders
-
     core.decoder = decoders.Metaspace(prepend_scheme="always")
     ends = [(token, pieces.index(token)) for token in ("<s>", "</s>")]
     core.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
@@ -165,10 +163,10 @@ def lines(files: Sequence[Path]) -> list[str]:
     """Texts of files, gzipped or not, a line each; strings of JSON lines are read as what they spell."""
     found: list[str] = []
     for file in files:
-        opened = gzip.open(file, "rt", encoding="utf-8", errors="replace") if file.suffix == ".gz" else file.open(encoding="utf-8", errors="replace")
-        with opened as stream:
-            for line in stream:
-                found.append(json.dumps(json.loads(line), ensure_ascii=False) if line.startswith("{") and line.rstrip().endswith("}") else line)
+        content = file.read_bytes()
+        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8", "replace")
+        for line in text.split("\n"):
+            found.append(json.dumps(json.loads(line), ensure_ascii=False) if line.startswith("{") and line.rstrip().endswith("}") else line)
     return found
 
 

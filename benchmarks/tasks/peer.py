@@ -8,7 +8,6 @@ Where transformers has no loss of its own for a task (relations by markers, cont
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +147,9 @@ def open_peer(start: Start) -> tuple[nn.Module, Callable[[Batch], Features]]:
         }  # fmt: skip
     if head.own:
         tensors = load_file(folder / "model.safetensors")
-        return Markers(AutoModel.from_pretrained(folder, add_pooling_layer=False), tensors), lambda batch: {**encoder_inputs(batch, types), "markers": batch.extra["markers"], "labels": batch.extra["labels"]}
+        return Markers(AutoModel.from_pretrained(folder, add_pooling_layer=False), tensors), lambda batch: {
+            **encoder_inputs(batch, types), "markers": batch.extra["markers"], "labels": batch.extra["labels"],
+        }  # fmt: skip
     if head.task == "embedding":
         trunk = AutoModel.from_pretrained(folder, add_pooling_layer=False)
         return Contrast(trunk, objective.config.temperature), lambda batch: {**encoder_inputs(batch, types), "role": batch.extra["role"], "text": batch.extra["text"]}
@@ -157,7 +158,9 @@ def open_peer(start: Start) -> tuple[nn.Module, Callable[[Batch], Features]]:
     if head.structure == "token":
         return AutoModelForTokenClassification.from_pretrained(folder), lambda batch: {**encoder_inputs(batch, types), "labels": targets_of(batch)}
     if head.structure == "span":
-        return AutoModelForQuestionAnswering.from_pretrained(folder), lambda batch: {**encoder_inputs(batch, types), "start_positions": batch.extra["places"][:, 0], "end_positions": batch.extra["places"][:, 1]}
+        return AutoModelForQuestionAnswering.from_pretrained(folder), lambda batch: {
+            **encoder_inputs(batch, types), "start_positions": batch.extra["places"][:, 0], "end_positions": batch.extra["places"][:, 1],
+        }  # fmt: skip
     if head.structure == "choice":
         return AutoModelForMultipleChoice.from_pretrained(folder), lambda batch: {**grouped(batch), "labels": batch.extra["answer"][:: batch.group]}
     return AutoModelForSequenceClassification.from_pretrained(folder), lambda batch: {**encoder_inputs(batch, types), "labels": batch.extra["labels"]}
@@ -217,4 +220,3 @@ def save(model: nn.Module, start: Path, out: Path) -> None:
     for name in FILES:
         if (start / name).exists():
             shutil.copy(start / name, out / name)
-    assert json.loads((out / "config.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = {
-    "en": ["task", "data", "model", "examples (train / test)", "metric", "Luban", "transformers", "difference", "seconds, Luban / transformers", "before training", "baselines"],
-    "zh": ["任务", "数据", "模型", "样本（训练 / 测试）", "指标", "Luban", "transformers", "差值", "秒，Luban / transformers", "训练前", "基线"],
+    "en": ["task", "data", "model", "examples (train / test)", "metric", "Luban", "transformers", "difference", "seconds, Luban / transformers (processor)", "before training", "baselines"],
+    "zh": ["任务", "数据", "模型", "样本（训练 / 测试）", "指标", "Luban", "transformers", "差值", "秒，Luban / transformers（处理器）", "训练前", "基线"],
 }
 BASELINES = {
     "majority": "多数类", "mean": "均值", "TF-IDF + linear": "TF-IDF + 线性", "dictionary": "词典", "sentence overlap": "句子重合", "first": "总选第一个", "BM25": "BM25",
@@ -52,14 +52,16 @@ def table(folder: Path, language: str, only: Sequence[str] = ()) -> str:
         metric, scores = row["metric"], row["scores"]
         others = [name for name in scores if name not in ("before", "luban", "peer")]
         named = "; ".join(f"{name if language == 'en' else BASELINES.get(name, name)} {number(scores[name]['value'], metric)}" for name in others)
+        wall, processor = (" / ".join(f"{row['seconds'][side][kind]:.0f}" for side in ("luban", "peer")) for kind in ("wall", "processor"))
         cells = [
-            row["title"][language == "zh"], row["data"].split()[0].split("/")[1], row["model"], f"{row['examples']['train']:,} / {row['examples']['test']:,}", metric,
+            row["title"][language == "zh"], "/".join(row["data"].split()[0].split("/")[1:2]) or row["data"], row["model"], f"{row['examples']['train']:,} / {row['examples']['test']:,}", metric,
             with_interval(scores["luban"], metric), with_interval(scores["peer"], metric), with_interval(row["differences"].get("peer"), metric, True),
-            f"{row['seconds']['luban']['wall']:.0f} / {row['seconds']['peer']['wall']:.0f}", number(scores["before"]["value"], metric), named,
+            f"{wall} ({processor})", number(scores["before"]["value"], metric), named,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     machines = {json.dumps(row["machine"], sort_keys=True): row["machine"] for row in found if "machine" in row}
     for facts in machines.values():
         versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-        lines += ["", f"{facts['processor']}, {facts['cores']} {'cores' if language == 'en' else '核'}, {facts['threads']} {'thread(s)' if language == 'en' else '线程'}; Python {facts['python']}; {versions}"]
+        cores, threads = ("cores", "thread(s)") if language == "en" else ("核", "线程")
+        lines += ["", f"{facts['processor']}, {facts['cores']} {cores}, {facts['threads']} {threads}; Python {facts['python']}; {versions}"]
     return "\n".join(lines)

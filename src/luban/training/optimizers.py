@@ -107,7 +107,7 @@ def freeze(model: Model, parts: list[str]) -> None:
             elif part == "embeddings":
                 chosen = depth == 0
             elif part.startswith("layers:") and part[7:].isdigit():
-                chosen = depth <= int(part[7:])
+                chosen = depth <= min(int(part[7:]), len(model.blocks()))
             else:
                 chosen = part in name
             if chosen:
