@@ -235,7 +235,7 @@ def test_every_parameter_learns(structure, recompute):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("structure", ["choice", "pairs"])
+@pytest.mark.parametrize("structure", ["choice"])
 def test_heads_that_transformers_has_not_are_refused(structure):
     with pytest.raises(ConfigError, match=f"gpt2 has no head for {structure}"):
         made(SHAPES["gpt2"]).with_head(Head(structure, "x"))

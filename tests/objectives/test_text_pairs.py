@@ -146,7 +146,7 @@ def test_many_texts_are_written_as_each_alone(tmp_path, style, architecture):
         write(model, request.tokenizer, [{"question": "?"}], 8)
 
 
-@pytest.mark.parametrize(("shape", "rate"), [("transformer-tiny", 2e-3), ({"architecture": "luban-recurrent", "layers": 1, "hidden_size": 64, "maximum_positions": 32}, 1e-2), ({"architecture": "llama", "layers": 2, "hidden_size": 64, "heads": 2, "maximum_positions": 64}, 3e-3)])
+@pytest.mark.parametrize(("shape", "rate"), [("transformer-tiny", 2e-3), ({"architecture": "luban-recurrent", "layers": 1, "hidden_size": 64, "maximum_positions": 32}, 1e-2), ({"architecture": "llama", "layers": 3, "hidden_size": 128, "heads": 4, "maximum_positions": 64}, 1e-3)])
 @pytest.mark.slow
 def test_raw_files_to_a_model_that_reverses_words(tmp_path, shape, rate):
     data, test = write_pairs(tmp_path, reversed_words(600)), write_pairs(tmp_path, reversed_words(40, seed=9), name="test.tsv")

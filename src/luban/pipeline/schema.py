@@ -13,8 +13,10 @@ def recipe_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     stages = []
     for name, kind in KINDS.items():
-        schema = kind.config.model_json_schema(ref_template="#/$defs/{model}")
+        schema = _any_of(kind.config.model_json_schema(ref_template="#/$defs/{model}"))
         definitions |= schema.pop("$defs", {})
+        for cls in (schema, *definitions.values()):
+            _allow_values(cls)
         schema["properties"] = {"kind": {"const": name, "description": kind.summary}, **schema["properties"]}
         schema["required"] = ["kind", *schema.get("required", [])]
         definitions[kind.config_name] = schema
@@ -27,3 +29,20 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": {"type": "object", "required": ["kind"], "properties": {"kind": {"enum": list(KINDS)}}, "allOf": stages},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luban recipe", **recipe, "$defs": definitions}
+
+
+VALUE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "A value of the recipe."}
+
+
+def _allow_values(schema: dict[str, Any]) -> None:
+    """Let every field also be ``$name``, one of the recipe's `values`."""
+    for name, field in schema.get("properties", {}).items():
+        if "const" not in field and VALUE not in field.get("anyOf", []):
+            schema["properties"][name] = {"anyOf": [field, VALUE], **{key: field[key] for key in ("description", "default") if key in field}}
+
+
+def _any_of(schema: Any) -> Any:
+    """One config of several may be written without the key that chooses it, so that more than one of them fits: any will do."""
+    if isinstance(schema, dict):
+        return {"anyOf" if key == "oneOf" else key: _any_of(value) for key, value in schema.items() if key != "discriminator"}
+    return [_any_of(item) for item in schema] if isinstance(schema, list) else schema
