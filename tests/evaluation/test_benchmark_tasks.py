@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.tasks import ablation, clock, data
 from benchmarks.tasks.duel import Options, duel
@@ -151,3 +152,10 @@ def test_blocks_of_four_bits_become_the_weights_they_stand_for():
     content = np.float16(0.5).tobytes() + (levels[:16] | levels[16:] << 4).astype(np.uint8).tobytes()
     packed = Packed(content, 1, 1, 1, 1, 1, 1, 1, 1.0, [], np.zeros(0), {"w": (1, BLOCK, 0)})
     assert packed.tensor("w", 2, 16).tolist() == ((levels - 8) * 0.5).reshape(2, 16).tolist()
+
+
+@pytest.mark.parametrize(("language", "page"), [("en", "docs/tasks.md"), ("zh", "docs/zh/tasks.md")])
+def test_the_table_in_the_docs_is_made_from_the_results(language, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.split("<!-- table -->")[1].split("<!-- /table -->")[0].strip()
+    assert shown == table(ROOT / "benchmarks" / "tasks" / "results", language).strip()
