@@ -6,7 +6,12 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 from tiny import QUICK
+
+# The same cases every time: a change is judged by what it changes. `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

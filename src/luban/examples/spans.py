@@ -320,9 +320,9 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         found: list[tuple[Any, Any]] = []
         for label, inner in value.items():
             if isinstance(inner, dict):
-                found += [(None, [*place, label, words]) for words, places in inner.items() for place in places]
+                found += [(None, _labelled(place, label, words)) for words, places in inner.items() for place in _several(places)]
             else:
-                found += [(None, {"label": label, "text": item} if isinstance(item, str) else [*item, label]) for item in inner or []]
+                found += [(None, {"label": label, "text": item} if isinstance(item, str) else _labelled(item, label)) for item in _several(inner)]
         return found
     if not isinstance(value, list):
         return []
@@ -337,3 +337,13 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         else:
             found.append((item.get("id") if isinstance(item, dict) else None, item))
     return found
+
+
+def _several(value: Any) -> list[Any]:
+    """The items of a list; anything else is one item, which is then refused with its reason."""
+    return value if isinstance(value, list) else [value]
+
+
+def _labelled(place: Any, *rest: Any) -> Any:
+    """``[start, end]`` with its label behind it; what is no list stays as it is."""
+    return [*place, *rest] if isinstance(place, list) else place
