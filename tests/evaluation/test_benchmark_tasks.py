@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, processors
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from benchmarks.tasks import ablation, clock, data
 from benchmarks.tasks.duel import Options, duel
@@ -30,6 +26,7 @@ from luban.models.huggingface import load_model, save_model
 from luban.models.presets import preset
 from luban.tokenizer.tokenizer import Tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD, BAD = ["fine", "bright", "lovely", "warm"], ["dull", "cold", "awful", "grey"]
 NOUNS = ["film", "room", "book", "meal", "song", "day", "walk", "house"]
 
