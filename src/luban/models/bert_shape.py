@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from luban.foundation.config import Auto, field
 from luban.foundation.errors import DataError
-from luban.models.classic_shape import Activation, Probability, activation_elements, derive_widths, read_activation
+from luban.models.classic_shape import Activation, ClassicShapeConfig, Probability, activation_elements, derive_widths, read_activation
 from luban.models.shape_base import INITIALIZER, MOST_LAYERS, BaseShapeConfig, Initializer, Kind, named_values
 
 __all__ = ["BertShapeConfig", "activation_elements", "classes", "from_json", "parameters", "to_json"]
@@ -20,7 +20,7 @@ STRUCTURES = {
 }  # fmt: skip
 
 
-class BertShapeConfig(BaseShapeConfig):
+class BertShapeConfig(ClassicShapeConfig):
     """The shape of an encoder of the BERT kind: every token sees every other; learned positions, LayerNorm after each part."""
 
     kind: ClassVar[Kind] = "encoder"
@@ -66,21 +66,6 @@ class BertShapeConfig(BaseShapeConfig):
     def first_position(self) -> int:
         """Row of the position table that a text begins with."""
         return 0 if self.architecture == "bert" else self.padding_id + 1
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def key_value_heads(self) -> int:
-        """Every query head has keys and values of its own."""
-        return self.heads
-
-    @property
-    def windows(self) -> list[int | None]:
-        """For each layer the number of tokens a token sees: all."""
-        return [None] * self.layers
 
 
 # Our field, transformers' key, and what transformers takes when the key is missing (None: it must be there).

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from luban.foundation.errors import DataError
+from luban.models.shape_base import BaseShapeConfig
 
 Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 # Names in config.json; those that compute the same, or gelu's formula by tanh in another order of operations, are one here.
@@ -24,6 +25,25 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": "tanh",
 }
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ClassicShapeConfig(BaseShapeConfig):
+    """Base of the shapes whose every head sees everything and has keys and values of its own."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Every query head has keys and values of its own."""
+        return self.heads
+
+    @property
+    def windows(self) -> list[int | None]:
+        """For each layer the number of tokens a token sees: all."""
+        return [None] * self.layers
 
 
 def derive_widths(shape: Any) -> None:

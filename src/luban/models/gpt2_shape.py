@@ -8,14 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, field
 from luban.foundation.errors import DataError
-from luban.models.classic_shape import Activation, Probability, activation_elements, derive_widths, read_activation
+from luban.models.classic_shape import Activation, ClassicShapeConfig, Probability, activation_elements, derive_widths, read_activation
 from luban.models.shape_base import INITIALIZER, MOST_LAYERS, BaseShapeConfig, Initializer, named_values
 
 __all__ = ["GPT2ShapeConfig", "activation_elements", "classes", "from_json", "parameters", "to_json"]
 NAMES = {"": "GPT2LMHeadModel", "sequence": "GPT2ForSequenceClassification", "token": "GPT2ForTokenClassification", "span": "GPT2ForQuestionAnswering", "vector": "GPT2Model"}
 
 
-class GPT2ShapeConfig(BaseShapeConfig):
+class GPT2ShapeConfig(ClassicShapeConfig):
     """The shape of a decoder of the GPT-2 kind: learned positions, LayerNorm before each part, biases everywhere."""
 
     kind: ClassVar[Literal["decoder"]] = "decoder"
@@ -52,21 +52,6 @@ class GPT2ShapeConfig(BaseShapeConfig):
     def _consistent(self) -> GPT2ShapeConfig:
         derive_widths(self)
         return self
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def key_value_heads(self) -> int:
-        """Every query head has keys and values of its own."""
-        return self.heads
-
-    @property
-    def windows(self) -> list[int | None]:
-        """For each layer the number of tokens a token sees: all."""
-        return [None] * self.layers
 
 
 # Our field, transformers' key, and what transformers takes when the key is missing (None: it must be there).

@@ -197,6 +197,7 @@ OBJECTIVES = (
     ClassificationConfig, TaggingConfig, RelationConfig, JointRelationConfig, QuestionAnsweringConfig, TextPairsConfig,
     EmbeddingConfig, RankingConfig, MultipleChoiceConfig, PatternConfig, DistillationConfig,
 )  # fmt: skip
+ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle")  # objectives on running text
 NAMES = {name: cls for cls in OBJECTIVES for name in cls.model_fields["name"].annotation.__args__}
 
 

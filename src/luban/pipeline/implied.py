@@ -8,7 +8,7 @@ from typing import Any
 
 from luban.foundation.artifacts import is_artifact, open_artifact
 from luban.models.presets import PRESETS
-from luban.planning.dial import ON_TEXT
+from luban.objectives.config import ON_TEXT
 
 # The tokenizer that an architecture's models expect; the others take a plain one.
 STYLES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "t5": "t5", "mt5": "t5", "bart": "bart", "mbart": "bart"}

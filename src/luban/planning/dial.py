@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 from luban.models.shape import ShapeConfig
+from luban.objectives.config import ON_TEXT
 
 HEAD = 64
-ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle")  # objectives on running text
 
 
 def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> ShapeConfig:

@@ -14,6 +14,7 @@ from luban.models.config_json import read_shape
 from luban.models.presets import preset
 from luban.models.shape import ShapeConfig
 from luban.models.shape_base import BaseShapeConfig
+from luban.objectives.config import ON_TEXT
 from luban.planning import dial
 
 
@@ -26,7 +27,7 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
     shape = shape or _shape(config, work, facts)
-    task = _learned(config) not in (*dial.ON_TEXT, "instruction")
+    task = _learned(config) not in (*ON_TEXT, "instruction")
     # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
     sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
     if sequence > shape.maximum_positions:

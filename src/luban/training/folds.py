@@ -14,6 +14,7 @@ from luban.foundation.artifacts import Work, write_json
 from luban.foundation.console import heading, table
 from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
+from luban.objectives.config import ON_TEXT
 from luban.training.config import TrainConfig
 
 SHOWN = 6
@@ -24,7 +25,7 @@ def cross_validate(config: TrainConfig, work: Work, train_once: Callable[..., An
 
     A fold that is done leaves ``training/folds/N.json`` and is not done again by a continued run.
     """
-    if config.validation.folds < 2 or config.objective_name in ON_TEXT:
+    if config.validation.folds < 2 or config.objective_name in (*ON_TEXT, "instruction"):
         raise ConfigError("validation.folds: {folds} folds of {objective}", "cross-validation is for labelled examples, and takes at least two folds", "give 2 or more, or 0 for none", folds=config.validation.folds, objective=config.objective_name)
     folder = work.path / "training" / "folds"
     scores = [_one(config, work, train_once, folder, fold) for fold in range(config.validation.folds)]
@@ -34,9 +35,6 @@ def cross_validate(config: TrainConfig, work: Work, train_once: Callable[..., An
     write_json(work.path / "training" / "folds.json", found)
     rows = [(name, f"{said['mean']:.4f}", f"{said['deviation']:.4f}", "  ".join(f"{value:.4f}" for value in said["values"])) for name, said in found.items()]
     table(t("{count}-fold cross-validation", count=len(scores)), ["", t("mean"), t("deviation"), t("folds")], rows[:SHOWN])
-
-
-ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle", "instruction")
 
 
 def _one(config: TrainConfig, work: Work, train_once: Callable[..., Any], folder: Path, fold: int) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Validator:
         if self.config.patience and run.history["without_gain"] >= self.config.patience and not run.finished:
             say("stopping early at step {step}: {count} validations without a new best (the best was {best:.4f} at step {best_step})", step=run.step, count=self.config.patience, best=run.history["best_validation"], best_step=run.history["best_step"])
             run.stop_reason = "early stopping"
-        run.history["after"], run.history["after_step"] = scores, run.step
+        run.history["after"] = scores
         return scores
 
     def finish(self, run: Run) -> None:
