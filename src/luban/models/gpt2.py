@@ -103,7 +103,7 @@ class Conv1D(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, states: Tensor) -> Tensor:
