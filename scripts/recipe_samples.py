@@ -219,7 +219,13 @@ def titles_zh(source: Path) -> dict[str, str]:
 
 
 def couplets(_: Path) -> dict[str, str]:
-    """The two lines of a regulated verse's couplets, from the quickstart's poems."""
+    rows = drawn(found_couplets(), "".join)
+    header = ("上句", "下句", "字数")
+    return {"train.csv.gz": table(header, rows[80:880]), "test.csv": table(header, rows[:80])}
+
+
+def found_couplets() -> list[tuple[str, str, str]]:
+    """The two lines of a regulated verse's couplets and their length, from the quickstart's poems."""
     found = []
     for line in text_of(RECIPES / "quickstart/data/poems.jsonl").split("\n"):
         if line:
@@ -227,9 +233,30 @@ def couplets(_: Path) -> dict[str, str]:
                 halves = re.fullmatch(r"(\w{5}|\w{7})，(\w{5}|\w{7})。", pair)
                 if halves and len(halves[1]) == len(halves[2]):
                     found.append((halves[1], halves[2], str(len(halves[1]))))
-    rows = drawn(found, "".join)
-    header = ("上句", "下句", "字数")
-    return {"train.csv.gz": table(header, rows[80:880]), "test.csv": table(header, rows[:80])}
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ preferences
+
+
+def preferences(_: Path) -> dict[str, str]:
+    """A line of verse and two that could follow: the poet's own is better than one in another language or of another length."""
+    chinese = [(first, second) for first, second, _ in found_couplets()]
+    text = text_of(RECIPES / "quickstart/data/shakespeare.txt")
+    lines_of = text.split("\n")
+    english = [(one, two) for one, two in zip(lines_of, lines_of[1:], strict=False) if all(34 < len(line) < 48 and not line.endswith(":") for line in (one, two))]
+    short = drawn(line for line in lines_of if 8 < len(line) < 22 and not line.endswith(":") and " " in line)
+    verse, metres = drawn(english, "".join), {size: drawn(second for _, second in chinese if len(second) == size) for size in (5, 7)}
+    made = []
+    for number, (first, second) in enumerate(drawn(chinese, "".join)[:450]):
+        other = verse[-1 - number][1] if number % 2 else metres[12 - len(second)][-1 - number]
+        made.append((f"下一句：{first}", second, other))
+    for number, (first, second) in enumerate(verse[:450]):
+        other = metres[5 if number % 4 == 1 else 7][450 + number] if number % 2 else short[number]
+        made.append((f"Next line: {first}", second, other))
+    rows = drawn(made, lambda row: row[0])
+    rated = [[{"prompt": prompt, "completion": answer, "label": good} for answer, good in ((better, True), (worse, False))] for prompt, better, worse in rows]
+    return {"train.jsonl.gz": lines(row for pair in rated[100:] for row in pair), "test.jsonl.gz": lines(row for pair in rated[:100] for row in pair)}
 
 
 # ------------------------------------------------------------------------------------------------- search and choice
@@ -260,7 +287,7 @@ def choice(source: Path) -> dict[str, str]:
 
 MAKERS: dict[str, Callable[[Path], dict[str, str]]] = {
     "sentiment": sentiment, "topics": topics, "topics-zh": topics_zh, "pairs": pairs, "entities": entities, "entities-zh": entities_zh, "relations": relations,
-    "joint-relations": joint_relations, "questions": questions, "translation": translation, "titles-zh": titles_zh, "couplets": couplets, "search": search, "choice": choice,
+    "joint-relations": joint_relations, "questions": questions, "translation": translation, "titles-zh": titles_zh, "couplets": couplets, "search": search, "choice": choice, "preferences": preferences,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -33,10 +33,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Tiny models are fastest on one thread, and much slower on two when the machine is busy."""
+    """Tiny models are fastest on one thread, and much slower on two when the machine is busy; its speed is measured with less than a person's run takes for it."""
     import torch
 
+    from luban.training import precision
+
     torch.set_num_threads(1)
+    precision.PROCESSOR_PRODUCT = 128
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,16 @@ def english():
     set_language("en")
     yield
     set_language("en")
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Runs `luban` commands and Python code in forked processes."""
+    from warm import Warm
+
+    made = Warm({**os.environ, "LC_ALL": "C.UTF-8"})
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

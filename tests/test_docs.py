@@ -8,7 +8,8 @@ What a fence means, in every page:
 ``yaml``              a recipe, or stages that fit into the quickstart's; ``yaml NAME.yaml`` is a file of that name too.
 
 Training commands are run in a reduced form, `luban serve` is started, asked for its health and stopped, and
-what talks to port 8000 talks to a server that is started for it.
+what talks to port 8000 talks to a server that is started for it. A single `luban` command and Python code run in a process forked
+from one that has imported Luban (warm.py); what needs a shell, and all in the pages of `COLD`, starts anew.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import QUICK
+from warm import Warm
 
 import luban
 from luban.cli.main import VERBS, cli
@@ -55,7 +57,9 @@ ELSEWHERE = {
 SHOWN = ("luban check seven.yaml --no-dry-batch",)  # run from a console block, whose lines must be in the output
 REDUCED_TRAIN = {"--length": "2 steps", "--sequence-length": "64", "--batch-tokens": "128", "--threads": "1", "--validation.every": "2 steps"}
 FEWER = ("base.threads=1", "chat.threads=1", "base.validation.every=12 steps", "chat.validation.every=8 steps")
+COLD = ("docs/examples.md", "docs/tokenizer.md")
 PORT = re.compile(r"(127\.0\.0\.1|localhost):8000")
+SIMPLE = re.compile(r"luban [^|&;<>$`*?~!\n]+")  # no shell is needed for it
 REACHED = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -119,22 +123,26 @@ def commands(text: str) -> list[str]:
 class Home:
     """A copy of the quickstart's folder in which commands are run, each one once."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, warm: Warm):
+        self.folder, self.warm = folder, warm
         self.done: dict[str, str] = {}
         self.servers: dict[str, tuple[subprocess.Popen, str]] = {}
         self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
 
-    def shell(self, command: str) -> str:
+    def shell(self, command: str, cold: bool = True) -> str:
         """The failure of a shell command, or ''."""
         if command.startswith("luban serve"):
             return self._serve(command.rstrip("& "))
-        return self._run(["bash", "-euo", "pipefail", "-c", reduced(self._reachable(command))])
+        command = reduced(self._reachable(command))
+        if not cold and SIMPLE.fullmatch(command):
+            return self._failure(self.warm.run(shlex.split(command)[1:], self.folder))
+        return self._failure(self._start(["bash", "-euo", "pipefail", "-c", command]))
 
-    def python(self, text: str) -> str:
-        return self._run([sys.executable, "-c", self._reachable(text)])
+    def python(self, text: str, cold: bool = True) -> str:
+        text = self._reachable(text)
+        return self._failure(self._start([sys.executable, "-c", text]) if cold else self.warm.run(text, self.folder))
 
-    def session(self, text: str) -> str:
+    def session(self, text: str, cold: bool = True) -> str:
         """The failure of a console block whose command is run: each line of it is printed, ticked or not on this machine."""
         command, *lines = text.splitlines()
         language = "zh" if re.search(r"[\u4e00-\u9fff]", text) else "en"
@@ -142,8 +150,7 @@ class Home:
         missing = [line for line in lines if line.lstrip("✓✗ ") not in ran.stdout + ran.stderr]
         return f"not printed: {missing}\n{ran.stderr[-1500:]}" if missing or ran.returncode not in (0, 1) else ""
 
-    def _run(self, arguments: list[str]) -> str:
-        ran = self._start(arguments)
+    def _failure(self, ran: subprocess.CompletedProcess) -> str:
         output = ran.stdout + ran.stderr
         return f"status {ran.returncode}:\n{output[-1500:]}" if ran.returncode or "Traceback" in output else ""
 
@@ -190,7 +197,7 @@ def reduced(command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def home(quickstart, tmp_path_factory):
+def home(quickstart, warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "quickstart"
     shutil.copytree(quickstart, folder)
     texts = (folder / "data" / "shakespeare.txt").read_text(encoding="utf-8").split("\n\n")
@@ -206,7 +213,7 @@ def home(quickstart, tmp_path_factory):
         for block in blocks(page):
             if block.name:
                 (folder / block.name).write_text(block.text, encoding="utf-8")
-    made = Home(folder)
+    made = Home(folder, warm)
     yield made
     made.stop()
 
@@ -228,7 +235,7 @@ def test_commands_and_code_run(page, home):
             continue
         for text in todo:
             if text not in home.done:
-                home.done[text] = run(text)
+                home.done[text] = run(text, cold=named(page) in COLD)
             if home.done[text]:
                 failures.append(f"{block.place}: {text}\n{home.done[text]}")
     assert not failures, "\n\n".join(failures)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "luban"
-ROOMS = ["foundation", "models", "corpus", "tokenizer", "inference", "tokens", "examples", "metrics", "objectives", "adapters", "parallel", "training", "fitting", "evaluation", "explain", "compression", "export", "planning", "serving", "tuning", "pipeline", "board", "cli"]
+ROOMS = ["foundation", "models", "corpus", "tokenizer", "adapters", "inference", "tokens", "examples", "metrics", "objectives", "parallel", "training", "fitting", "evaluation", "explain", "compression", "export", "planning", "serving", "pipeline", "tuning", "board", "cli"]
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -16,11 +16,23 @@ from luban.foundation.kinds import KINDS
 LUBAN = [sys.executable, "-m", "luban"]
 
 
-def run(*arguments: str, code: int = 0) -> str:
-    ran = subprocess.run([*LUBAN, *arguments], capture_output=True, text=True)
-    assert ran.returncode == code, ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran.stdout + ran.stderr
+@pytest.fixture
+def run(warm):
+    def run(*arguments: str, code: int = 0) -> str:
+        ran = warm.run(list(arguments))
+        assert ran.returncode == code, ran.stderr
+        assert "Traceback" not in ran.stderr
+        return ran.stdout + ran.stderr
+
+    return run
+
+
+def test_a_cold_start_says_the_same(run, tmp_path, monkeypatch):
+    """The other tests fork a process that has imported Luban; this one starts Python anew."""
+    monkeypatch.chdir(tmp_path)
+    for arguments, code in ((["--language", "en", "show", "absent"], 3), (["--language", "zh", "run", "absent.yaml"], 2)):
+        ran = subprocess.run([*LUBAN, *arguments], capture_output=True, text=True)
+        assert ran.returncode == code and ran.stdout + ran.stderr == run(*arguments, code=code)
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *(name.replace("_", "-") for name in KINDS)])
@@ -41,7 +53,7 @@ def test_every_option_says_its_default_and_unit(kind):
     assert result.count("default:") + result.count("required") >= len(list(walk_fields(kind.config))) - result.count("de-") - 3
 
 
-def test_schema_is_a_json_schema_that_the_shipped_recipe_fits():
+def test_schema_is_a_json_schema_that_the_shipped_recipe_fits(run):
     import jsonschema
     import yaml
 
@@ -68,18 +80,18 @@ def test_schema_is_a_json_schema_that_the_shipped_recipe_fits():
         (["chat", "absent"], 3, "absent"),
     ],
 )
-def test_mistakes_are_explained(arguments, code, message, tmp_path, monkeypatch):
+def test_mistakes_are_explained(run, arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in run("--language", "en", *arguments, code=code)
 
 
-def test_messages_are_chinese_when_asked(tmp_path, monkeypatch):
+def test_messages_are_chinese_when_asked(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "错误" in run("--language", "zh", "run", "absent.yaml", code=2)
     assert "学习率" in run("--language", "zh", "train", "--help")
 
 
-def test_new_refuses_to_overwrite(tmp_path, monkeypatch):
+def test_new_refuses_to_overwrite(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("--language", "en", "new", "quickstart")
     (tmp_path / "quickstart" / "recipe.yaml").write_text("mine")
@@ -88,7 +100,7 @@ def test_new_refuses_to_overwrite(tmp_path, monkeypatch):
     assert "quickstart" in run("new")
 
 
-def test_runs_show_check_and_clean_on_a_real_run(quickstart):
+def test_runs_show_check_and_clean_on_a_real_run(run, quickstart):
     folder = str(quickstart / "runs")
     assert "base" in run("--language", "en", "runs", folder)
     for what in ("runs/quickstart", "runs/quickstart/corpus", "runs/quickstart/tokenizer", "runs/quickstart/base", "runs/quickstart/report", "data/chat.jsonl", "data/poems.jsonl", "data/shakespeare.txt"):
@@ -98,7 +110,7 @@ def test_runs_show_check_and_clean_on_a_real_run(quickstart):
     assert "dry batch" in checked and "ready" in checked
 
 
-def test_check_names_what_is_wrong(quickstart, tmp_path):
+def test_check_names_what_is_wrong(run, quickstart, tmp_path):
     import shutil
 
     shutil.copytree(quickstart, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))

@@ -120,6 +120,7 @@ class Scripted(torch.nn.Module):
     def __init__(self, script: list[int], maximum: int = 4000):
         super().__init__()
         self.shape = make_model().shape.updated(maximum_positions=maximum)
+        self.longest_text = maximum
         self.script = torch.tensor(script)
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.device, self.dtype = torch.device("cpu"), torch.float32

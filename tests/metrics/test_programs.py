@@ -50,10 +50,10 @@ def test_time_and_children_end_with_it(tmp_path):
     begun = time.monotonic()
     assert "longer than 1 s" in run_program("import time\ntime.sleep(60)", seconds=1).reason
     marker = tmp_path / "late"
-    child = f"import subprocess, sys; subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(2); open({str(marker)!r}, \"w\")'])"
+    child = f"import subprocess, sys; subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(1); open({str(marker)!r}, \"w\")'])"
     run_program(child, seconds=3)
     assert not run_program("while True: pass", seconds=1).passed
-    time.sleep(2.2)
+    time.sleep(0.6)  # with the loop above longer than the child would have slept
     assert not marker.exists() and time.monotonic() - begun < 15
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from luban.examples.tasks import Ranking
 from luban.foundation.errors import DataError
-from luban.metrics.ranking import ndcg, rankings
+from luban.metrics.ranking import click_measures, ndcg, rankings
+from luban.metrics.resampling import scores
+from luban.metrics.tasks import greater_is_better, score_task
 
 
 def made(seed, ties=False, queries=30):
@@ -59,6 +62,31 @@ def test_areas_equal_scikit_learn():
     own = [(len(score), sk.roc_auc_score(np.array(grade) > 0, score)) for score, grade in zip(scores, grades, strict=True) if 0 < (np.array(grade) > 0).sum() < len(grade)]
     assert found["grouped_auc"].value == pytest.approx(sum(size * area for size, area in own) / sum(size for size, _ in own))
     assert next(iter(found)) == "ndcg@10" and found["auc"].interval[0] < found["auc"].value < found["auc"].interval[1]
+
+
+def test_log_loss_of_clicks_equals_scikit_learn():
+    random = np.random.default_rng(4)
+    given = [random.random(size).tolist() for size in (3, 1, 7)] + [[0.0, 1.0]]
+    clicks = [random.integers(0, 2, len(one)).tolist() for one in given[:-1]] + [[1, 0]]  # sure and wrong, both ways
+    gold = [Ranking("q", [str(place) for place in range(len(one))], list(map(float, one))) for one in clicks]
+    flat, truth = np.concatenate(given), np.concatenate(clicks)
+    found = score_task("ranking", [{"scores": one, "probability": True} for one in given], gold)
+    assert found["log_loss"].value == pytest.approx(sk.log_loss(truth, flat)) and found["log_loss"].unit == "nats"
+    assert found["log_loss"].interval[0] < found["log_loss"].value < found["log_loss"].interval[1] and greater_is_better("log_loss") is False
+    assert next(iter(found)) == "ndcg@10" and found["auc"].value == pytest.approx(sk.roc_auc_score(truth, flat))
+    halves = scores(click_measures([[0.25, 0.5]], [[0.5, -1]])[0])["log_loss"].value  # a share of clicks; below 0 is no click
+    assert halves == pytest.approx(-(0.5 * np.log(0.25) + 0.5 * np.log(0.75) + np.log(0.5)) / 2)
+
+
+def test_log_loss_is_there_for_probabilities_of_clicks_only():
+    gold = [Ranking("q", ["a", "b"], [1.0, 0.0]), Ranking("r", ["c"], [0.0])]
+    assert "log_loss" not in score_task("ranking", [{"scores": [2.0, -1.0]}, {"scores": [0.3]}], gold)
+    graded = [Ranking("q", ["a", "b"], [3.0, 0.0])]
+    assert "log_loss" not in score_task("ranking", [{"scores": [0.9, 0.1], "probability": True}], graded)
+    for broken in (None, math.nan, 1.5):
+        assert math.isnan(score_task("ranking", [{"scores": [0.5, broken], "probability": True}, {"scores": [0.5]}], gold)["log_loss"].value)
+    assert math.isnan(score_task("ranking", [{"scores": [0.5, 0.5], "probability": True}, {}], gold)["log_loss"].value)
+    assert click_measures([[]], [[]]) == []
 
 
 def test_a_constant_model_gains_nothing_by_the_order_of_the_file():

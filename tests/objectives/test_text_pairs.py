@@ -146,7 +146,7 @@ def test_many_texts_are_written_as_each_alone(tmp_path, style, architecture):
         write(model, request.tokenizer, [{"question": "?"}], 8)
 
 
-@pytest.mark.parametrize(("shape", "rate"), [("transformer-tiny", 2e-3), ({"architecture": "luban-recurrent", "layers": 1, "hidden_size": 64, "maximum_positions": 32}, 1e-2), ({"architecture": "llama", "layers": 3, "hidden_size": 128, "heads": 4, "maximum_positions": 64}, 1e-3)])
+@pytest.mark.parametrize(("shape", "rate"), [("transformer-tiny", 2e-3), ({"architecture": "luban-recurrent", "layers": 1, "hidden_size": 64, "maximum_positions": 32}, 1e-2), ({"architecture": "llama", "layers": 2, "hidden_size": 96, "heads": 4, "maximum_positions": 64}, 3e-3)])
 @pytest.mark.slow
 def test_raw_files_to_a_model_that_reverses_words(tmp_path, shape, rate):
     data, test = write_pairs(tmp_path, reversed_words(600)), write_pairs(tmp_path, reversed_words(40, seed=9), name="test.tsv")
@@ -198,3 +198,23 @@ def test_programs_run_only_where_the_config_says_so(tmp_path):
     for run_code in (False, True):
         results = _results("generation", ExampleSet(examples), [("model", "model", predictions)], [], [], 0, run_code)
         assert (results["main"] == "pass@1") == run_code
+
+
+@pytest.mark.parametrize(("control", "value", "said"), [("form", "sonnet", "the form 'sonnet' is not known"), ("体裁", "五言", "known: 五言绝句"), ("lines", "several", "it asks for a number")])
+def test_a_control_that_cannot_be_measured_is_refused_when_the_data_is_read(tmp_path, control, value, said):
+    pairs = [(f"write {number}", "春眠不觉晓", {"form": "4x5", "体裁": "七言绝句", "lines": "4-8"}[control] if number != 5 else value) for number in range(8)]
+    mapping = {"controls": [control]}
+    with pytest.raises(DataError, match=said) as error:
+        opened(tmp_path, "plain", "gpt2", pairs, f"input\toutput\t{control}", name="generation", mapping=mapping)
+    assert "pairs.tsv:7: " in str(error.value)
+    opened(tmp_path, "plain", "gpt2", pairs, f"input\toutput\t{control}", name="translation", mapping=mapping)  # which does not measure them
+
+
+def test_a_control_of_the_held_out_file_is_refused_as_early(tmp_path):
+    good, bad = ([("write", "春眠不觉晓", form)] for form in ("4x5", "sonnet"))
+    (tmp_path / "held").mkdir()
+    held = write_pairs(tmp_path / "held", bad, "input\toutput\tform")
+    objective, _, request = opened(tmp_path, "plain", "gpt2", good, "input\toutput\tform", name="generation", mapping={"controls": ["form"]})
+    request.validation = [held]
+    with pytest.raises(DataError, match="held.*:2: the form 'sonnet'"):
+        objective.read(request)

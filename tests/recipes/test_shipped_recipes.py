@@ -25,7 +25,7 @@ TINY = {"layers": 1, "hidden_size": 16, "heads": 2}
 BESIDE = {  # what a tiny model from random weights needs that a given one brings
     "augmented": ["augmented.tokenizer=head"], "teacher-2": ["teacher-2.tokenizer=teacher-1"], "teacher-3": ["teacher-3.tokenizer=teacher-1"], "vectors": ["vectors.objective.matryoshka=[8]"],
 }  # fmt: skip
-SLOW = ("counting", "distillation", "domain", "entities-zh", "families", "few-shot", "joint-relations")  # recipes of many stages
+SLOW = ("counting", "distillation", "domain", "entities-zh", "families", "few-shot", "joint-relations", "preferences")  # recipes of many stages
 
 
 def plain(name: str) -> dict:
@@ -109,7 +109,7 @@ def test_data_says_where_it_comes_from(name):
 
 
 def test_all_samples_together_are_small():
-    assert sum(file.stat().st_size for name in WITH_DATA for file in (SHIPPED / name / "data").iterdir()) <= 380_000
+    assert sum(file.stat().st_size for name in WITH_DATA for file in (SHIPPED / name / "data").iterdir()) <= 440_000
 
 
 # -------------------------------------------------------------------------------------------------------------- they run

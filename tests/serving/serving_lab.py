@@ -106,7 +106,8 @@ def _serve(settings: dict, stderr: str) -> None:
     from luban.serving.stage import run
 
     config = build(ServeConfig, settings)
-    run(config, Work(Path(), {"model": Path(config.model)}))
+    adapters = list(map(Path, config.adapters))
+    run(config, Work(Path(), {"model": Path(config.model), "adapters": adapters}))
 
 
 class RunningServer:

@@ -15,10 +15,10 @@ from luban.objectives.config import ClassificationConfig
 from luban.parallel.engine import TorchEngine
 from luban.tokens.batch import Row, batch_of
 from luban.tokens.units import UnitLoader
-from luban.training.averaging import Average
+from luban.training.averaging import Average, MeanTeacher
 from luban.training.config import OptimizerConfig
 from luban.training.optimizers import Optimizers, layer_depths
-from luban.training.passes import make_passes, shifted
+from luban.training.passes import make_passes, make_teacher, shifted
 from luban.training.regularization import RegularizationConfig
 from luban.training.small_data import Unfreezer, add_noise, set_dropout
 
@@ -42,10 +42,10 @@ def batch():
     return batch_of(rows, 0, multiple=1)
 
 
-def gradients(config: RegularizationConfig, micro_batch_rows: int = 4, model: Bert | None = None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradients(config: RegularizationConfig, micro_batch_rows: int = 4, model: Bert | None = None, teacher: MeanTeacher | None = None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     model = model or model_of()
     objective = objective_of()
-    engine = TorchEngine(model, Optimizers(model, OptimizerConfig(learning_rate=1e-3, embedding_learning_rate=1e-3, matrix_learning_rate=1e-3, weight_decay=0.0)), objective, micro_batch_rows, torch.float32, make_passes(config, objective, model))
+    engine = TorchEngine(model, Optimizers(model, OptimizerConfig(learning_rate=1e-3, embedding_learning_rate=1e-3, matrix_learning_rate=1e-3, weight_decay=0.0)), objective, micro_batch_rows, torch.float32, make_passes(config, objective, model, teacher))
     means = engine.forward_backward(batch())
     return {name: float(value) for name, value in means.items()}, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -130,6 +130,53 @@ def test_smart_penalises_what_a_small_move_changes():
     means, _ = gradients(RegularizationConfig(adversarial={"method": "smart", "step_size": 1e-2, "epsilon": 1e-2}))
     larger, _ = gradients(RegularizationConfig(adversarial={"method": "smart", "step_size": 1e-1, "epsilon": 1e-1}))
     assert 0 < means["smoothness"] < larger["smoothness"]
+
+
+def test_smart_stays_near_a_slow_average_of_the_weights():
+    config = RegularizationConfig(adversarial={"method": "smart", "weight": 0.0, "step_size": 1e-3, "epsilon": 1e-3, "proximal": 0.8, "momentum": 0.75})
+    tried, model, slow = model_of(), model_of(dropout=0.5), model_of().eval()
+    teacher = make_teacher(config.adversarial, tried)
+    means, found = gradients(config, model=tried, teacher=teacher)
+    _, plain = gradients(RegularizationConfig())
+    assert means["proximal"] == pytest.approx(0, abs=1e-12)  # the teacher starts where the model starts
+    assert_same(found, plain)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in tried.named_parameters():
+            step = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += step
+            slow.get_parameter(name).add_(0.25 * step)  # 0.75 · old + 0.25 · (old + step)
+    teacher.after_step()
+    model.load_state_dict(tried.state_dict())
+    set_dropout(model, RegularizationConfig(dropout=0.0))
+    tried.zero_grad()
+    means, found = gradients(config, micro_batch_rows=3, model=tried, teacher=teacher)
+    made = batch()
+    one, two = (each.scores(each(made.inputs, segments=made.segments), made.inputs, made.segments).log_softmax(-1) for each in (model, slow))
+    two = two.detach()
+    apart = ((one.exp() - two.exp()) * (one - two)).sum(-1).mean()  # both Kullback–Leibler divergences
+    assert means["proximal"] == pytest.approx(float(apart.detach()), rel=1e-9) and means["proximal"] > 0.01
+    assert_same(found, by_hand(plain_loss(model) + 0.8 * apart, model))
+    again = make_teacher(config.adversarial, tried)
+    again.load_state(teacher.state())
+    assert again.shadow.keys() == dict(tried.named_parameters()).keys() and all(torch.equal(again.shadow[name], value) and torch.allclose(value, slow.get_parameter(name)) for name, value in teacher.shadow.items())
+    assert tried.training
+
+
+def test_the_slow_average_has_no_dropout_and_leaves_the_frozen_alone():
+    tried, config = model_of(dropout=0.5), RegularizationConfig(adversarial={"method": "smart", "proximal": 1.0})
+    tried.bert.embeddings.requires_grad_(False)
+    teacher = make_teacher(config.adversarial, tried)
+    made = batch()
+    with teacher.applied():
+        hidden = [tried(made.inputs, segments=made.segments) for _ in range(2)]
+    assert torch.equal(*hidden) and not hidden[0].requires_grad and tried.training
+    assert not any("embeddings" in name for name in teacher.shadow) and "classifier.weight" in teacher.shadow
+    tried.bert.embeddings.requires_grad_(True)
+    with teacher.applied():
+        assert any("embeddings" in name for name in teacher.shadow)
+    with pytest.raises(ConfigError, match="belongs to smart"):
+        make_passes(RegularizationConfig(adversarial={"method": "fgm", "proximal": 1.0}), objective_of(), model_of())
 
 
 def test_mixup_mixes_states_and_losses_by_the_same_share():

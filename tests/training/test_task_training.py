@@ -67,11 +67,33 @@ def test_a_task_is_learned_and_the_folder_predicts_alone(folder):
     assert json.loads((folder / "model" / "config.json").read_bytes())["architectures"] == ["BertForSequenceClassification"]
 
 
+def test_an_encoder_of_transformers_learns_a_task_and_predicts_alone(folder):
+    """An architecture that Luban has no modules for."""
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.ElectraConfig(vocab_size=40, embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=32, hidden_dropout_prob=0.0, initializer_range=0.2)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "electra")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "electra" / "tokenizer.json")
+    (folder / "tokenizer" / "tokenizer_config.json").rename(folder / "electra" / "tokenizer_config.json")
+    fields = {**QUICK, "objective": "classification", "model": folder / "electra", "length": "2 epochs", "validation": {**HALF, "restore_best": False}}
+    fields.pop("shape")
+    made = luban.train(folder / "train.jsonl", out=folder / "model", **fields)
+    again = luban.train(folder / "train.jsonl", out=folder / "again", **{**fields, "model": folder / "model", "length": "2 steps"})
+    assert made.metrics["after"]["loss"] < made.metrics["before"]["loss"] and again.metrics["labels"] == ["neg", "pos"]
+    assert again.metrics["before"]["loss"] == pytest.approx(made.metrics["after"]["loss"], rel=1e-5)  # with the head it had
+    said = luban.predict(folder / "model", ["the film was great"])[0]
+    assert set(said["probabilities"]) == {"neg", "pos"}
+    assert json.loads((folder / "model" / "config.json").read_bytes())["architectures"] == ["ElectraForSequenceClassification"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"r_drop": 1.0, "average": "exponential", "average_decay": 0.9, "dropout": 0.2},
         {"adversarial": {"method": "freelb", "steps": 2}, "neftune": 2.0, "unfreeze_every": "6 steps"},
+        {"adversarial": {"method": "smart", "step_size": 1e-3, "epsilon": 1e-3, "proximal": 1.0, "momentum": 0.9}, "dropout": 0.2},
         {"mixup": 0.5, "curriculum": 0.5, "average": "validations", "layer_decay": 0.8, "l1": 1e-5},
     ],
 )

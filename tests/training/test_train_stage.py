@@ -13,6 +13,7 @@ import luban
 from luban.foundation.errors import ConfigError, LubanError
 from luban.models.huggingface import load_model
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.tokens.store import TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,25 @@ def test_a_trained_directory_is_whole(made):
 def test_names_of_other_trainers_are_answered_with_ours(made, tmp_path, name):
     with pytest.raises(ConfigError, match="is written"):
         go_on(made, tmp_path, **{name: 3})
+
+
+def test_a_model_of_transformers_learns_text_with_one_document_a_row(made, tmp_path):
+    """An architecture that Luban has no modules for: its rows hold one document each; what is said of it is what transformers computes."""
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.GPTNeoXConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=128, bos_token_id=0, eos_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    fields = {"model": tmp_path / "theirs", "sequence_length": 128, "batch_tokens": 512, "length": "8 steps", "optimizer": {"learning_rate": 1e-2}, "samples": {"prompts": ["the"], "sampling": {"maximum_tokens": 4}}}
+    with pytest.raises(ConfigError, match="one document a row(.|\n)*packing to none"):
+        go_on(made, tmp_path, **fields)
+    artifact = go_on(made, tmp_path / "none", packing="none", **fields)
+    assert artifact.metrics["after"]["loss"] < artifact.metrics["before"]["loss"]
+    store = TokenStore(made / "tokens", "validation")
+    again, end = transformers.AutoModelForCausalLM.from_pretrained(artifact.path).eval(), store.end_of_text_id
+    texts = [torch.tensor([[end, *map(int, store.document(number)), end]]) for number in range(store.documents)]
+    assert all(text.shape[1] <= 129 for text in texts)
+    with torch.no_grad():
+        said = [again(text[:, :-1]).logits.log_softmax(-1).gather(2, text[:, 1:, None]) for text in texts]
+    assert artifact.metrics["after"]["loss"] == pytest.approx(-float(torch.cat(said, 1).mean()), rel=1e-5)
+    assert any("samples" in line for line in log_of(artifact)) and luban.load(artifact.path).generate("the king")

@@ -62,7 +62,7 @@ class Conversation:
         self.loaded, self.sampling = loaded, sampling
         self.system = system
         self.turns: list[dict[str, str]] = []
-        self.limit = loaded.model.shape.maximum_positions
+        self.limit = loaded.model.longest_text
         self.said_forgetting = False
 
     def clear(self) -> None:

@@ -15,6 +15,9 @@ from luban.foundation.messages import set_language, t
 VERBS = {
     "new": "Copy a shipped recipe and its data into a folder: it is yours.",
     "run": "Run a recipe: what is missing or stale, in order.",
+    "tune": "Search for the values that a recipe leaves open.",
+    "compare": "Train by several methods, or from several bases, and see what each costs.",
+    "lr-find": "Find a learning rate for a train stage, with its plot.",
     "check": "Walk through a recipe and the machine, and tick each step.",
     "chat": "Talk to a model in the terminal.",
     "predict": "Predict with a model: labels, spans, answers, texts, vectors, as JSON lines.",
@@ -33,7 +36,7 @@ class Verbs(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name in VERBS:
-            return importlib.import_module(f"luban.cli.{name}").command
+            return importlib.import_module(f"luban.cli.{name.replace('-', '_')}").command
         if name.replace("-", "_") in KINDS:
             from luban.cli.stage_command import make_command
 

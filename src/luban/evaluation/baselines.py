@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from luban.evaluation.ranked_baselines import choose_answers, find_texts, rank_documents
-from luban.examples.tasks import RelationText, TaggedText
+from luban.examples.tasks import Preference, RelationText, TaggedText
 from luban.fitting.dictionary import fit_dictionary
 from luban.fitting.linear import fit_linear, fit_majority
 from luban.fitting.overlap import SentenceOverlap
 
 Row = tuple[str, str, list[dict[str, Any]]]
-UNFITTED = ("embedding", "ranking", "choice")  # tasks with baselines that need no training data
+UNFITTED = ("embedding", "ranking", "choice", "preference")  # tasks with baselines that need no training data
 
 
 def baselines_of(task: str, known: Sequence[Any], asked: Sequence[Any]) -> list[Row]:
@@ -34,7 +34,15 @@ def baselines_of(task: str, known: Sequence[Any], asked: Sequence[Any]) -> list[
         return rank_documents(known, asked)
     if task == "choice":
         return choose_answers(known, asked)
+    if task == "preference":
+        return [("longer", "baseline", [_lengths(example) for example in asked])]
     return []
+
+
+def _lengths(example: Preference) -> dict[str, Any]:
+    """The longer answer is the better one: what a judge who does not read would say."""
+    own, other = (sum(len(str(message.get("content") or "")) for message in answer or []) for answer in (example.chosen, example.rejected))
+    return {"score": float(own)} if example.rejected is None else {"scores": [float(own), float(other)]}
 
 
 def _of_labels(task: str, texts: Sequence[Any], labels: Sequence[Any], asked: Sequence[Any]) -> list[Row]:

@@ -30,6 +30,7 @@ class EvaluateConfig(Config):
     questions: list[str] = field([], "Questions put to every model that has a chat template.")
     sampling: SamplingConfig = field(SamplingConfig(temperature=0.8, top_p=0.95, maximum_tokens=64, seed=0), "How the samples are drawn.")
     metrics: list[str] = field([], "Your own metrics, my_file.py:name: a function of the loaded model and the held-out texts that returns a number.", input=True)
+    task: Literal["auto", "preference"] = field("auto", "What language models are measured on. auto: held-out text; preference: how often they find the better of two answers likelier a token.")
     mapping: dict[str, Any] = field({}, "Which column of labelled files holds what; empty: recognised, and shown.")
     training_data: str | list[str] = field([], "Labelled files that task models learned from: baselines are fitted to them, and texts that the test shares with them are counted.", input=True)
     run_code: bool = field(False, "generation: run each written Python program against the tests of its control column `test`, in a process with limits, and report pass@1. It executes what the models wrote.")

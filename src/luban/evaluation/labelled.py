@@ -55,6 +55,7 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
     objective = load_objective(head.task)
     found = read_examples(data, objective.reads, config.mapping or None)
     found.show()
+    objective.check_examples(found.examples)
     rows: list[tuple[str, str, list[dict[str, Any]]]] = []
     notes: list[str] = []
     if training:

@@ -14,11 +14,12 @@ from luban.evaluation.heldout import HeldOut, choose, training_texts
 from luban.evaluation.labelled import run_labelled, task_heads
 from luban.evaluation.subjects import Subject, automatic_prompts, context_length, measure_model, measure_ngrams, untrained
 from luban.examples.conversations import Conversation, read_conversations
-from luban.foundation.artifacts import Artifact, Input, Work, write_bytes, write_json
+from luban.foundation.artifacts import Artifact, Input, Work, listed, write_bytes, write_json
 from luban.foundation.console import bytes_text, count_text, say, warn
 from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
 from luban.metrics.language import DocumentScores, bits_per_byte, bits_per_byte_difference, is_within_noise, loss, loss_difference, perplexity
+from luban.models.heads import Head
 
 VERSION = 1
 FORMAT = 1
@@ -26,10 +27,11 @@ FORMAT = 1
 
 def run(config: EvaluateConfig, work: Work) -> None:
     """Score every model on the same held-out documents, beside baselines fitted to the training split."""
-    models, sources, exclude = (_listed(work, name) for name in ("models", "data", "exclude"))
+    models, sources, exclude = (listed(work.inputs.get(name)) for name in ("models", "data", "exclude"))
     subjects = _subjects(models)
-    if heads := task_heads(subjects):
-        run_labelled(config, work, subjects, heads[0], *([Path(str(getattr(item, "path", item))) for item in items] for items in (sources, _listed(work, "training_data"))))
+    heads = task_heads(subjects) or ([Head("language_model", "dpo")] if config.task == "preference" else [])
+    if heads:
+        run_labelled(config, work, subjects, heads[0], *([Path(str(getattr(item, "path", item))) for item in items] for items in (sources, listed(work.inputs.get("training_data")))))
         return
     held_out = choose(sources, config.split, config.maximum_documents, config.maximum_bytes, exclude)
     conversations = _conversations(config, work)
@@ -39,7 +41,7 @@ def run(config: EvaluateConfig, work: Work) -> None:
     length = context_length(subjects, config.sequence_length)
     prompts = automatic_prompts(held_out.documents, held_out.languages) if config.prompts == "auto" else config.prompts
     for subject in subjects:
-        measured = measure_model(subject, held_out.documents, conversations, length, prompts, config.questions, config.sampling, [str(item) for item in _listed(work, "metrics")])
+        measured = measure_model(subject, held_out.documents, conversations, length, prompts, config.questions, config.sampling, [str(item) for item in listed(work.inputs.get("metrics"))])
         if subject is subjects[0] and subject.from_scratch:
             rows.insert(0, _Row("untrained", "untrained", untrained(measured), measured.signature))
         rows.append(_Row(subject.name, "model", measured.scores, measured.signature, conversations=measured.conversations, own=measured.own))
@@ -58,11 +60,6 @@ class _Row:
         self.name, self.role, self.scores, self.signature, self.order, self.conversations, self.own = name, role, scores, signature, order, conversations, own
 
 
-def _listed(work: Work, name: str) -> list[Input]:
-    value = work.inputs.get(name)
-    return value if isinstance(value, list) else [value] if value is not None else []
-
-
 def _subjects(models: list[Input]) -> list[Subject]:
     """The models under distinct names."""
     subjects = [Subject.of(model) for model in models]
@@ -73,7 +70,7 @@ def _subjects(models: list[Input]) -> list[Subject]:
 
 
 def _conversations(config: EvaluateConfig, work: Work) -> list[Conversation]:
-    sources = _listed(work, "conversations")
+    sources = listed(work.inputs.get("conversations"))
     if not sources:
         return []
     paths = [source.path if isinstance(source, Artifact) else source for source in sources]

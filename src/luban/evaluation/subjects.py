@@ -125,7 +125,7 @@ def _score_conversations(loaded: LoadedModel, conversations: Sequence[Conversati
 
 def _write(loaded: LoadedModel, name: str, prompts: Sequence[str], questions: Sequence[str], sampling: SamplingConfig) -> list[dict[str, str]]:
     """Continuations and answers. Of a prompt that leaves no room in the context its end is read; such a question is left out."""
-    positions = loaded.model.shape.maximum_positions
+    positions = loaded.model.longest_text
     room = positions - min(sampling.maximum_tokens, positions // 2)
     asked = [(prompt, prompt_ids(loaded.tokenizer, prompt)[-room:]) for prompt in prompts]
     if loaded.tokenizer.chat_template is not None:

@@ -34,7 +34,7 @@ class ModelWriter:
 
     def _from_texts(self, texts: Sequence[str], seed: int) -> list[Written]:
         model, tokenizer = self.predictor.model, self.predictor.tokenizer
-        settings = {"maximum_input": min(LONGEST_INPUT, model.shape.maximum_positions), **(model.head.settings if model.head else {})}
+        settings = {"maximum_input": min(LONGEST_INPUT, model.longest_text), **(model.head.settings if model.head else {})}
         kind = model.shape.kind
         framed = [source_ids(tokenizer, text, {}, settings, kind) for text in texts]
         fits = [number for number, (ids, cut) in enumerate(framed) if ids and not cut]
@@ -53,7 +53,7 @@ class ModelWriter:
             ids = [tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True) for prompt in prompts]
         else:
             ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-        room = model.shape.maximum_positions
+        room = model.longest_text
         fits = [number for number, prompt in enumerate(ids) if len(prompt) <= room // 2]
         found: list[Written] = [("", "too long")] * len(prompts)
         if not fits:

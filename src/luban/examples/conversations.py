@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import xxhash
 
-from luban.corpus.readers import BadLine, find_files, read_rows
-from luban.examples import formats
+from luban.corpus.readers import BadLine, find_files
+from luban.examples import formats, slices
+from luban.examples.dialogue_files import as_row, conversation_rows
+from luban.examples.notes import note_text
 from luban.foundation.console import say, table, warn
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.messages import t
@@ -24,7 +27,7 @@ class Conversation:
 
     messages: list[dict]
     tools: list[dict] | None = None
-    source: str = ""  # "chat.jsonl:12"
+    source: str = ""  # "chat.jsonl:12", "chat.json:1 (its key)"
 
 
 @dataclass
@@ -32,52 +35,80 @@ class ConversationSet:
     """What was read: conversations, how they were written, and every row that was set aside with its reason."""
 
     conversations: list[Conversation] = field(default_factory=list)
-    format: str = ""  # "messages", "sharegpt", "alpaca", "pairs"; several joined by ", "
+    format: str = ""  # one of formats.FORMATS; several joined by ", "
     mapping: dict[str, Any] = field(default_factory=dict)  # of the first row
     bad: list[BadLine] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)  # columns that nothing is made of
+    counts: dict[str, int] = field(default_factory=dict)  # what was joined, guessed or left out by a slice
 
 
 def read_conversations(paths: Sequence[Path] | Sequence[dict] | Any, mapping: dict | None = None) -> ConversationSet:
     """Read conversations from files, folders, a list of rows or a table with ``columns`` and ``to_dict`` (a pandas frame).
 
-    Formats: OpenAI messages, ShareGPT (LLaMA-Factory's too), Alpaca, and columns such as prompt and completion or question and
-    answer, in jsonl, json, csv, tsv and parquet, also compressed. ``mapping`` overrides what is recognised (see formats.py).
-    Raises ConfigError for a mapping with unknown parts, DataError when no row holds a conversation.
+    Formats: OpenAI messages, ShareGPT (LLaMA-Factory's too), Alpaca, columns such as prompt and completion or question and answer, lists
+    of turns, and dialogues whose lines begin with a speaker; in jsonl, json, csv, tsv, parquet, YAML and text, also compressed. A path
+    may end in a slice (``chat.jsonl#500``, see slices.py). ``mapping`` overrides what is recognised (see formats.py).
+    Raises ConfigError for a mapping with unknown parts or a slice by label, DataError when no row holds a conversation.
     """
     if mapping is not None:
         _check_mapping(mapping)
     found = ConversationSet()
-    forms: dict[str, None] = {}
-    unused: dict[str, None] = {}
-    columns: list[str] = []
-    for source, number, row in _rows(paths, found):
-        columns = columns or [str(name) for name in row]
-        used = formats.complete(mapping) if mapping else formats.recognise(row)
-        try:
-            if not mapping and formats.is_preference(row):
-                raise ValueError("a preference pair (chosen, rejected), not a conversation to be learned")
-            if used is None:
-                raise ValueError(f"no conversation is recognised; columns: {', '.join(map(str, row))}"[:300])
-            messages, tools = formats.convert(row, used)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            found.bad.append(BadLine(source, number, str(error), str(row)[:_MOST_TEXT]))
-            continue
-        found.conversations.append(Conversation(messages, tools, f"{source}:{number}"))
-        found.mapping = found.mapping or used
-        forms[used["format"]] = None
-        named = {column for column in used.values() if isinstance(column, str)}
-        unused |= dict.fromkeys(str(name) for name in row if name not in named)
+    seen = _Seen()
+    for rows, part, name in _sources(paths, found, bool(mapping)):
+        taken = [made for row in rows if (made := _conversation(row, mapping, found, seen))]
+        kept = taken
+        if part is not None and taken:
+            facts = {id(item): counts for item, counts in taken}
+            kept = [(item, facts[id(item)]) for item in slices.take([item for item, _ in taken], part, name)]
+        seen.counts["sliced away"] += len(taken) - len(kept)
+        for item, counts in kept:
+            found.conversations.append(item)
+            seen.counts.update(counts)
+    columns = seen.columns
+    found.counts = {kind: count for kind, count in seen.counts.items() if count}
+    forms, unused = seen.forms, seen.unused
     found.format, found.unused = ", ".join(forms), list(unused)
     if not found.conversations:
-        first = found.bad[0] if found.bad else None
+        first = next((bad for bad in found.bad if bad.line), found.bad[0] if found.bad else None)  # a record rather than a README beside it
         raise DataError(
             "no conversation was found in {files}", "{place}" if first else "",
             "write one of the known formats (messages, sharegpt, alpaca, prompt and completion), or say which column holds what, such as mapping: {{prompt: {column}, answer: …}}",
             files=", ".join(found.files) or "(nothing)", place=f"{first.file}:{first.line}: {first.reason}" if first else "", column=columns[0] if columns else "…",
         )  # fmt: skip
     return found
+
+
+@dataclass
+class _Seen:
+    """What all rows together show."""
+
+    forms: dict[str, None] = field(default_factory=dict)
+    unused: dict[str, None] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _conversation(row: tuple[str, int, str, dict], mapping: dict | None, found: ConversationSet, seen: _Seen) -> tuple[Conversation, Counter[str]] | None:
+    """The conversation of a row, and what was joined or guessed in it; None for one that is set aside."""
+    source, number, name, content = row
+    counts: Counter[str] = Counter()
+    seen.columns = seen.columns or [str(column) for column in content]
+    try:
+        if not mapping and formats.is_preference(content):
+            raise ValueError("a preference pair (chosen, rejected), not a conversation to be learned")
+        used = formats.complete(mapping, content) if mapping else formats.recognise(content)
+        if used is None:
+            raise ValueError(f"no conversation is recognised; columns: {', '.join(map(str, content))}"[:300])
+        messages, tools = formats.convert(content, used, counts)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        found.bad.append(BadLine(source, number, f"{name}: {error}" if name else str(error), str(content)[:_MOST_TEXT]))
+        return None
+    found.mapping = found.mapping or used
+    seen.forms[used["format"]] = None
+    named = {column for column in used.values() if isinstance(column, str)}
+    seen.unused |= dict.fromkeys(str(column) for column in content if column not in named)
+    return Conversation(messages, tools, f"{source}:{number}" + (f" ({name})" if name else "")), counts
 
 
 def show(found: ConversationSet) -> None:
@@ -94,9 +125,15 @@ def show(found: ConversationSet) -> None:
         warn("the column {column} is not used: answers that it marks as bad are learned like the others", column=", ".join(flags))
     elif found.unused:
         say("columns that are not used: {columns}", columns=", ".join(found.unused[:12]))
-    if found.bad:
-        warn("{count} rows were set aside; the first ones:", count=len(found.bad))
-        for bad in found.bad[:5]:
+    for kind, count in found.counts.items():
+        (warn if kind == "many speakers" else say)("{note}", note=note_text(kind, count))
+    whole = [Path(bad.file).name for bad in found.bad if not bad.line]
+    if whole:
+        say("files that were not read: {files}", files=", ".join(whole[:8]) + (" …" if len(whole) > 8 else ""))
+    records = [bad for bad in found.bad if bad.line]
+    if records:
+        warn("{count} rows were set aside; the first ones:", count=len(records))
+        for bad in records[:5]:
             say("  {place}: {reason}", place=f"{bad.file}:{bad.line}", reason=bad.reason)
 
 
@@ -128,29 +165,53 @@ def _content(item: Conversation, key: Callable[[Conversation], Any] | None) -> b
     return "\x1e".join(asked).encode("utf-8", "replace")
 
 
-def _rows(paths: Any, found: ConversationSet) -> Iterator[tuple[str, int, dict]]:
-    """(file, line, row) of everything given."""
+_Rows = Iterator[tuple[str, int, str, dict]]  # (file, line, key in the file or nothing, row)
+
+
+def _sources(paths: Any, found: ConversationSet, named: bool) -> Iterator[tuple[_Rows, slices.Slice | None, str]]:
+    """The rows of everything given, what is to be taken of them, and the path."""
     if hasattr(paths, "to_dict") and hasattr(paths, "columns"):
         found.files.append("table")
-        for number, row in enumerate(paths.to_dict("records"), start=1):
-            yield "table", number, row
+        yield (("table", number, "", row) for number, row in enumerate(paths.to_dict("records"), start=1)), None, "table"
         return
     if isinstance(paths, str | Path):
         paths = [Path(paths)]
     rows = [item for item in paths if not isinstance(item, str | Path)]
     if rows:
         found.files.append("list")
-        for number, row in enumerate(rows, start=1):
-            if isinstance(row, dict):
-                yield "list", number, row
-            elif hasattr(row, "messages"):
-                yield "list", number, {"messages": row.messages, "tools": getattr(row, "tools", None)}
-            else:
-                found.bad.append(BadLine("list", number, f"a {type(row).__name__}, not a mapping", str(row)[:_MOST_TEXT]))
-    for file in find_files([Path(item) for item in paths if isinstance(item, str | Path)]) if len(rows) < len(paths) else []:
+        yield _listed_rows(rows, found), None, "list"
+    read: set[Path] = set()
+    for item in paths:
+        if isinstance(item, str | Path):
+            path, part = slices.parse(item)
+            yield _file_rows(Path(path), found, named, read if part is None else set()), part, path
+
+
+def _listed_rows(rows: list[Any], found: ConversationSet) -> _Rows:
+    for number, item in enumerate(rows, start=1):
+        if (row := as_row(item)) is not None:
+            yield "list", number, "", row
+        elif hasattr(item, "messages"):
+            yield "list", number, "", {"messages": item.messages, "tools": getattr(item, "tools", None)}
+        else:
+            found.bad.append(BadLine("list", number, f"a {type(item).__name__}, not a mapping", str(item)[:_MOST_TEXT]))
+
+
+def _file_rows(path: Path, found: ConversationSet, named: bool, read: set[Path]) -> _Rows:
+    """The rows of a file, or of those files of a folder that hold any; a file is read once, however often it is named."""
+    for file in find_files([path]):
+        if file in read:
+            continue
+        read.add(file)
+        try:
+            for number, name, row in conversation_rows(file, found.bad.append, named):
+                yield str(file), number, name, row
+        except DataError as error:
+            if not path.is_dir():
+                raise
+            found.bad.append(BadLine(str(file), 0, f"not read: {error.text().splitlines()[0]}", ""))
+            continue
         found.files.append(file.name)
-        for number, row in read_rows(file, on_bad=found.bad.append):
-            yield str(file), number, row
 
 
 def _check_mapping(mapping: dict) -> None:
@@ -160,6 +221,11 @@ def _check_mapping(mapping: dict) -> None:
                 "mapping: {part!r} is not a part of a conversation", "", "did you mean {guess}? The parts are {parts}",
                 part=part, guess=nearest(str(part), formats.PARTS) or "messages", parts=", ".join(formats.PARTS),
             )  # fmt: skip
+    if mapping.get("format") not in (None, *formats.FORMATS):
+        raise ConfigError(
+            "mapping: format: {format!r} is not known", "", "did you mean {guess}? The formats are {formats}",
+            format=mapping["format"], guess=nearest(str(mapping["format"]), formats.FORMATS) or "messages", formats=", ".join(formats.FORMATS),
+        )  # fmt: skip
     if "messages" not in mapping and not {"prompt", "answer"} <= set(mapping):
         raise ConfigError(
             "mapping: it names neither messages, nor prompt and answer",

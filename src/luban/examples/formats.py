@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+from luban.examples.dialogues import ROLES, is_dialogue_text, keys_of, messages_of, speaker_of, turns_of
 
 Row = dict[str, Any]
 Mapping = dict[str, Any]
 
-MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "对话", "消息")
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "utterances", "log", "对话", "消息")
+QUESTIONS_ONLY = "turns"  # a list of texts of this name may be questions alone (MT-Bench), so that it is read only where a mapping says so
 PROMPTS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "指令", "问题", "提问", "问")
 ANSWERS = ("output", "completion", "response", "answer", "reply", "assistant", "gpt", "输出", "回答", "答案", "回复", "答")
 INPUTS = ("input", "query", "context", "输入")
 SYSTEMS = ("system", "system_prompt", "系统")
-ROLES = {
-    "user": "user", "human": "user", "prompter": "user", "usr": "user", "用户": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant", "sys": "assistant", "助手": "assistant",
-    "system": "system", "developer": "system", "系统": "system",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
-    "function_call": "function_call",
-}  # fmt: skip
 PARTS = ("messages", "role", "content", "prompt", "input", "answer", "system", "history", "tools", "roles", "format")
+FORMATS = ("messages", "sharegpt", "alpaca", "pairs", "turns", "dialogue")  # turns: a list of them; dialogue: lines that begin with a speaker
 
 
 def recognise(row: Row) -> Mapping | None:
@@ -40,15 +38,15 @@ def recognise(row: Row) -> Mapping | None:
     extra = {"system": first(SYSTEMS), "tools": first(("tools", "functions"))}
     for choice in MESSAGES:
         value = row.get(names.get(choice, ""))
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            role, content = ("from", "value") if "from" in value[0] else ("role", "content") if "role" in value[0] else (None, None)
-            if role:
-                form = "sharegpt" if role == "from" else "messages"
-                return _clean({"format": form, "messages": names[choice], "role": role, "content": content, **extra})
+        role, content = keys_of(value)
+        if role and role.lower() in ("from", "role"):
+            form = "sharegpt" if role.lower() == "from" else "messages"
+            return _clean({"format": form, "messages": names[choice], "role": role, "content": content or ("value" if form == "sharegpt" else "content"), **extra})
     answer = first(ANSWERS)
     prompt = first(PROMPTS) or first(("input", "输入"))
     if answer is None or prompt is None or prompt == answer:
-        return None
+        found = _dialogue(row, names)
+        return _clean({**found, **extra}) if found else None
     alpaca = str(prompt).strip().lower() in ("instruction", "指令")
     return _clean(
         {
@@ -62,12 +60,66 @@ def recognise(row: Row) -> Mapping | None:
     )
 
 
-def complete(mapping: Mapping) -> Mapping:
-    """A user's mapping with what it leaves open filled in."""
-    if "messages" in mapping:
-        sharegpt = mapping.get("format") == "sharegpt"
-        return {"format": "messages", "role": "from" if sharegpt else "role", "content": "value" if sharegpt else "content", **mapping}
-    return {"format": "alpaca" if "input" in mapping else "pairs", **mapping}
+def _dialogue(row: Row, names: dict[str, str]) -> Mapping | None:
+    """A column that holds a dialogue: one that is called so, or whose content can be nothing else."""
+    for choice in MESSAGES:
+        column = names.get(choice)
+        value = row.get(column)
+        role, content = keys_of(value)
+        if content:
+            return {"format": "turns", "messages": column, "role": role, "content": content}
+        texts = isinstance(value, list) and bool(value) and isinstance(value[0], str)
+        if texts and choice != QUESTIONS_ONLY:
+            return {"format": "turns", "messages": column}
+        if isinstance(value, str) and (speaker_of(value) or value.lstrip().startswith(('["', "[{"))):
+            return _in_text(column, value)
+    for column, value in row.items():
+        role, content = keys_of(value, certain=True)
+        if role and content:
+            return {"format": "turns", "messages": column, "role": role, "content": content}
+        if is_dialogue_text(value):
+            return {"format": "dialogue", "messages": column}
+    return None
+
+
+def _in_text(column: str, value: str) -> Mapping:
+    """Of a cell: the lines of a dialogue, or a list written as JSON."""
+    if speaker_of(value):
+        return {"format": "dialogue", "messages": column}
+    try:
+        role, content = keys_of(json.loads(value))
+    except (ValueError, RecursionError):
+        role, content = None, None
+    if role and role.lower() in ("from", "role"):
+        return {"format": "messages", "messages": column, "role": role, "content": content or "content"}
+    return {"format": "turns", "messages": column, "role": role, "content": content}
+
+
+def complete(mapping: Mapping, row: Row) -> Mapping:
+    """A user's mapping with what it leaves open filled in, from the row where that shows it."""
+    if "messages" not in mapping:
+        return {"format": "alpaca" if "input" in mapping else "pairs", **mapping}
+    if mapping.get("format") == "sharegpt":
+        return {"role": "from", "content": "value", **mapping}
+    value = row.get(mapping["messages"])
+    role, content = keys_of(value)
+    guessed = {"role": mapping.get("role", role), "content": mapping.get("content", content)}
+    if mapping.get("format") in ("turns", "dialogue"):
+        return _clean({**guessed, **mapping})
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return {"format": "dialogue", **mapping}
+    if isinstance(value, list) and (all(isinstance(item, str) for item in value) or (guessed["content"] and not _says_roles(value, guessed["role"], mapping))):
+        return _clean({"format": "turns", **guessed, **mapping})
+    return {"format": "messages", "role": guessed["role"] or "role", "content": guessed["content"] or "content", **mapping}
+
+
+def _says_roles(value: list, role: str | None, mapping: Mapping) -> bool:
+    """Whether what names the speakers is a role as chat formats know it."""
+    if role is None or (role.lower() in ("role", "from") and mapping.get("format") != "turns"):
+        return role is not None
+    known = {*ROLES, *(mapping.get("roles") or {})}
+    said = [str(item.get(role)).strip() for item in value if isinstance(item, dict)]
+    return all(name in known or name.lower() in known for name in said) and "system" not in map(str.lower, said[1:])
 
 
 def is_preference(row: Row) -> bool:
@@ -75,17 +127,28 @@ def is_preference(row: Row) -> bool:
     return {"chosen", "rejected"} <= {str(name).strip().lower() for name in row}
 
 
-def convert(row: Row, mapping: Mapping) -> tuple[list[dict], list[dict] | None]:
-    """Messages and tools of a row. ValueError gives the reason where the row does not hold them."""
+def convert(row: Row, mapping: Mapping, counts: Counter[str] | None = None) -> tuple[list[dict], list[dict] | None]:
+    """Messages and tools of a row; ``counts`` takes note of turns that were joined or guessed.
+
+    ValueError gives the reason where the row does not hold them.
+    """
     missing = [column for part, column in mapping.items() if part in ("messages", "prompt", "answer") and column not in row]
     if missing:
         raise ValueError(f"no column {', '.join(map(repr, missing))}")
-    messages = _from_list(row, mapping) if "messages" in mapping else _from_columns(row, mapping)
-    system = _text(row.get(mapping.get("system")))
+    if mapping["format"] in ("turns", "dialogue"):
+        messages = messages_of(turns_of(row[mapping["messages"]], mapping), mapping.get("roles"), counts if counts is not None else Counter())
+    else:
+        messages = _from_list(row, mapping) if "messages" in mapping else _from_columns(row, mapping)
+    system = text_of(row.get(mapping.get("system")))
     if system and (not messages or messages[0]["role"] != "system"):
         messages.insert(0, {"role": "system", "content": system})
     _check(messages)
-    return messages, _tools(row.get(mapping.get("tools")))
+    return messages, tools_of(row.get(mapping.get("tools")))
+
+
+def messages_in(value: Any, role: str = "role", content: str = "content") -> list[dict]:
+    """A list of messages, or JSON text of one, as OpenAI writes them. ValueError gives the reason where it is none."""
+    return _from_list({"messages": value}, {"messages": "messages", "role": role, "content": content})
 
 
 def _from_list(row: Row, mapping: Mapping) -> list[dict]:
@@ -107,7 +170,7 @@ def _message(item: Any, mapping: Mapping) -> dict:
     name = str(item[role_key]).strip()
     role = {**ROLES, **(mapping.get("roles") or {})}.get(name) or ROLES.get(name.lower())
     if role is None:
-        raise ValueError(f"unknown role {name!r}")
+        raise ValueError(f"unknown role {name!r}; mapping can say what it is, such as roles: {{{name}: user}}"[:200])
     content = item.get(content_key)
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(_json(content, "function_call"))}
@@ -134,35 +197,42 @@ def _from_columns(row: Row, mapping: Mapping) -> list[dict]:
     if isinstance(prompt, list) or isinstance(answer, list):  # conversational prompt and completion: only the completion is learned
         given = {"messages": "m", "role": "role", "content": "content"}
         as_list = [
-            value if isinstance(value, list) else [{"role": role, "content": _text(value)}]
+            value if isinstance(value, list) else [{"role": role, "content": text_of(value)}]
             for value, role in ((prompt, "user"), (answer, "assistant"))
         ]
         before, after = (_from_list({"m": value}, given) for value in as_list)
         return [*({**message, "weight": 0} if message["role"] == "assistant" else message for message in before), *after]
-    messages = []
-    for turn in _json(row.get(mapping.get("history")) or [], "history"):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise ValueError("history holds something else than [question, answer] pairs")
-        messages += [{"role": "user", "content": _text(turn[0])}, {"role": "assistant", "content": _text(turn[1])}]
-    parts = [_text(prompt), _text(row.get(mapping.get("input")))]
+    messages = history_of(row.get(mapping.get("history")))
+    parts = [text_of(prompt), text_of(row.get(mapping.get("input")))]
     return [
         *messages,
         {"role": "user", "content": "\n".join(part for part in parts if part)},
-        {"role": "assistant", "content": _text(answer)},
+        {"role": "assistant", "content": text_of(answer)},
     ]
+
+
+def history_of(value: Any) -> list[dict]:
+    """Earlier turns, written as [question, answer] pairs, as messages."""
+    messages = []
+    for turn in _json(value or [], "history"):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ValueError("history holds something else than [question, answer] pairs")
+        messages += [{"role": "user", "content": text_of(turn[0])}, {"role": "assistant", "content": text_of(turn[1])}]
+    return messages
 
 
 def _check(messages: list[dict]) -> None:
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("nobody answers: there is no assistant message")
     for message in messages:
-        if message["role"] == "assistant" and not _has_words(message) and message.get("weight") != 0:
+        if message["role"] == "assistant" and not has_words(message) and message.get("weight") != 0:
             raise ValueError("an answer is empty")
-    if not any(_has_words(message) for message in messages if message["role"] != "assistant"):
+    if not any(has_words(message) for message in messages if message["role"] != "assistant"):
         raise ValueError("the question is empty")
 
 
-def _has_words(message: dict) -> bool:
+def has_words(message: dict) -> bool:
+    """Whether a message says, calls or thinks anything."""
     content = message.get("content")
     return bool(message.get("tool_calls") or message.get("reasoning_content") or (content.strip() if isinstance(content, str) else content))
 
@@ -186,7 +256,8 @@ def _calls(value: Any) -> list[dict]:
     return calls
 
 
-def _tools(value: Any) -> list[dict] | None:
+def tools_of(value: Any) -> list[dict] | None:
+    """Tools, or JSON text of them, as OpenAI writes them; None where there are none."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     tools = _json(value, "tools")
@@ -205,7 +276,7 @@ def _json(value: Any, what: str) -> Any:
         raise ValueError(f"{what} is no JSON") from None
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A cell as text; None and a table's NaN are nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -45,6 +45,9 @@ def note_text(kind: str, count: int) -> str:
         "sliced away": lambda: t("{count} examples are outside the slice that was asked for", count=count),
         "upsampled": lambda: t("{count} examples were added by weights above 1", count=count),
         "weighted away": lambda: t("{count} examples were left out by weights below 1", count=count),
+        "turns joined": lambda: t("{count} turns of a speaker who goes on were joined to the turn before", count=count),
+        "many speakers": lambda: t("{count} conversations have more than two speakers; their turns are user and assistant alternately", count=count),
+        "unanswered": lambda: t("{count} conversations end with a turn of the user, which is not learned", count=count),
         "one class": lambda: t("there is only one class, so there is nothing to tell apart"),
     }[kind]()
 

@@ -16,7 +16,7 @@ from luban.corpus.readers import BadLine
 from luban.examples import slices, sources
 from luban.examples.notes import Notes, note_text
 from luban.examples.splitting import duplicates, labels_of
-from luban.examples.tasks import Choice, LabeledText, Question, Ranking, RelationText, TaggedText, TextPair
+from luban.examples.tasks import Choice, LabeledText, Preference, Question, Ranking, RelationText, TaggedText, TextPair
 from luban.foundation.console import heading, say, table, warn
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.messages import t
@@ -112,7 +112,7 @@ def _look_over(found: ExampleSet, notes: Notes, mapping: dict[str, Any]) -> None
     """Count what concerns the examples together: labels, repetitions, contradictions."""
     unique = list({id(example): example for example in found.examples}.values())  # an upsampled example is no repetition
     repeated, contradictory = duplicates(unique)
-    if found.task not in ("text_pairs", "ranking", "embedding"):
+    if found.task not in ("text_pairs", "ranking", "embedding", "preference"):
         notes.count("contradictory", contradictory)
     notes.count("repeated", repeated)
     counted: Counter[str] = Counter()
@@ -213,6 +213,10 @@ def render(example: Any) -> str:
         return f"{_short(example.query)} → " + "; ".join(
             f"{grade:g}: {_short(document, 60)}" for document, grade in list(zip(example.documents, example.grades, strict=True))[:4]
         )
+    if isinstance(example, Preference):
+        sides = [("✓" if example.label is not False else "✗", example.chosen), ("✗", example.rejected)]
+        answers = " ".join(f"{mark}{_short(str(answer[-1]['content']), 60)}" for mark, answer in sides if answer)
+        return f"{_short(str(example.messages[-1]['content']), 80)} → {answers}"
     return _short(str(example))
 
 

@@ -206,7 +206,8 @@ def _cells(path: Path, form: str, notes: Notes, header: bool | None) -> Table:
     # A tab-separated file seldom quotes; one that does has quoted fields in most of the lines that hold a quote at all.
     quotes = [line for _, line in lines[:2000] if '"' in line]
     quoted = sum(bool(re.search(r'(^|\t)"(?:[^"\t]|"")*"(\t|$)', line)) for line in quotes)
-    records = _plain_records(lines) if delimiter == "\t" and quoted * 2 <= len(quotes) else _quoted_records(path, lines, delimiter, notes)
+    plain = delimiter == "\t" and quoted * 2 <= len(quotes) and not _breaks_lines(path, lines)
+    records = _plain_records(lines) if plain else _quoted_records(path, lines, delimiter, notes)
     if not records:
         return Table(path, form)
     first = records[0][1]
@@ -241,6 +242,15 @@ def _distinct(names: Iterable[str]) -> list[str]:
         name = name or f"column_{place}"
         seen[name if name not in seen else f"{name}_{place}"] = place
     return list(seen)
+
+
+def _breaks_lines(path: Path, lines: list[tuple[int, str]]) -> bool:
+    """Whether quoted cells of a tab-separated file hold line ends: few lines are as wide as the first, and nearly all records are."""
+    sample, width = lines[:2000], lines[0][1].count("\t") + 1
+    if 2 * sum(line.count("\t") + 1 == width for _, line in sample) > len(sample) or not any('"' in line for _, line in sample):
+        return False
+    records = _quoted_records(path, sample, "\t", Notes())
+    return len(records) > 1 and sum(len(cells) == width for _, cells in records) >= 0.9 * len(records)
 
 
 def _plain_records(lines: list[tuple[int, str]]) -> list[tuple[int, list[str]]]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from luban.corpus.encodings import BINARY
 from luban.corpus.readers import find_files
-from luban.examples import brat, choice, conll, parallel, ranking, relations, spans, squad, tables
+from luban.examples import brat, choice, conll, parallel, preferences, ranking, relations, spans, squad, tables
 from luban.examples.notes import Notes
 from luban.examples.records import FORMATS, TABLES, Table, column, kind_of, read_table
 from luban.examples.slices import Slice, parse
 from luban.foundation.artifacts import is_artifact
 from luban.foundation.errors import ConfigError, DataError, nearest
+from luban.foundation.paths import together
 
 TASKS = (
     "classification",
@@ -29,6 +30,7 @@ TASKS = (
     "choice",
     "ranking",
     "embedding",
+    "preference",
 )
 _TEXT_TASKS = ("classification", "regression", "multi_label")
 _PARTS = {
@@ -41,6 +43,7 @@ _PARTS = {
     "choice": choice.PARTS,
     "ranking": ranking.PARTS,
     "embedding": (*ranking.PARTS, "input", "output"),
+    "preference": preferences.PARTS,
 }
 _ANYWHERE = ("format", "header")
 _ENOUGH = {  # parts that must be known, one set of them at least; the first is named where none is
@@ -53,6 +56,7 @@ _ENOUGH = {  # parts that must be known, one set of them at least; the first is 
     "choice": ({"prompt", "choices"},),
     "ranking": ({"query", "document"}, {"query", "positive"}),
     "embedding": ({"query", "document"}, {"query", "positive"}, {"input", "output"}),
+    "preference": ({"chosen", "rejected"}, {"prompt", "answers"}, {"prompt", "answer", "label"}, {"messages", "label"}),
 }
 _EXAMPLE = {
     "classification": ("text", "label"),
@@ -66,6 +70,7 @@ _EXAMPLE = {
     "choice": ("prompt", "choices", "answer"),
     "ranking": ("query", "document", "grade"),
     "embedding": ("query", "positive"),
+    "preference": ("prompt", "chosen", "rejected"),
 }
 _NOTICE = re.compile(
     r"^(readme|licen[cs]e|licence|source|changelog|copying|notice|citation|makefile)\b.*|.*\.(md|html?|py|sh|pdf|png|jpe?g|yaml|yml)$",
@@ -135,6 +140,9 @@ def plan(entries: list[Any], task: str, mapping: dict[str, Any], notes: Notes) -
             parts.append(Part([], "list", None, index, rows=entry))
             continue
         text, part = parse(entry)
+        if task in ("text_pairs", "embedding") and len(halves := together(text)) == 2:  # said to belong together, whatever their names
+            parts.append(Part(halves, "two_files", part, index))
+            continue
         for file, form in _files_of(text, task, mapping, notes):
             if form == "lines":
                 plain.append((file, part, index))
@@ -153,8 +161,8 @@ def _files_of(text: str, task: str, mapping: dict[str, Any], notes: Notes) -> li
     if is_artifact(path) and (path / "examples.jsonl").is_file():
         path = path / "examples.jsonl"  # an augment stage's rows, without the reports beside them
     if not path.exists():
-        if "," in text and all(Path(half.strip()).is_file() for half in text.split(",")):
-            return [(Path(half.strip()), "lines") for half in text.split(",")]
+        if files := together(text):
+            return [(file, "lines") for file in files]
         stems = (
             [file for file in sorted(path.parent.glob(f"{path.name}.*")) if file.is_file()]
             if path.parent.is_dir() and not re.search(r"[*?\[]", path.name)
@@ -270,6 +278,8 @@ def recognise(table: Table, task: str) -> dict[str, Any] | None:
         return squad.recognise(table)
     if task == "text_pairs":
         return parallel.recognise(table)
+    if task == "preference":
+        return preferences.recognise(table)
     return (
         choice.recognise(table)
         if task == "choice"
@@ -304,7 +314,9 @@ def _merged(guessed: dict[str, Any], given: dict[str, Any], task: str) -> dict[s
         "query": {"input", "output"},
         "input": {"query", "document", "positive", "negative", "grade"},
     }
-    if task not in (*_TEXT_TASKS, "tagging", "joint_relation", "relation", "ranking", "embedding"):
+    if task == "preference":
+        instead = {"label": {"chosen", "rejected", "margin"}, "chosen": {"label", "answer", "answers"}, "prompt": {"messages", "role", "content"}, "messages": {"prompt", "input"}}
+    elif task not in (*_TEXT_TASKS, "tagging", "joint_relation", "relation", "ranking", "embedding"):
         instead = {}
     unwanted = set().union(*(instead.get(part, set()) for part in given))
 
@@ -327,13 +339,15 @@ def _make(table: Table, task: str, used: dict[str, Any], notes: Notes) -> list:
         return parallel.examples(table, used, notes)
     if task == "choice":
         return choice.examples(table, used, notes)
+    if task == "preference":
+        return preferences.examples(table, used, notes)
     return ranking.from_pairs(parallel.examples(table, used, notes)) if "input" in used else ranking.examples(table, used, notes)
 
 
 def _unused(table: Table, used: dict[str, Any]) -> list[str]:
     named: set[str] = set()
     for part, value in used.items():
-        if part in ("labels", "separator", "end", "first"):
+        if part in ("labels", "separator", "end", "first") or part in ("role", "content") and "messages" in used:
             continue
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
             outer = str(item).partition(".")[0]
@@ -372,7 +386,8 @@ def guess_tasks(path: Path | str) -> list[str]:
 
 def _table_tasks(table: Table) -> list[str]:
     """Most specific first: a form that only one task has outweighs columns that many have."""
-    found: list[str] = []
+    judged = preferences.recognise(table) if table.named else None
+    found: list[str] = ["preference"] if judged and ("chosen" in judged or "answers" in judged or "messages" in judged or judged.get("label") == "kto_tag" or judged["answer"] == "completion") else []
     answers = squad.recognise(table)
     if answers and squad.fits(table, answers):
         found.append("question_answering")

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from luban.examples.tasks import Choice, LabeledText, Question, Ranking, RelationText, TaggedText, TextPair
+from luban.examples.preferences import prompt_of
+from luban.examples.tasks import Choice, LabeledText, Preference, Question, Ranking, RelationText, TaggedText, TextPair
 from luban.foundation.errors import ConfigError, DataError
 
 Example = TypeVar("Example")
@@ -54,6 +55,10 @@ def texts_of(example: Any) -> tuple[str, str]:
         return example.prompt, "\x1e".join(example.choices)
     if isinstance(example, Ranking):
         return example.query, ""
+    if isinstance(example, Preference):
+        return prompt_of(example), ""  # all answers to a prompt stay together, in a slice too
+    if hasattr(example, "messages"):  # a conversation: by what was asked
+        return "\x1e".join(str(message.get("content", "")) for message in example.messages if message["role"] == "user"), ""
     if hasattr(example, "text"):
         return str(example.text), ""
     return str(example), ""
@@ -71,6 +76,8 @@ def answer_of(example: Any) -> Any:
         return example.answer
     if isinstance(example, Ranking):
         return tuple(zip(example.documents, example.grades, strict=True))
+    if isinstance(example, Preference):
+        return str(example.chosen), str(example.rejected), example.label
     label = getattr(example, "label", None)
     return tuple(sorted(label)) if isinstance(label, list) else label
 

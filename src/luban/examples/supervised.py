@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from luban.foundation.console import track
 from luban.foundation.errors import LubanError
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Example
+
+_PLACE = re.compile(r"(.*):(\d+)(?: \((.*)\))?", re.DOTALL)  # chat.json:1 (its key)
 
 
 def supervised_examples(conversations: Sequence[Conversation], tokenizer: Tokenizer, bad: list[BadLine] | None = None) -> list[Example]:
@@ -29,8 +32,9 @@ def supervised_examples(conversations: Sequence[Conversation], tokenizer: Tokeni
             if bad is None:
                 raise
             failure = error
-            file, _, line = conversation.source.rpartition(":")
-            bad.append(BadLine(file, int(line) if line.isdigit() else 0, str(error).replace("\n", "; "), str(conversation.messages)[:2000]))
+            placed = _PLACE.fullmatch(conversation.source)
+            file, line, name = placed.groups() if placed else (conversation.source, 0, None)
+            bad.append(BadLine(file, int(line), (f"{name}: " if name else "") + str(error).replace("\n", "; "), str(conversation.messages)[:2000]))
             continue
         examples += [
             Example(np.array(item.ids, dtype=np.int32), np.array(item.weights, dtype=np.float32), conversation.source) for item in found

@@ -94,3 +94,19 @@ class Ranking:
     documents: list[str]
     grades: list[float]
     source: str = ""
+
+
+@dataclass
+class Preference:
+    """A prompt's conversation with a better and a worse answer; or, where `rejected` is None, one answer (`chosen`) that `label` calls good or bad.
+
+    Answers are messages, as a rule one of the assistant. `margin` says by how much the better one is better, where that is known.
+    """
+
+    messages: list[dict]
+    chosen: list[dict]
+    rejected: list[dict] | None = None
+    label: bool | None = None
+    margin: float | None = None
+    tools: list[dict] | None = None
+    source: str = ""

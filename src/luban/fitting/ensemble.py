@@ -11,7 +11,7 @@ import numpy as np
 
 from luban.examples.reading import read_examples
 from luban.fitting.config import EnsembleConfig
-from luban.foundation.artifacts import Work, write_json
+from luban.foundation.artifacts import Work, listed, write_json
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError, missing_extra
 from luban.inference.ensemble import check_members, features
@@ -23,7 +23,7 @@ VERSION = 1
 
 def run(config: EnsembleConfig, work: Work) -> None:
     """Copy the members (hard links where the disk allows), fit the stacked model if there is one, write config.json."""
-    sources = [Path(str(getattr(item, "path", item))) for item in _listed(work.inputs["models"])]
+    sources = [Path(str(getattr(item, "path", item))) for item in listed(work.inputs["models"])]
     if len(sources) < 2:
         raise ConfigError("models: an ensemble has at least two members", "", "name two models or more")
     if (config.how == "stack") != bool(config.data):
@@ -49,7 +49,7 @@ def _stack(config: EnsembleConfig, work: Work, members: list[Predictor]) -> dict
     except ImportError:
         raise missing_extra("scikit-learn", "tasks") from None
     objective = load_objective(members[0].task)
-    found = read_examples([Path(str(getattr(item, "path", item))) for item in _listed(work.inputs["data"])], objective.reads, config.mapping or None)
+    found = read_examples([Path(str(getattr(item, "path", item))) for item in listed(work.inputs["data"])], objective.reads, config.mapping or None)
     examples = [example for example in found.examples if example.label is not None]
     items = [objective.item_of(example) for example in examples]
     said = [member.predict(items) for member in members]
@@ -68,7 +68,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Work:
 
     ``inputs`` maps the dotted name of each input field to an Artifact, a Path, or a list of these (None if
     not given). ``path`` may hold what an earlier, killed run of the same fingerprint left: continue from it.
+    ``watch`` is called with the run after each step of a training: how a room above looks in; what it raises ends the stage.
     """
 
     path: Path
@@ -68,10 +69,16 @@ class Work:
     metrics: dict[str, Any] = field(default_factory=dict)
     licences: list[str] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
+    watch: Callable[[Any], None] | None = None
 
     def licence(self, *names: str) -> None:
         """Record a licence that the artifact inherits."""
         self.licences = sorted({*self.licences, *names})
+
+
+def listed(value: Any) -> list[Any]:
+    """What a field or an input holds, none, one or many, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:

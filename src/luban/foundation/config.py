@@ -69,7 +69,7 @@ def is_input(info: FieldInfo) -> bool:
 def one_of(key: str, *classes: type[Config]) -> Any:
     """The type of a field that holds one of several configs; the value of ``key`` in it says which, the first where it is not given.
 
-    Each class declares ``key``, its first field, as a Literal of the names it goes by.
+    Each class declares ``key``, its first field of that kind, as a Literal of the names it goes by.
     """
     names = {name: cls.__name__ for cls in classes for name in get_args(cls.model_fields[key].annotation)}
 
@@ -90,10 +90,10 @@ def config_classes_of(annotation: Any) -> list[type[Config]]:
 
 
 def config_class_of(annotation: Any, value: Any = None) -> type[Config] | None:
-    """The Config class of a field; of several the one that the plain ``value`` chooses by its first field, or else the first."""
+    """The Config class of a field; of several the one that the plain ``value`` chooses by its first Literal field, or else the first."""
     classes = config_classes_of(annotation)
     for cls in classes if isinstance(value, dict) and len(classes) > 1 else ():
-        key, info = next(iter(cls.model_fields.items()))
+        key, info = next(pair for pair in cls.model_fields.items() if get_origin(pair[1].annotation) is Literal)
         if value.get(key) in get_args(info.annotation):
             return cls
     return classes[0] if classes else None

@@ -42,6 +42,7 @@ KINDS = {
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("augment", "examples", "AugmentConfig", "Make more training rows of labelled examples, in English and Chinese.", module="augment"),
         Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
+        Kind("merge", "adapters", "MergeConfig", "Make adapters part of their base, or of several one.", module="merge"),
         Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
         Kind("ensemble", "fitting", "EnsembleConfig", "Let several models of a task answer together.", module="ensemble"),
         Kind("evaluate", "evaluation", "EvaluateConfig", "Score models on held-out text, beside n-gram baselines."),

@@ -19,10 +19,14 @@ def new_cache(model: Any, slots: int, maximum: int) -> Any:
     """What a model keeps of ``slots`` texts of up to ``maximum`` tokens while it writes them.
 
     A model that keeps something else than keys and values brings its own by a method ``new_cache(slots, maximum)``; what that
-    returns has ``rows``, ``advance``, ``clear``, ``move``, ``select``, ``slots`` and ``lengths`` as :class:`KeyValueCache`.
+    returns has ``rows``, ``advance``, ``clear``, ``move``, ``select``, ``slots`` and ``lengths`` as :class:`KeyValueCache`. Where an
+    adapter has put something before every text (``tokens_before``), its ``begin`` writes it, and the cache holds as much more.
     """
-    own = getattr(model, "new_cache", None)
-    return KeyValueCache(model, slots, maximum) if own is None else own(slots, maximum)
+    own, before = getattr(model, "new_cache", None), getattr(model, "tokens_before", 0)
+    made = KeyValueCache(model, slots, before + maximum) if own is None else own(slots, before + maximum)
+    if before:
+        model.begin(made)
+    return made
 
 
 class KeyValueCache:
@@ -35,6 +39,7 @@ class KeyValueCache:
         self.keys = [torch.zeros(size, dtype=model.dtype, device=model.device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=model.dtype, device=model.device) for _ in range(shape.layers)]
         self.device, self.slots, self.maximum = model.device, slots, maximum
+        self.begins = 0  # tokens that every slot holds before a text
         self.lengths = [0] * slots
 
     def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> CacheRows:
@@ -44,20 +49,26 @@ class KeyValueCache:
         """
         return CacheRows(self, first, count)
 
+    def begin_with(self, tokens: int) -> None:
+        """Let every text begin with the first ``tokens`` of slot 0."""
+        for block in (*self.keys, *self.values):
+            block[1:, :, :tokens] = block[:1, :, :tokens]
+        self.begins, self.lengths = tokens, [tokens] * self.slots
+
     def advance(self, slot: int, tokens: int) -> None:
         """Say that a slot holds this many more tokens. What lies beyond its length is overwritten later."""
         self.lengths[slot] += tokens
         assert self.lengths[slot] <= self.maximum
 
     def clear(self, slot: int) -> None:
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.begins
 
     def move(self, source: int, target: int) -> None:
         """Take over what ``source`` holds into ``target``, and free ``source``."""
         length = self.lengths[source]
         for block in (*self.keys, *self.values):
             block[target, :, :length] = block[source, :, :length]
-        self.lengths[target], self.lengths[source] = length, 0
+        self.lengths[target], self.lengths[source] = length, self.begins
 
     def select(self, slots: Sequence[int]) -> None:
         """Let slot i hold what ``slots[i]`` held: the beams that live on."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from luban.adapters.adapted import Routes, active_names, groups_of, route
 from luban.foundation.errors import ConfigError
 from luban.inference.cache import new_cache
 from luban.inference.config import SamplingConfig
@@ -57,6 +58,7 @@ class Request:
     logprobs: list[TokenScore] = field(default_factory=list)
     prompt_logprobs: list[TokenScore] = field(default_factory=list)
     seed: int = 0
+    adapters: tuple[str, ...] | None = None  # those this request wears, of a model with several; None: the active ones
     cancelled: bool = False
     decoding: DecodeStream | None = field(default=None, repr=False)
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()), repr=False)
@@ -78,11 +80,12 @@ class Engine:
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, *, slots: int = 8, maximum_length: int | None = None):
         self.model, self.tokenizer = model, tokenizer
-        self.maximum_length = min(maximum_length or model.shape.maximum_positions, model.shape.maximum_positions)
+        self.maximum_length = min(maximum_length or model.longest_text, model.longest_text)
         self.cache = new_cache(model, slots, self.maximum_length)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.prompt_tokens = self.generated_tokens = 0
+        self._routes: Routes | None = None  # once a request asks for adapters of its own
         self._stop_ids = frozenset(tokenizer.stop_ids)
         # A prompt's tokens see each other in a model that has learned a given first part so.
         self._both_sides = model.takes_prefix and model.head is not None and model.head.task == "prefix"
@@ -93,16 +96,17 @@ class Engine:
         return not self.running and not self.waiting
 
     def submit(
-        self, prompt_ids: Sequence[int], sampling: SamplingConfig, on_token: Callable[[Request, str], None] | None = None
+        self, prompt_ids: Sequence[int], sampling: SamplingConfig, on_token: Callable[[Request, str], None] | None = None, adapters: tuple[str, ...] | None = None
     ) -> Request:
-        """Queue a prompt. ``on_token(request, piece)`` is called after each token with the text it released, perhaps none.
+        """Queue a prompt. ``on_token(request, piece)`` is called after each token with the text it released, perhaps none. ``adapters`` are the names of
+        those that this request wears, of a model that has several (none: the base alone); requests with different ones share a batch.
 
         Raises ConfigError for an empty prompt, one that leaves no room for an answer, or unknown token ids.
         """
         ids = list(prompt_ids)
         self.check(ids, sampling)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        request = Request(ids, sampling, on_token, seed=seed, decoding=self.tokenizer.stream(), matcher=StopMatcher(sampling.stop))
+        request = Request(ids, sampling, on_token, seed=seed, decoding=self.tokenizer.stream(), matcher=StopMatcher(sampling.stop), adapters=adapters)
         self.waiting.append(request)
         return request
 
@@ -158,6 +162,7 @@ class Engine:
         context = {}
         if self._both_sides:
             context["prefix"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(self.model.device)  # [rows, longest]
+        self._dress(requests)
         hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
         for offset, size in enumerate(lengths):
             self.cache.advance(first + offset, size)
@@ -172,10 +177,21 @@ class Engine:
     def _decode(self) -> None:
         """One forward pass over the last token of every running request."""
         tokens = torch.tensor([[request.ids[-1]] for request in self.running])
+        self._dress(self.running)
         hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(0, len(self.running)))  # [rows, 1, dim]
         for slot in range(len(self.running)):
             self.cache.advance(slot, 1)
         self._choose(0, self.model.logits(hidden[:, -1]))
+
+    def _dress(self, requests: list[Request]) -> None:
+        """Let each row of the coming batch wear its request's adapters."""
+        if all(request.adapters is None for request in requests):
+            if self._routes:
+                self._routes.groups = []
+            return
+        self._routes = self._routes or route(self.model)
+        worn = [active_names(self.model) if request.adapters is None else request.adapters for request in requests]
+        self._routes.groups = groups_of(worn, self.model.device)
 
     def _choose(self, first: int, logits: Tensor) -> None:
         """Choose a token for the running requests from ``first`` on, and see which of them end."""

@@ -60,7 +60,9 @@ class Ensemble(Predictor):
         if self.task == "tagging":
             return {"spans": _voted_spans([answer["spans"] for answer in answers])}
         scores = np.mean([answer["scores"] for answer in answers], axis=0).tolist()
-        return {"scores": scores, **({"choice": int(np.argmax(scores))} if "choice" in answers[0] else {})}
+        if "choice" in answers[0]:
+            return {"scores": scores, "choice": int(np.argmax(scores))}
+        return {"scores": scores, **({"probability": True} if all(answer.get("probability") for answer in answers) else {})}
 
     def _shares(self, answers: Sequence[dict[str, Any]]) -> dict[str, float]:
         labels = list(answers[0]["probabilities"])

@@ -96,7 +96,7 @@ def _text(tokenizer: Tokenizer, index: int) -> str:
 
 def next_words(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     """For ``{"text"}``: ``{"next": [{"token", "text", "probability"}, …]}``, what may come behind it; of a long text the end is read."""
-    prompts = [prompt_ids(tokenizer, wanted(item, "text", number))[-model.shape.maximum_positions :] for number, item in enumerate(items)]
+    prompts = [prompt_ids(tokenizer, wanted(item, "text", number))[-model.longest_text :] for number, item in enumerate(items)]
     framed = [Framed(ids, [0] * len(ids), [], []) for ids in prompts]
     results: list[dict[str, Any]] = [{}] * len(items)
     for batch in padded_batches(framed, tokenizer.pad_id, rows, model.device):
@@ -196,4 +196,4 @@ def _ends(tokenizer: Tokenizer) -> list[int]:
 def _longest(model: Model) -> int:
     """Tokens of the longest text that the model was trained on."""
     learned = model.head.settings.get("maximum_tokens") if model.head else None
-    return min(int(learned or model.shape.maximum_positions), model.shape.maximum_positions)
+    return min(int(learned or model.longest_text), model.longest_text)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from luban.adapters.files import open_model
 from luban.foundation.hardware import machine
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine, FinishReason, Request
 from luban.models.decoder import Decoder
-from luban.models.huggingface import load_model, stored_dtype
+from luban.models.huggingface import stored_dtype
 from luban.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 16
@@ -74,7 +75,7 @@ class LoadedModel:
         """
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
-        return cls(load_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
+        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
 
     def generate(self, prompt: Any, sampling: SamplingConfig | None = None, **settings: Any) -> Any:
         """Continue a prompt: a text for a text, a list of texts for a list. ``settings`` are SamplingConfig's fields."""

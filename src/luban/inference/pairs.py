@@ -20,7 +20,7 @@ def frame_pairs(tokenizer: Tokenizer, queries: Sequence[str], documents: Sequenc
 
 def rank(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     """``{"scores"}`` for ``{"query", "documents"}``, one a document, more is better; probabilities where the model was trained on each
-    document by itself (pointwise). ``{"score"}`` for ``{"query", "document"}``."""
+    document by itself (pointwise), which ``"probability": True`` says. ``{"score"}`` for ``{"query", "document"}``."""
     queries, documents, sizes = [], [], []
     for number, item in enumerate(items):
         texts = [item["document"]] if isinstance(item.get("document"), str) and "documents" not in item else listed_texts(item, "documents", number)
@@ -34,7 +34,8 @@ def rank(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], ro
         for number, score in zip(batch.numbers, given.tolist(), strict=True):
             scores[number] = score
     found, start = [], 0
+    said = {"probability": True} if model.head.settings.get("probability") else {}
     for item, size in zip(items, sizes, strict=True):
-        found.append({"scores": scores[start : start + size]} if "documents" in item else {"score": scores[start]})
+        found.append({**({"scores": scores[start : start + size]} if "documents" in item else {"score": scores[start]}), **said})
         start += size
     return found

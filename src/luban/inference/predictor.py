@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from luban.adapters.files import open_model
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import machine
 from luban.inference.items import as_items
 from luban.models.base import Model
 from luban.models.config_json import read_config
 from luban.models.heads import Head
-from luban.models.huggingface import load_model, stored_dtype
+from luban.models.huggingface import stored_dtype
 from luban.tokenizer.tokenizer import Tokenizer
 
 # Task to the function that predicts it: ``function(model, tokenizer, items, rows) -> list[dict]``, items as the table of `predict` says.
@@ -35,6 +36,7 @@ PREDICTORS = {
     "regression": "labels:classify",
     "embedding": "vectors:embed",
     "ranking": "pairs:rank",
+    "reward": "rewards:reward",
     "multiple_choice": "choices:choose",
     "translation": "texts:write",
     "summarization": "texts:write",
@@ -65,7 +67,7 @@ class Predictor:
             return Ensemble.load(path, dtype=dtype, device=device)
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
-        return cls(load_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
+        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
 
     @property
     def head(self) -> Head | None:

@@ -115,7 +115,7 @@ def _checked(model: Model, sources: Sequence[Sequence[int]], end_ids: Sequence[i
         raise ConfigError(
             "this model does not write texts", "it is an encoder, or a task head stands in the place of its output", "load a decoder or an encoder–decoder"
         )
-    room = shape.maximum_positions if shape.kind == "decoder" else None
+    room = model.longest_text if shape.kind == "decoder" else None
     for number, source in enumerate(sources, 1):
         if not len(source):
             raise ConfigError("source {number} is empty", "there is nothing to write about", "give at least one token", number=number)

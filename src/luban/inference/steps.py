@@ -96,7 +96,7 @@ class Rules:
         """Those of a model and its settings; forced tokens and room for positions are the model's."""
         shape = model.shape
         decoder = shape.kind == "decoder"
-        room = shape.maximum_positions if decoder or getattr(shape, "learned_positions", False) else sys.maxsize
+        room = model.longest_text if decoder or getattr(shape, "learned_positions", False) else sys.maxsize
         limits = [min(settings.maximum_tokens, room - len(source) * decoder) for source in sources]
         forced = getattr(shape, "forced_end_id", None)
         return cls(settings, ends, getattr(shape, "forced_begin_id", None), forced if isinstance(forced, list) else [] if forced is None else [forced], limits)

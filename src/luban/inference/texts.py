@@ -90,7 +90,7 @@ def write(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], r
     """
     settings = dict(model.head.settings) if model.head else {}
     kind = model.shape.kind
-    settings.setdefault("maximum_input", min(LONGEST_INPUT, model.shape.maximum_positions))
+    settings.setdefault("maximum_input", min(LONGEST_INPUT, model.longest_text))
     sources, cuts = [], []
     for number, item in enumerate(items):
         controls = {name: item[name] for name in settings.get("controls", ()) if item.get(name) is not None} | (item.get("controls") or {})

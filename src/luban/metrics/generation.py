@@ -96,6 +96,14 @@ def adherence(text: str, controls: Mapping[str, str]) -> dict[str, float]:
     return kept
 
 
+def check_controls(controls: Mapping[str, str], place: str) -> None:
+    """Raise DataError, naming the place, for a control that `adherence` could not check: a form or a number that is none."""
+    try:
+        adherence("", controls)
+    except DataError as error:
+        raise DataError("{place}: {reason}", place=place, reason=error.text()) from None
+
+
 def _keeps(text: str, control: str, wanted: str) -> float:
     if control == "keywords":
         said = "\0" + "\0".join(units(text)) + "\0"

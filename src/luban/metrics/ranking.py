@@ -8,6 +8,9 @@
 - nDCG: gain = grade, discount log2(rank + 1) (Järvelin and Kekäläinen 2002); ``gain="exponential"`` takes 2^grade - 1. Negative grades gain 0.
 - AUC: all documents of all queries in one list. Grouped AUC: each query's own, weighted by its documents (Zhu et al. 2017), over the
   queries that have both kinds.
+- Log loss: of scores that are probabilities of a click, over all documents, with grades of 0 to 1 (what is negative counts as 0; a
+  fraction is a share of clicks). Natural logarithm; probabilities are cut to 2.2e-16 from 0 and 1, as in scikit-learn. One that is
+  missing, NaN or outside 0 to 1 makes it NaN.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ import numpy as np
 from luban.foundation.errors import DataError
 from luban.metrics.counts import check_pairs
 from luban.metrics.curves import roc_area
-from luban.metrics.resampling import Measure, means, ratio, scores
+from luban.metrics.resampling import Measure, means, of_sums, ratio, scores
 from luban.metrics.score import Score
 
 CUTS = (1, 5, 10)
+SMALLEST = float(np.finfo(np.float64).eps)
 
 
 def rankings(scored: Sequence[Sequence[float | None]], grades: Sequence[Sequence[float]], cuts: Sequence[int] = CUTS, gain: str = "linear", seed: int = 0) -> dict[str, Score]:
@@ -53,6 +57,22 @@ def ranking_measures(scored: Sequence[Sequence[float | None]], grades: Sequence[
         columns["invalid_scores"] = invalid / max(np.mean([len(one) for one in raw]), 1e-12)
     facts = {"gain": gain, "ties": "mean,worst", "documents": sum(len(one) for one in raw)}
     return [means(columns, {name: "" for name in columns}, facts), _areas(clean, graded, facts)]
+
+
+def click_measures(probabilities: Sequence[Sequence[float | None]], grades: Sequence[Sequence[float]]) -> list[Measure]:
+    """Log loss of clicks; nothing where grades are more than clicked or not, or where there is no document."""
+    check_pairs(probabilities, grades)
+    graded = [np.maximum(np.array(one, np.float64), 0.0) for one in grades]
+    if max((float(one.max()) for one in graded if len(one)), default=2.0) > 1:
+        return []
+    given = [np.array([np.nan if one is None else one for one in row], np.float64) for row in probabilities]
+    sums = np.zeros((len(given), 2))
+    for number, (sure, truth) in enumerate(zip(given, graded, strict=True)):
+        sure = np.where((sure >= 0) & (sure <= 1), np.clip(sure, SMALLEST, 1 - SMALLEST), np.nan)
+        sums[number] = -(truth * np.log(sure) + (1 - truth) * np.log1p(-sure)).sum(), len(sure)
+    if np.isnan(sums).any():
+        sums[:, 0] = np.nan
+    return [of_sums("log_loss", "nats", sums, facts={"documents": int(sums[:, 1].sum())})]
 
 
 def retrieval_measures(retrieved: Sequence[Sequence[tuple[float | None, float]]], cuts: Sequence[int] = (1, 5, 10, 100), gain: str = "linear") -> list[Measure]:

@@ -5,7 +5,8 @@ Gold examples are those of the examples room (their attributes are read, no clas
 - classification ``{"label", "probabilities"}``; multi_label ``{"labels", "probabilities"}``; regression ``{"value"}``
 - tagging ``{"spans": [{"start", "end", "label"}]}``; relation ``{"label"}``; joint_relation ``{"spans", "triples": [{"head", "tail", "label"}]}``
 - question_answering ``{"answer", "no_answer_score"}``, "" for no answer; text_pairs ``{"text"}``; choice ``{"choice"}``
-- ranking and embedding ``{"scores": [...]}``, one a document; embedding also ``{"retrieved": [[score, grade], ...]}``, searched in one corpus
+- preference ``{"scores": [better, worse]}``, or ``{"score"}`` of an answer that is good or bad by itself
+- ranking and embedding ``{"scores": [...]}``, one a document, with ``"probability": True`` where they are probabilities; embedding also ``{"retrieved": [[score, grade], ...]}``, searched in one corpus
 
 A missing key is the empty prediction of its task (no label, no spans, no text), and counts as such: wrong where something was wanted.
 """
@@ -22,7 +23,8 @@ from luban.foundation.errors import DataError, LubanError, nearest
 from luban.metrics.classification import classification_measures, multi_label_measures
 from luban.metrics.counts import check_pairs
 from luban.metrics.generation import generation_measures
-from luban.metrics.ranking import is_similarity, ranking_measures, retrieval_measures
+from luban.metrics.preferences import labelled_measure, pair_measure
+from luban.metrics.ranking import click_measures, is_similarity, ranking_measures, retrieval_measures
 from luban.metrics.reading import reading_measures
 from luban.metrics.regression import correlation_measure, regression_measures
 from luban.metrics.resampling import Measure, differences, means, scores
@@ -47,6 +49,7 @@ MAIN = {
     "choice": "accuracy",
     "ranking": "ndcg@10",
     "embedding": "ndcg@10",
+    "preference": "preference_accuracy",
 }
 _LESS_IS_BETTER = {
     "hamming_loss", "log_loss", "brier", "calibration_error", "mse", "rmse", "mae", "ter", "repetition_4", "empty",
@@ -194,7 +197,9 @@ def _scores_of(predictions: list[dict], gold: Sequence[Any]) -> list[list[float 
 
 
 def _ranking(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:
-    return ranking_measures(_scores_of(predictions, gold), [example.grades for example in gold])
+    given, grades = _scores_of(predictions, gold), [example.grades for example in gold]
+    clicks = any(prediction.get("probability") for prediction in predictions)
+    return [*ranking_measures(given, grades), *(click_measures(given, grades) if clicks else [])]
 
 
 def _embedding(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:
@@ -207,6 +212,21 @@ def _embedding(predictions: list[dict], gold: Sequence[Any], labels: list[str], 
     numbers = [np.array([np.nan if one is None else one for one in scored], np.float64) for scored in given]
     together = correlation_measure(grades, numbers)
     return [together] if all(len(one) == 1 for one in grades) or is_similarity(grades) else [*ranked, together]
+
+
+def _preference(predictions: list[dict], gold: Sequence[Any], labels: list[str], language: str) -> list[Measure]:
+    """Pairs, or where the gold has none single answers with their labels."""
+    if all(example.rejected is None for example in gold):
+        return [labelled_measure(np.array([_finite(prediction.get("score")) for prediction in predictions]), np.array([bool(example.label) for example in gold]))]
+    kept = [prediction.get("scores") or [None, None] for prediction, example in zip(predictions, gold, strict=True) if example.rejected is not None]
+    if len(kept) < len(gold):
+        warn("{count} single answers are left out: the others are pairs", count=len(gold) - len(kept))
+    better, worse = (np.array([_finite(pair[side]) for pair in kept]) for side in (0, 1))
+    return [pair_measure(better, worse)]
+
+
+def _finite(value: float | None) -> float:
+    return np.nan if value is None else float(value)
 
 
 _TASKS: dict[str, Callable[[list[dict], Sequence[Any], list[str], str], list[Measure]]] = {
@@ -224,4 +244,5 @@ _TASKS: dict[str, Callable[[list[dict], Sequence[Any], list[str], str], list[Mea
     "choice": _choice,
     "ranking": _ranking,
     "embedding": _embedding,
+    "preference": _preference,
 }

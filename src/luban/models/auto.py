@@ -22,7 +22,7 @@ from luban.foundation.artifacts import write_json
 from luban.foundation.config import Source, build
 from luban.foundation.console import say, warn
 from luban.foundation.errors import ConfigError, DataError, missing_extra
-from luban.models.auto_shape import AutoShapeConfig, from_json, refuse_code, transformers_classes
+from luban.models.auto_shape import AutoShapeConfig, from_json, refuse_code, transformers_classes, written_structure
 from luban.models.base import Model
 from luban.models.classic import vector
 from luban.models.heads import Head, last_state, read_head
@@ -48,7 +48,6 @@ class AutoModelAdapter(Model):
         object.__setattr__(self, "inner", new_model(configured(shape.settings), shape.reads) if inner is None else inner)
         super().__init__(shape)
         self._wear(self.inner)
-        self.fresh: list[str] = []  # parameters of the present head that no file and no former model gave
 
     def _wear(self, inner: nn.Module) -> None:
         """Take the modules of transformers' model for this one's own, so that names, devices and replaced modules are always the same."""
@@ -255,7 +254,7 @@ class AutoModelAdapter(Model):
         """As :func:`luban.models.huggingface.load_model`, of a directory whose weights are known to be safetensors."""
         file = str(folder / "config.json")
         shape = build(AutoShapeConfig, from_json(plain, file), Source(file))
-        structure = _written_structure(plain)
+        structure = written_structure(plain)
         saved = read_head(plain, structure)
         wanted = None if language_model else head or saved
         as_saved = wanted is not None and wanted == saved and structure not in ("", "vector") and wanted.replaces_output
@@ -291,6 +290,11 @@ class AutoModelAdapter(Model):
             for name in names:
                 os.replace(Path(made) / name, folder / name)
             plain = json.loads((Path(made) / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", self.config_json(dtype, end_ids, begin_id, pad_id, plain))
+
+    def config_json(self, dtype: torch.dtype, end_ids: list[int] | None, begin_id: int | None, pad_id: int | None, plain: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The content of config.json: transformers' own (``plain``), and what Luban adds to it."""
+        plain = dict(json.loads(self.inner.config.to_json_string()) if plain is None else plain)
         named = str(dtype).removeprefix("torch.")
         plain |= {"model_type": self.shape.model_type, "architectures": [type(self.inner).__name__], "dtype": named, "torch_dtype": named}
         plain.pop("luban_head", None)
@@ -299,7 +303,7 @@ class AutoModelAdapter(Model):
         for key, value in (("bos_token_id", begin_id), ("eos_token_id", end_ids and (end_ids[0] if len(end_ids) == 1 else end_ids)), ("pad_token_id", pad_id)):
             if value is not None:
                 plain[key] = value
-        write_json(folder / "config.json", plain)
+        return plain
 
 
 def _outer_lists(module: nn.Module) -> list[nn.ModuleList]:
@@ -373,13 +377,6 @@ def _fill(model: AutoModelAdapter, folder: Path, seed: int, say_missing: bool) -
             say("new weights, drawn from the seed: {names}", names=", ".join(missing[:4]) + (" …" if len(missing) > 4 else ""))
     if unused:
         warn("{folder}: {count} tensors have no place in the model and are left out: {names}", folder=folder, count=len(unused), names=", ".join(unused[:4]) + (" …" if len(unused) > 4 else ""))
-
-
-def _written_structure(plain: Mapping[str, Any]) -> str:
-    """The head structure that the class named in config.json has; "" for a language model."""
-    name = str((plain.get("architectures") or [""])[0])
-    titles = {"ForSequenceClassification": "sequence", "ForTokenClassification": "token", "ForQuestionAnswering": "span", "ForMultipleChoice": "choice"}
-    return next((structure for title, structure in titles.items() if name.endswith(title)), "")
 
 
 @contextmanager

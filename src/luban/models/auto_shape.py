@@ -82,6 +82,13 @@ def transformers_classes(structure: str) -> dict[str, str]:
     return getattr(modeling_auto, f"MODEL_FOR_{title}_MAPPING_NAMES" if title else "MODEL_MAPPING_NAMES")
 
 
+def written_structure(plain: dict[str, Any]) -> str:
+    """The head structure that the class named in config.json has; "" for a language model."""
+    name = str((plain.get("architectures") or [""])[0])
+    titles = {"ForSequenceClassification": "sequence", "ForTokenClassification": "token", "ForQuestionAnswering": "span", "ForMultipleChoice": "choice"}
+    return next((structure for title, structure in titles.items() if name.endswith(title)), "")
+
+
 def from_json(plain: dict[str, Any], file: str) -> dict[str, Any]:
     """The fields of a shape that the content of a config.json says."""
     refuse_code(plain, file)

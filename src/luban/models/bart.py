@@ -59,12 +59,9 @@ class Bart(EncoderDecoder):
         if shape.scaled_embedding:
             states = states * math.sqrt(shape.hidden_size)
         limit = shape.maximum_positions if shape.learned_positions else sys.maxsize
-        if held:
-            positions = torch.arange(held, held + tokens.shape[1], device=tokens.device)[None]
-        else:
-            positions = text_positions(tokens, segments, limit)  # [rows or 1, seq]
+        positions = held + text_positions(tokens, segments, limit)  # [rows or 1, seq]
         if shape.learned_positions:
-            if tokens.shape[1] > limit and (longest := int(positions.max()) + 1) > limit:
+            if held + tokens.shape[1] > limit and (longest := int(positions.max()) + 1) > limit:
                 raise DataError(
                     "a text of {count} tokens is longer than the {limit} positions of the model",
                     "it has learned no positions beyond", "cut it, or read it in windows", count=longest, limit=limit,

@@ -43,6 +43,10 @@ class Model(nn.Module):
         self.shape = shape
         self.head: Head | None = None
         self.recompute = False  # compute each block again in the backward pass: less memory, more time
+        self.fresh: list[str] = []  # parameters that no file gave: drawn for a new head, or for what the file lacked
+        self.adapter: Any = None  # what `adapter` put on it (luban.adapters)
+        self.tokens_before = 0  # places before each text that a learned prompt or prefix takes
+        self.unchanging: frozenset[str] = frozenset()  # parameters of a base under an adapter: training never changes them
 
     # ---- what a family defines -------------------------------------------------------------------------------------
 
@@ -108,12 +112,30 @@ class Model(nn.Module):
         return self.embedding.weight if layer is None else layer.weight
 
     @property
+    def longest_text(self) -> int:
+        """Tokens of the longest text that the model is made for, an adapter's own places taken off."""
+        return self.shape.maximum_positions - self.tokens_before
+
+    @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
+
+    def changing(self) -> dict[str, Tensor]:
+        """The state that training may change: what a checkpoint holds."""
+        state = self.state_dict()
+        fixed = {state[name].data_ptr() for name in self.unchanging}  # a tied matrix goes by two names
+        return {name: value for name, value in state.items() if name not in self.unchanging and (not fixed or value.data_ptr() not in fixed)}
+
+    def load_changing(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read :meth:`changing` back. RuntimeError where a tensor is missing or has another shape."""
+        known = set(self.changing())
+        if known != set(tensors):
+            raise RuntimeError(f"the state differs in {sorted(known ^ set(tensors))[:3]}")
+        self.load_state_dict(tensors, strict=False)
 
     def through(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """A block's output, its activations dropped and computed again in the backward pass where ``recompute`` asks for it."""
@@ -129,6 +151,7 @@ class Model(nn.Module):
             self.put(head)
         new = [name for name, parameter in self.named_parameters() if id(parameter) not in known]
         self.to(self.device, self.dtype)
+        self.fresh = new
         return self.initialize(seed, only=new)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from luban.models.base import Model, resized
 from luban.models.bert_shape import BertShapeConfig
 from luban.models.classic import FUNCTIONS, join_heads, segment_mask, split_heads, text_positions, vector
 from luban.models.embedding import Embedding
+from luban.models.given import GivenKeys
 from luban.models.heads import Head, Projection, first_state
 from luban.models.layers import Cache
 
@@ -54,16 +55,18 @@ class Bert(Model):
         """Hidden states [rows, seq, dim] of tokens [rows, seq]; each token sees its whole segment.
 
         ``positions`` [rows, seq] default to 0, 1, … in each segment, ``types`` [rows, seq] to 0. DataError for a text longer than the
-        table of positions, ConfigError for a cache: an encoder does not write.
+        table of positions, ConfigError for a cache other than :class:`GivenKeys`: an encoder does not write.
         """
-        if cache is not None:
+        if cache is not None and not isinstance(cache, GivenKeys):
             raise ConfigError("{name} does not write text", "it is an encoder: every token sees those after it", "choose a decoder", name=self.shape.architecture)
         if positions is None:
             positions = text_positions(tokens, segments, self.shape.maximum_positions)
         states = self.trunk.embeddings(tokens, positions + self.shape.first_position, types)  # [rows, seq, dim]
         mask = segment_mask(segments)
-        for layer in self.blocks():
-            states = self.through(layer, states, mask)
+        if mask is not None and cache is not None:
+            mask = F.pad(mask, (cache.length, 0), value=True)
+        for index, layer in enumerate(self.blocks()):
+            states = self.through(layer, states, mask, cache, index)
         return states
 
     def blocks(self) -> list[nn.Module]:
@@ -177,8 +180,8 @@ class Layer(nn.Module):
         self.output = _Added(shape.feed_forward_size, shape)
         self.activation = FUNCTIONS[shape.activation]
 
-    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        states = self.attention(states, mask)
+    def forward(self, states: Tensor, mask: Tensor | None, given: GivenKeys | None = None, index: int = 0) -> Tensor:
+        states = self.attention(states, mask, given, index)
         return self.output(self.activation(self.intermediate.dense(states)), states)
 
 
@@ -190,8 +193,10 @@ class _Attention(nn.Module):
         self.self = nn.ModuleDict({name: nn.Linear(shape.hidden_size, shape.hidden_size) for name in ("query", "key", "value")})
         self.output = _Added(shape.hidden_size, shape)
 
-    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor | None, given: GivenKeys | None, index: int) -> Tensor:
         queries, keys, values = (split_heads(part(states), self.heads) for part in self.self.values())  # [rows, heads, seq, head_dim]
+        if given is not None:
+            keys, values = given.update(index, keys, values)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0)
         return self.output(join_heads(attended), states)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from luban.foundation.config import Source, build
 from luban.foundation.errors import DataError
-from luban.models.auto_shape import refuse_code
+from luban.models.auto_shape import refuse_code, written_structure
 from luban.models.families import AUTO, BY_ARCHITECTURE, family_of
 from luban.models.heads import Head, read_head
 from luban.models.sentence import sentence_head
@@ -54,7 +54,10 @@ def head_from(plain: dict[str, Any]) -> Head | None:
     """The task head that the content of a config.json describes; None for a language model."""
     if "luban_head" in plain:
         return read_head(plain, "")
-    classes = {name: structure for structure, name in family_of(plain.get("model_type")).classes(plain["model_type"]).items()}
+    family = family_of(plain.get("model_type"))
+    if family is AUTO:
+        return read_head(plain, written_structure(plain))
+    classes = {name: structure for structure, name in family.classes(plain["model_type"]).items()}
     named = plain.get("architectures") or [""]
     return read_head(plain, classes.get(named[0], ""))
 

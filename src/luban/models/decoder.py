@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from luban.models.base import Model
 from luban.models.classic import vector
 from luban.models.embedding import Embedding
+from luban.models.given import GivenKeys
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache, Layer, RMSNorm
 from luban.models.rotary import Rotary
@@ -38,16 +39,17 @@ class Decoder(Model):
         """Hidden states [batch, seq, dim] of tokens [batch, seq], after the last norm; causal.
 
         ``positions`` [batch, seq] default to 0, 1, … (after what the cache holds). With ``segments`` [batch, seq] a
-        token sees only its own segment. With ``cache`` the tokens continue what it holds, which ``segments`` excludes.
-        Tokens where ``prefix`` [batch, seq] holds are seen by those before them too (prefix language model); the cache must be empty then.
+        token sees only its own segment. With ``cache`` the tokens continue what it holds, which ``segments`` excludes but for
+        :class:`GivenKeys`. Tokens where ``prefix`` [batch, seq] holds are seen by those of them that stand before (prefix language model); the
+        cache must not hold text then.
         """
-        assert segments is None or cache is None
+        assert segments is None or cache is None or isinstance(cache, GivenKeys)
         batch, seq = tokens.shape
         if positions is None:
             positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
         windows = self.shape.windows
         masks = {
-            window: cache.mask(seq, window) if cache is not None and prefix is None else attention_mask(seq, segments, window, tokens.device, prefix)
+            window: visible(seq, segments, window, tokens.device, prefix, cache)
             for window in dict.fromkeys(windows)
         }
         states = self.model.embed_tokens(tokens)  # [batch, seq, dim]
@@ -101,12 +103,26 @@ class _Trunk(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
 
 
+def visible(seq: int, segments: Tensor | None, window: int | None, device: torch.device, prefix: Tensor | None, cache: Cache | None) -> Tensor | None:
+    """:func:`attention_mask`, and before it the columns of what the cache holds."""
+    if cache is None:
+        return attention_mask(seq, segments, window, device, prefix)
+    mask = cache.mask(seq, window)  # [batch, 1, seq, held + seq]
+    if segments is None and prefix is None:
+        return mask
+    own = attention_mask(seq, segments, window, device, prefix)  # [batch or 1, 1, seq, seq]
+    if mask is None or mask.shape[-1] == seq:
+        return own
+    rows = max(len(mask), len(own))
+    return torch.cat([mask[..., :-seq].expand(rows, -1, -1, -1), own.expand(rows, -1, -1, -1)], dim=-1)
+
+
 def attention_mask(
     seq: int, segments: Tensor | None, window: int | None, device: torch.device, prefix: Tensor | None = None
 ) -> Tensor | None:
     """What each token may see, [batch or 1, 1, seq, seq] of bool; None where the plain causal rule says it all.
 
-    Tokens where ``prefix`` [batch, seq] holds are seen from both sides, inside the window and the segment.
+    Tokens where ``prefix`` [batch, seq] holds see each other from both sides, inside the window and the segment.
     """
     if segments is None and prefix is None and (window is None or window >= seq):
         return None
@@ -114,7 +130,7 @@ def attention_mask(
     distance = places[:, None] - places[None, :]  # [seq, seq]
     mask = (distance >= 0)[None]
     if prefix is not None:
-        mask = mask | prefix[:, None, :]  # [batch, seq, seq]
+        mask = mask | (prefix[:, :, None] & prefix[:, None, :])  # [batch, seq, seq]
     if window is not None and window < seq:
         mask = mask & (distance.abs() < window)
     if segments is not None:

@@ -13,6 +13,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.classic import join_heads, split_heads, vector
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
+from luban.models.given import GivenKeys
 from luban.models.heads import Head, Projection, last_state
 from luban.models.source_cache import SourceCache
 
@@ -49,7 +50,7 @@ class EncoderDecoder(Model):
         ``positions`` and ``types`` are taken for the sake of batches made for other families: positions follow from the segments.
         """
         if source is None and memory is None:
-            return self._read(tokens, segments)
+            return self._read(tokens, segments, cache)
         if memory is None:
             memory = self.encode(source, source_segments)
         return self.decode(tokens, memory, source_segments, segments, cache)
@@ -66,7 +67,7 @@ class EncoderDecoder(Model):
         """What ``decode`` keeps of ``slots`` texts of up to ``maximum`` tokens."""
         return SourceCache(slots, maximum)
 
-    def _read(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
+    def _read(self, tokens: Tensor, segments: Tensor | None, cache: SourceCache | GivenKeys | None) -> Tensor:
         if self.head is None or not self.head.replaces_output:
             raise ConfigError(
                 "{name} reads a source and writes a target; it was given one text",
@@ -77,7 +78,7 @@ class EncoderDecoder(Model):
         memory = self.encode(tokens, segments)
         if self.head.own or self.head.structure in ("token", "vector"):
             return memory
-        return self.decode(moved_on(tokens, segments, self.shape.decoder_start_id), memory, segments, segments, None)
+        return self.forward(moved_on(tokens, segments, self.shape.decoder_start_id), memory=memory, source_segments=segments, segments=segments, cache=cache)
 
     # ---- heads ---------------------------------------------------------------------------------------------------------
 
@@ -133,14 +134,16 @@ def moved_on(tokens: Tensor, segments: Tensor | None, start: int) -> Tensor:
 
 
 def decoder_mask(seq: int, segments: Tensor | None, held: int, device: torch.device) -> Tensor | None:
-    """What each target token may see, [rows or 1, 1, seq, held + seq] of bool: itself and what stands before it; None for all (one new token)."""
-    assert segments is None or not held
+    """What each target token may see, [rows or 1, 1, seq, held + seq] of bool: itself and what stands before it; None for all (one new token).
+
+    With ``segments`` all documents see what is held (:class:`GivenKeys`).
+    """
     if seq == 1:
         return None
     numbers = torch.arange(held + seq, device=device)
     mask = numbers[None, held:, None] >= numbers  # [1, seq, held + seq]
     if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
+        mask = mask & F.pad(segments[:, :, None] == segments[:, None, :], (held, 0), value=True)
     return mask[:, None]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from luban.models.base import Model
 from luban.models.classic import FUNCTIONS, join_heads, split_heads, text_positions, vector
-from luban.models.decoder import attention_mask
+from luban.models.decoder import visible
 from luban.models.embedding import Embedding
+from luban.models.given import GivenKeys
 from luban.models.gpt2_shape import GPT2ShapeConfig
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache
@@ -40,14 +41,14 @@ class GPT2(Model):
         """Hidden states [rows, seq, dim] of tokens [rows, seq], after the last norm; causal.
 
         ``positions`` [rows, seq] default to 0, 1, … in each segment (after what the cache holds). With ``cache`` the tokens
-        continue what it holds, which ``segments`` excludes. Tokens where ``prefix`` [rows, seq] holds are seen by those before them too
-        (prefix language model); the cache must be empty then. DataError for a text longer than the table of positions.
+        continue what it holds, which ``segments`` excludes but for :class:`GivenKeys`. Tokens where ``prefix`` [rows, seq] holds are seen by those of
+        them that stand before (prefix language model); the cache must not hold text then. DataError for a text longer than the table of positions.
         """
-        assert segments is None or cache is None
+        assert segments is None or cache is None or isinstance(cache, GivenKeys)
         seq = tokens.shape[1]
         if positions is None:
             positions = cache.positions(seq) if cache is not None else text_positions(tokens, segments, self.shape.maximum_positions)
-        mask = cache.mask(seq, None) if cache is not None and prefix is None else attention_mask(seq, segments, None, tokens.device, prefix)
+        mask = visible(seq, segments, None, tokens.device, prefix, cache)
         trunk = self.transformer
         states = trunk.drop(trunk.wte(tokens) + trunk.wpe(positions))  # [rows, seq, dim]
         for index, block in enumerate(trunk.h):
@@ -99,6 +100,8 @@ class GPT2(Model):
 
 class Conv1D(nn.Module):
     """A dense layer whose weight is stored [in, out], as GPT-2's first code did and every file of it since."""
+
+    transposed = True
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

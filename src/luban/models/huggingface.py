@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -59,7 +59,7 @@ def save_model(
     files = [SINGLE] if len(shards) == 1 else [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
         # One shard at a time is cast and brought to memory.
-        _write_tensors({name: tensors[name].to("cpu", dtype).contiguous() for name in names}, folder / file)
+        write_tensors({name: tensors[name].to("cpu", dtype).contiguous() for name in names}, folder / file)
     if len(shards) > 1:
         total = sum(value.numel() * dtype.itemsize for value in tensors.values())
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -87,7 +87,7 @@ def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
     return shards
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -109,12 +109,16 @@ def load_model(
     head: Head | None = None,
     language_model: bool = False,
     seed: int = 0,
+    place: Callable[[Model, str, Tensor], bool] | None = None,
+    quiet: bool = False,
 ) -> Model:
     """A model directory, in evaluation mode, with the task head that it was saved with.
 
     ``head`` takes the place of the saved one, and ``language_model`` that of any head: the trunk's weights are read, what the new output needs and the directory has
     not is drawn from ``seed`` and named. Raises DataError, naming file and tensor, when weights are missing, left over, of wrong shape or
     unreadable, when only pickled weights are there, and with ``check_finite`` when a weight is no finite number.
+    ``place`` sees each tensor as it is read, on the file's pages, under its name here, and says whether it has put it into the model itself, in a form
+    of its own; a model that runs through transformers is read whole without asking it. ``quiet`` does not name what was drawn: the caller fills it.
     """
     folder = Path(folder)
     plain = read_config(folder)
@@ -151,11 +155,14 @@ def load_model(
                         name_of_shape=shape.architecture,
                     )
                 tensor = _read(tensors, name, tuple(wanted[own].shape), file)
-                _assign(model, own, tensor, dtype, torch.device(device), file, check_finite)
+                if place is None or not place(model, own, tensor):
+                    _assign(model, own, tensor, dtype, torch.device(device), file, check_finite)
                 found.add(own)
     missing = [name for name in wanted if name not in found]
     replaced = wanted_head != saved
     _draw(model, [name for name in missing if name.startswith(model.optional) or (replaced and model.is_output(name))], dtype, device, seed)
+    if model.fresh and not quiet:
+        say("new weights, drawn from the seed: {names}", names=", ".join(model.fresh[:4]) + (" …" if len(model.fresh) > 4 else ""))
     if missing := [name for name in missing if model.get_parameter(name).is_meta]:
         raise DataError(
             "{folder}: {count} tensors are missing: {names}",
@@ -199,7 +206,7 @@ def _draw(model: Model, names: list[str], dtype: torch.dtype, device: str | torc
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(torch.empty_like(old, dtype=dtype, device=device), requires_grad=old.requires_grad))
     if names:
         model.initialize(seed, only=names)
-        say("new weights, drawn from the seed: {names}", names=", ".join(names[:4]) + (" …" if len(names) > 4 else ""))
+        model.fresh = names
 
 
 def _read(tensors: safe_open, name: str, shape: tuple[int, ...], file: Path) -> Tensor:

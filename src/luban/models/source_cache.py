@@ -33,6 +33,10 @@ class SourceCache:
         assert first == 0 and count == len(self.lengths)
         return self
 
+    def begin_with(self, tokens: int) -> None:
+        """Let every text begin with the keys and values that are held of so many ``tokens``."""
+        self.lengths = [tokens] * self.slots
+
     def advance(self, slot: int, tokens: int) -> None:
         """Say that a slot holds this many more tokens."""
         self.lengths[slot] += tokens

@@ -75,10 +75,16 @@ class StateCache:
         self.device, self.slots, self.maximum = tensors[0].device, len(tensors[0]), maximum
         self.lengths = [0] * self.slots
         self._read = [0] * self.slots
+        self.first: list[Tensor | int] = [0] * len(self.tensors)  # the states that a text begins with
 
     def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> StateRows:
         """Slots ``first`` … ``first + count - 1`` for one forward pass, in which each reads so many tokens (None: all of its row)."""
         return StateRows(self, first, count, lengths)
+
+    def begin_with(self, tokens: int) -> None:
+        """Let every text begin with the states of slot 0, in which it has read so many ``tokens`` that are no text."""
+        self.first = [tensor[0].clone() for tensor in self.tensors]
+        self.lengths, self._read = [0] * self.slots, [0] * self.slots
 
     def note(self, slot: int, tokens: int) -> None:
         """A forward pass has moved the slot's state on by so many tokens."""
@@ -118,8 +124,8 @@ class StateRows:
         self.lengths = cache.lengths[first : self.end]
         for slot in range(first, self.end):
             if cache.lengths[slot] == 0:  # whatever an earlier text left
-                for tensor in cache.tensors:
-                    tensor[slot] = 0
+                for tensor, first in zip(cache.tensors, cache.first, strict=True):
+                    tensor[slot] = first
 
     def segments(self, seq: int) -> Tensor:
         """Which of the next tokens [rows, seq] are the text's: 0, and -1 for padding."""
@@ -127,7 +133,7 @@ class StateRows:
         return torch.where(torch.arange(seq, device=self.cache.device) < new[:, None], 0, -1)
 
     def read(self) -> list[Tensor]:
-        """The states [rows, …] so far; zeros for a text that begins."""
+        """The states [rows, …] so far; zeros, or what all texts begin with, for one that begins."""
         return [tensor[self.first : self.end] for tensor in self.cache.tensors]
 
     def write(self, states: Sequence[Tensor], seq: int) -> None:

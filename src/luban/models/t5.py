@@ -13,6 +13,7 @@ from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads
 from luban.models.embedding import Embedding
 from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.given import GivenKeys
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
 from luban.models.source_cache import SourceCache
@@ -131,7 +132,8 @@ class _Stack(nn.Module):
         self, model: T5, states: Tensor, mask: Tensor | None, memory: Tensor | None = None, crossing: Crossing | None = None, cache: SourceCache | None = None
     ) -> Tensor:
         seq, held = states.shape[1], 0 if cache is None else cache.length
-        bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device)  # [1, heads, seq, held + seq]
+        places = cache.places if isinstance(cache, GivenKeys) else None
+        bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device, places)  # [rows or 1, heads, seq, held + seq]
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
         states = self.dropout(states)
@@ -189,11 +191,15 @@ class _Attention(nn.Module):
         self.heads, self.dropout, self.decoder = shape.heads, nn.Dropout(shape.dropout), decoder
         self.buckets, self.distance = shape.relative_buckets, shape.relative_distance
 
-    def position_bias(self, seq: int, held: int, device: torch.device) -> Tensor:
-        """What is added to the scores [1, heads, seq, held + seq] of ``seq`` tokens after ``held``."""
+    def position_bias(self, seq: int, held: int, device: torch.device, places: Tensor | None = None) -> Tensor:
+        """What is added to the scores [rows or 1, heads, seq, held + seq] of ``seq`` tokens after ``held``, which each document of a row has before
+        it where ``places`` [rows or 1, seq] say how far from their first the tokens are."""
         keys = torch.arange(held + seq, device=device)
-        ahead = keys[None, :] - keys[held:, None]  # [seq, held + seq]
-        return self.relative_attention_bias(bucket(ahead, not self.decoder, self.buckets, self.distance)).permute(2, 0, 1)[None]
+        ahead = (keys[None, :] - keys[held:, None])[None]  # [1, seq, held + seq]
+        if places is not None:
+            before = keys[:held] - places[:, :, None]  # [rows or 1, seq, held]
+            ahead = torch.cat([before, ahead[:, :, held:].expand(len(before), -1, -1)], dim=-1)
+        return self.relative_attention_bias(bucket(ahead, not self.decoder, self.buckets, self.distance)).permute(0, 3, 1, 2)
 
     def forward(self, states: Tensor, mask: Tensor | Crossing | None, cache: SourceCache | None, index: int, memory: Tensor | None = None) -> Tensor:
         queries = split_heads(self.q(states), self.heads)

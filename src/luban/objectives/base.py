@@ -51,7 +51,8 @@ class Objective:
     """Base of every objective. ``unit`` is what its mean is over; ``scope`` says what must never be split
     between micro-batches. The user's own derives from it or from a shipped one.
 
-    The order of calls: ``adapt_tokenizer``, ``loaders`` (which sets ``head``), then the model is made with that head, then the loop.
+    The order of calls: ``adapt_tokenizer``, ``loaders`` (which sets ``head``), then the model is made with that head, ``before_training``, then
+    the loop.
     """
 
     name: str = ""
@@ -78,8 +79,12 @@ class Objective:
         """The training loader, the validation batches, and what to report."""
         raise AssertionError(f"{type(self).__name__} defines no loaders")
 
+    def before_training(self, model: Model, loaders: Loaders, folder: Path, precision: torch.dtype) -> None:
+        """What must be known of the weights that training starts from (a resumed run's too): reference log-likelihoods. What it takes time to
+        make is kept in ``folder``, the run's own; ``precision`` is the arithmetic of the steps. Nothing, as a rule."""
+
     def prepare(self, batch: Batch, model: Model) -> Batch:
-        """What must be made without gradients before the step: rollouts, a teacher's words. Nothing, as a rule."""
+        """What must be made without gradients before the step, or before a validation batch: rollouts, a figure of the whole batch. Nothing, as a rule."""
         return batch
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -169,6 +174,11 @@ SHIPPED = {
     "generation": "text_pairs:TextPairs",
     "pattern": "pattern:Pattern",
     "distillation": "distillation:Distillation",
+    "reward": "reward:Reward",
+    "dpo": "dpo:DPO",
+    "kto": "kto:KTO",
+    "orpo": "orpo:ORPO",
+    "simpo": "simpo:SimPO",
 }
 
 

@@ -192,12 +192,74 @@ class DistillationConfig(Config):
     weight: Share = field(0.5, "Share of the loss that is the teacher's; the rest is the data's.")
 
 
+REFERENCE = "Model directory or stage whose answers' likelihoods are the zero of rewards; empty: the model as training starts."
+ADDED = "Weight of the better answers' own cross-entropy a token, added to the loss; 0 adds none."
+Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
+
+
+class RewardConfig(Config):
+    """A number for an answer, learned from which of two is better (Bradley and Terry): a reward model."""
+
+    name: Literal["reward"] = field("reward", "A reward model: which of two answers is better.")
+    margin: bool = field(True, "Ask for a larger difference where the data says by how much an answer is better (a margin, or two scores).")
+    center_coefficient: NonNegativeFloat = field(0.0, "Weight of the squared sum of a pair's two rewards, which keeps rewards near 0 (arXiv:2312.09244 uses 0.01).")
+
+
+class DPOConfig(Config):
+    """Better answers made likelier than worse ones, beside a reference (DPO, arXiv:2305.18290)."""
+
+    name: Literal["dpo"] = field("dpo", "Better answers before worse ones, beside a reference.")
+    loss: Literal["sigmoid", "ipo", "hinge"] = field("sigmoid", "sigmoid: DPO; ipo: the gain a token is to be 1/(2 beta), no more (arXiv:2310.12036); hinge: none once it is 1/beta (arXiv:2305.10425).")
+    beta: PositiveFloat = field(0.1, "How closely the model is held to the reference: less lets it go further. Times an answer's gain over the reference it is its reward.")
+    label_smoothing: Smoothing = field(0.0, "Share of the judgements that are taken to be wrong (cDPO); sigmoid only.")
+    length_normalized: bool = field(False, "Divide an answer's gain by its tokens, so that length brings no reward (ipo always does); beta is then larger, such as 2.")
+    sft_weight: NonNegativeFloat = field(0.0, ADDED)
+    reference: str = field("", REFERENCE, input=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DPOConfig:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"label_smoothing is for loss: sigmoid, not {self.loss}")
+        return self
+
+
+class KTOConfig(Config):
+    """Good answers made likelier and bad ones less likely, each by itself (KTO, arXiv:2402.01306)."""
+
+    name: Literal["kto"] = field("kto", "Good and bad answers, each by itself.")
+    beta: PositiveFloat = field(0.1, "How closely the model is held to the reference: less lets it go further.")
+    desirable_weight: PositiveFloat | Auto = field("auto", "Weight of a good answer's loss; auto: 1, or what makes the good ones weigh as much as the bad ones where these are more.")
+    undesirable_weight: PositiveFloat | Auto = field("auto", "Weight of a bad answer's loss; auto: 1, or what makes the bad ones weigh as much as the good ones where these are more.")
+    reference: str = field("", REFERENCE, input=True)
+
+
+class ORPOConfig(Config):
+    """Better answers learned, and made likelier than worse ones, in one stage and without a reference (ORPO, arXiv:2403.07691)."""
+
+    name: Literal["orpo"] = field("orpo", "Better answers, and their odds over worse ones.")
+    beta: PositiveFloat = field(0.1, "Weight of the odds ratio beside the better answers' cross-entropy.")
+    learn_prompt: bool = field(False, "Learn the prompts' words as well as the better answers', as TRL does.")
+
+
+class SimPOConfig(Config):
+    """Better answers made likelier a token than worse ones, by a margin, without a reference (SimPO, arXiv:2405.14734)."""
+
+    name: Literal["simpo"] = field("simpo", "Better answers likelier a token than worse ones.")
+    beta: PositiveFloat = field(2.0, "Times an answer's log-likelihood a token it is its reward.")
+    gamma: NonNegativeFloat = field(1.0, "Margin by which the better answer's reward is to be higher; about half of beta.")
+    label_smoothing: Smoothing = field(0.0, "Share of the judgements that are taken to be wrong (smoothed labels).")
+    sft_weight: NonNegativeFloat = field(0.0, ADDED)
+
+
 OBJECTIVES = (
     CausalConfig, InstructionConfig, MaskedConfig, SpanCorruptionConfig, DenoisingConfig, PrefixConfig, FillInMiddleConfig,
     ClassificationConfig, TaggingConfig, RelationConfig, JointRelationConfig, QuestionAnsweringConfig, TextPairsConfig,
     EmbeddingConfig, RankingConfig, MultipleChoiceConfig, PatternConfig, DistillationConfig,
+    RewardConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig,
 )  # fmt: skip
 ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle")  # objectives on running text
+ON_PREFERENCES = ("dpo", "kto", "orpo", "simpo")  # objectives that go on from a chat model with judged answers
+ON_CONVERSATIONS = ("instruction", "reward", *ON_PREFERENCES)
 NAMES = {name: cls for cls in OBJECTIVES for name in cls.model_fields["name"].annotation.__args__}
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from luban.adapters.files import open_model
 from luban.foundation.config import build
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.metrics.score import Score
 from luban.models.base import Model
 from luban.models.heads import Head
-from luban.models.huggingface import load_model
 from luban.objectives.base import DataRequest, Loaders, Objective, Term, load_objective
 from luban.objectives.config import NAMES, DistillationConfig
 from luban.tokenizer.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class Distillation(Objective):
                 "it would read other words than the student, or name its outputs otherwise",
                 "train the student with the teacher's tokenizer; or let `luban predict` label texts and train on them", teacher=folder,
             )  # fmt: skip
-        model = load_model(folder)
+        model = open_model(folder)
         model.requires_grad_(False)
         own, known = self.head, model.head
         structure = (known.structure, known.problem) if known else ("language_model", "")

@@ -20,6 +20,7 @@ from luban.foundation.errors import DataError
 from luban.models.base import Model
 from luban.objectives.base import DataRequest, Loaders, Objective, Term
 from luban.objectives.losses import logits_sum, scored_logits, token_sum
+from luban.objectives.tasks import stated_licences
 from luban.tokens.batch import Batch, Example
 from luban.tokens.loader import ExampleLoader
 
@@ -47,7 +48,7 @@ class Instruction(Objective):
         _set_aside(found.bad, data.work)
         loader = _loader(fitting, data, data.seed)
         report = {"conversations": len(train), "validation_conversations": len(held_out), "bad_rows": len(found.bad), "format": found.format, "guard": guard.plain()}
-        return Loaders(loader, _validation(held_out, data), report, [])
+        return Loaders(loader, _validation(held_out, data), report, stated_licences(data))
 
     def terms(self, model: Model, batch: Batch) -> dict[str, Term]:
         return {"loss": Term(token_sum(model, batch))}

@@ -36,6 +36,24 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
     return torch.stack([checkpoint(_weighted_sum, model, *part, label_smoothing, use_reentrant=False) for part in parts]).sum()
 
 
+def token_nats(model: Model, batch: Batch, scored: torch.Tensor) -> torch.Tensor:
+    """[rows, seq] nats of the targets at the places that ``scored`` [rows, seq] marks, 0 elsewhere. Only these get logits, and many of them in parts."""
+    hidden = model(batch.inputs, **batch.context())  # [rows, seq, dim]
+    places = scored.reshape(-1).nonzero().squeeze(1)  # [scored]
+    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
+    targets = batch.targets.reshape(-1).index_select(0, places)
+    rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
+    if hidden.shape[0] <= rows:
+        nats = _nats(model, hidden, targets)
+    else:
+        nats = torch.cat([checkpoint(_nats, model, *part, use_reentrant=False) for part in zip(hidden.split(rows), targets.split(rows), strict=True)])
+    return nats.new_zeros(scored.numel()).index_copy(0, places, nats).view(scored.shape)
+
+
+def _nats(model: Model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(wide(model.logits(hidden)), targets, reduction="none")  # [scored]
+
+
 def _weighted_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     nats = functional.cross_entropy(wide(model.logits(hidden)), targets, reduction="none", label_smoothing=label_smoothing)  # [scored]
     return (nats * weights).sum()

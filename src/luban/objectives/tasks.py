@@ -16,6 +16,7 @@ from luban.foundation.artifacts import Artifact, write_bytes
 from luban.foundation.console import say, warn
 from luban.foundation.errors import DataError
 from luban.foundation.messages import t
+from luban.foundation.paths import named_files
 from luban.inference.predictor import Predictor
 from luban.metrics.score import Score
 from luban.metrics.tasks import score_task
@@ -58,6 +59,9 @@ class TaskObjective(Objective):
         """The example as `predict` reads it, without its answer."""
         raise NotImplementedError
 
+    def check_examples(self, examples: Sequence[Any]) -> None:
+        """Raise DataError for what could be learned from and not be measured, before anything is spent on it."""
+
     def metric_labels(self, head: Head) -> list[str]:
         """The labels that the metrics tell apart."""
         return list(head.labels)
@@ -75,19 +79,22 @@ class TaskObjective(Objective):
         self._set_aside(found, data)
         loader = self.loader(units, data, data.seed, True)
         batches = list(self.loader(validation, data, 0, False).pass_once())[:VALIDATION_BATCHES] if validation else []
-        report = {"examples": len(units), "validation_examples": len(held_out), "bad_rows": len(found.bad), "format": found.format, "labels": list(self.head.labels), **({"refused": self.refused} if self.refused else {})}
-        return Loaders(loader, batches, report, _licences(data), held_out)
+        report = {"examples": len(units), "validation_examples": len(held_out), "bad_rows": len(found.bad), "format": found.format, **({"labels": list(self.head.labels)} if self.head is not None else {}), **({"refused": self.refused} if self.refused else {})}
+        return Loaders(loader, batches, report, stated_licences(data), held_out)
 
     def read(self, data: DataRequest) -> tuple[ExampleSet, list[Any]]:
         """The training examples and the held-out ones: of their own files, or a share chosen by content."""
         found = read_examples(_paths(data.data), self.reads, data.mapping or None)
         found.show()
+        self.check_examples(found.examples)
         if data.fold is not None:
             number, folds = data.fold
             found.examples, held_out = k_folds(found.examples, folds, stratify=True, seed=data.seed)[number]
             return found, held_out
         if data.validation:
-            return found, read_examples(_paths(data.validation), self.reads, data.mapping or None).examples
+            held_out = read_examples(_paths(data.validation), self.reads, data.mapping or None).examples
+            self.check_examples(held_out)
+            return found, held_out
         if not data.validation_share:
             return found, []
         found.examples, held_out = hold_out(found.examples, data.validation_share, stratify=True, seed=data.seed)
@@ -131,11 +138,11 @@ def write_rows(file: Path, bad: Sequence[BadLine]) -> None:
     write_bytes(file, "".join(lines).encode("utf-8", "surrogatepass"))
 
 
-def _licences(data: DataRequest) -> list[str]:
+def stated_licences(data: DataRequest) -> list[str]:
     """Those of the artifacts, and what a file beside the user's own says; files of which nothing says are passed over."""
     found: dict[str, None] = {}
     for source in (*data.data, *data.validation):
-        stated = source.licences if isinstance(source, Artifact) else beside(Path(str(source).partition("#")[0]))
+        stated = source.licences if isinstance(source, Artifact) else [name for file in named_files(source) for name in beside(file)]
         found |= dict.fromkeys(name for name in stated if name != UNKNOWN)
     return list(found)
 

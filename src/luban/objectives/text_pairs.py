@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from luban.foundation.console import warn
 from luban.foundation.errors import ConfigError
 from luban.inference.predictor import Predictor
 from luban.inference.texts import output_ids, places_of, source_ids
+from luban.metrics.generation import check_controls
 from luban.metrics.programs import HIDDEN_CONTROLS, program_scores
 from luban.metrics.score import Score
 from luban.metrics.tasks import score_task
@@ -126,6 +128,11 @@ class TextPairs(TaskObjective):
         weights = np.ones(len(whole) - 1, np.float32)
         weights[: len(given) - 1] = 0
         return [Row(whole[:-1], weights, targets=whole[1:], source=example.source)]
+
+    def check_examples(self, examples: Sequence[TextPair]) -> None:
+        if self.measured_as == "generation":
+            for example in examples:
+                check_controls({name: value for name, value in example.controls.items() if name not in HIDDEN_CONTROLS}, example.source)
 
     def item_of(self, example: TextPair) -> dict[str, Any]:
         return {"input": example.input, "controls": {name: value for name, value in example.controls.items() if name not in HIDDEN_CONTROLS}}

@@ -70,7 +70,10 @@ class TorchEngine:
     def own_terms(self, part: Batch) -> dict[str, Term]:
         """What the model's last forward pass says of itself: means over the micro-batch, weighted by its tokens in the step."""
         weights = getattr(self.model.shape, "auxiliary_weights", {})
-        return {name: Term(value * _tokens(part), weights.get(name, 0.0), "tokens") for name, value in self.model.auxiliary().items()}
+        penalties = {name: (value, weights.get(name, 0.0)) for name, value in self.model.auxiliary().items()}
+        if self.model.adapter:
+            penalties |= self.model.adapter.penalties(self.model)
+        return {name: Term(value * _tokens(part), weight, "tokens") for name, (value, weight) in penalties.items()}
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
         """One backward pass of ``share`` times the terms' loss; returns each term's part of the step's mean."""
@@ -86,6 +89,7 @@ class TorchEngine:
         counts: dict[str, float] = {}
         self.model.eval()
         for batch in batches:
+            batch = self.objective.prepare(batch, self.model)
             for name, count in self.objective.counts(batch).items():
                 counts[name] = counts.get(name, 0) + count
             for part in self._parts(batch):
@@ -116,9 +120,11 @@ class TorchEngine:
             nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         return norm
 
-    def step(self, factor: float) -> None:
-        """Apply the gradients at ``factor`` of the peak learning rate, and drop them."""
+    def step(self, factor: float, number: int = 1) -> None:
+        """Apply the gradients at ``factor`` of the peak learning rate, and drop them; an adapter looks at them before. ``number`` counts steps from 1."""
         self.optimizer.step(factor)
+        if self.model.adapter:
+            self.model.adapter.after_gradients(self.model, number)
         self.drop_gradients()
         if self.scaler.is_enabled():
             self.scaler.update()

@@ -7,6 +7,7 @@ setting and language.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,16 @@ def write_card(run_folder: Path) -> Path:
     Raises LubanError when no stage of the run is finished.
     """
     run = gather(run_folder)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "card.html.j2").read_text(encoding="utf-8"))
     path = run_folder / CARD
-    write_bytes(path, template.render(_page(run)).encode("utf-8", "replace"))
+    write_bytes(path, page_templates().get_template("card.html.j2").render(_page(run)).encode("utf-8", "replace"))
     return path
+
+
+@lru_cache
+def page_templates(*folders: Path) -> jinja2.Environment:
+    """The card's template and the style and charts that other pages share with it; templates of ``folders`` are found too."""
+    loader = jinja2.FileSystemLoader([Path(__file__).parent, *folders])
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _page(run: RunFacts) -> dict[str, Any]:

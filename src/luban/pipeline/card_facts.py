@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from luban.foundation.console import bytes_text, count_text, seconds_text
 from luban.foundation.errors import LubanError
 from luban.foundation.messages import t
 from luban.pipeline.card_charts import Chart, Series, line_chart, smooth
+from luban.training.log import read_log
 
 MODEL_KINDS = ("train",)
 
@@ -175,20 +175,6 @@ def _preview(path: Path) -> list[list[tuple[str, bool]]]:
         return [[(str(text), bool(weight)) for text, weight in example] for example in examples][:3]
     except (OSError, ValueError, TypeError):
         return []
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a training log; a half-written line of a killed run is passed over."""
-    if not path.is_file():
-        return
-    with path.open("rb") as stream:
-        for line in stream:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
 
 
 def comparison(results: dict[str, Any], metric: str = "") -> list[tuple[str, list[Bar]]]:

@@ -15,6 +15,7 @@ from luban.foundation.custom import is_custom, load_custom
 from luban.foundation.errors import LubanError
 from luban.foundation.hardware import machine
 from luban.foundation.messages import t
+from luban.foundation.paths import named_files
 from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.implied import READS
@@ -77,9 +78,9 @@ def _inputs(recipe: Recipe, stage: Stage) -> Iterator[Tick]:
                 load_custom(value, recipe.folder)
                 yield Tick(True, t("{stage}.{field}: {value} can be imported", stage=stage.name, field=field, value=value))
                 continue
-            path = recipe.path_of(value.partition("#")[0])
-            if not path.exists():
-                yield Tick(False, t("{stage}.{field}: {path}: no such file or folder", stage=stage.name, field=field, path=path))
+            path = recipe.path_of(value)
+            if lacking := [file for file in named_files(path) if not file.exists()]:
+                yield Tick(False, t("{stage}.{field}: {path}: no such file or folder", stage=stage.name, field=field, path=lacking[0]))
             elif is_artifact(path):
                 open_artifact(path)
                 yield Tick(True, t("{stage}.{field}: {path} is whole", stage=stage.name, field=field, path=path))
@@ -102,7 +103,7 @@ def _read(stage: Stage, field: str, path: Path) -> str:
     if stage.kind.name == "curate":
         from luban.corpus.readers import find_files, recognise
 
-        files = find_files([path])
+        files = find_files(named_files(path))
         kinds = sorted({recognise(file).format for file in files})
         size = sum(file.stat().st_size for file in files)
         return t("{path}: {count} files, {size}, read as {formats}", path=path, count=len(files), size=bytes_text(size), formats=", ".join(kinds))
@@ -134,7 +135,7 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     if stage.kind.name == "curate":
         from luban.corpus.readers import find_files
 
-        files = find_files([recipe.path_of(value.partition("#")[0]) for value in stage.inputs["sources"]])
+        files = find_files([file for value in stage.inputs["sources"] for file in named_files(recipe.path_of(value))])
         facts["train_bytes"] = sum(file.stat().st_size for file in files)
     elif stage.kind.name == "train_tokenizer":
         wanted = stage.config.vocabulary_size

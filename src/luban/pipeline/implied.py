@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luban.foundation.artifacts import is_artifact, open_artifact
+from luban.foundation.artifacts import is_artifact, listed, open_artifact
 from luban.models.presets import PRESETS
 from luban.objectives.config import ON_TEXT
 
@@ -28,10 +28,10 @@ def with_implied_stages(stages: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name, body in stages.items():
         if isinstance(body, dict) and body.get("kind", name) == "train" and _objective(body) in ON_TEXT:
             body = dict(body)
-            full |= _before(str(name), body, {value: _kind_of(value, full, folder) for value in _listed(body.get("data"))})
+            full |= _before(str(name), body, {value: _kind_of(value, full, folder) for value in _names(body.get("data"))})
         elif isinstance(body, dict) and body.get("kind", name) == "train" and _objective(body) in READS:
             body = dict(body)
-            full |= _before_task(str(name), body, {value: _kind_of(value, full, folder) for value in _listed(body.get("data"))})
+            full |= _before_task(str(name), body, {value: _kind_of(value, full, folder) for value in _names(body.get("data"))})
         full[name] = body
     return full
 
@@ -89,5 +89,5 @@ def _architecture(body: dict[str, Any]) -> str:
     return str(plain.get("architecture", "")) if isinstance(plain, Mapping) else ""
 
 
-def _listed(value: Any) -> list[str]:
-    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+def _names(value: Any) -> list[str]:
+    return [item for item in listed(value) if isinstance(item, str)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from luban.foundation.console import track, warn
 from luban.foundation.errors import DataError, LubanError
+from luban.foundation.paths import named_files
 from luban.inference.items import plain
 from luban.inference.predictor import STREAMED, Predictor
 from luban.pipeline.prediction_input import Asked, chosen_columns, item_of_line, items_of, lines_as_they_come, whole_texts
@@ -44,7 +45,7 @@ def predict(model: str | Path | Predictor, data: Any, *, mapping: dict[str, Any]
 
 def _is_path(text: str) -> bool:
     plain_path = text.rpartition("#")[0] or text
-    return len(text) <= LONGEST_PATH and "\n" not in text and "\0" not in text and any(_exists(Path(one)) for one in (text, plain_path))
+    return len(text) <= LONGEST_PATH and "\n" not in text and "\0" not in text and any(_exists(one) for path in (text, plain_path) for one in (Path(path), *named_files(path)))
 
 
 def _exists(path: Path) -> bool:

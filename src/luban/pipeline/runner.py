@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from luban import __version__
-from luban.foundation.artifacts import Artifact, Work, fingerprint, fingerprint_path, finish, from_os_error, is_artifact, locked, open_artifact, write_bytes, write_json
+from luban.foundation.artifacts import Artifact, Work, fingerprint, fingerprint_path, finish, from_os_error, is_artifact, listed, locked, open_artifact, write_bytes, write_json
 from luban.foundation.config import Config, fields_with_role
 from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
@@ -23,6 +23,7 @@ from luban.foundation.durations import Duration
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.hardware import machine, peak_bytes
 from luban.foundation.messages import t
+from luban.foundation.paths import named_files, without_part
 from luban.pipeline.card import print_summary, write_card
 from luban.pipeline.inventory import ASIDE
 from luban.pipeline.recipe import Recipe, Stage
@@ -39,8 +40,8 @@ class Step:
     reason: str = ""
 
 
-def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) -> list[Artifact]:
-    """Run every stage that is missing or stale. A terminal stage runs last, in the foreground."""
+def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, watch: Callable[[Any], None] | None = None) -> list[Artifact]:
+    """Run every stage that is missing or stale. A terminal stage runs last, in the foreground. ``watch`` is called after each step of a training."""
     if until is not None and until not in recipe.stages:
         guess = nearest(until, recipe.stages)
         raise ConfigError("--until: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", name=until, guess=guess, known=", ".join(recipe.stages))
@@ -54,7 +55,7 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None) 
             if step.status == "serve":
                 terminal = step.stage
                 continue
-            artifacts[step.stage.name] = _do(recipe, step)
+            artifacts[step.stage.name] = _do(recipe, step, watch)
             if step.stage.name == until:
                 terminal = None
                 break
@@ -88,8 +89,22 @@ def stage_fingerprint(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> 
 def _input_fingerprint(recipe: Recipe, value: str, earlier: dict[str, str]) -> str:
     if value in earlier:
         return earlier[value]
-    file, _, name = value.rpartition(":") if is_custom(value) else value.partition("#")  # my_file.py:name, or data.csv#500
-    return fingerprint_path(recipe.path_of(file)) + name
+    if is_custom(value):  # my_file.py:name
+        file, _, name = value.rpartition(":")
+        return fingerprint_path(recipe.path_of(file)) + name
+    path = recipe.path_of(value)
+    plain = without_part(path)  # of data.csv#500
+    return ",".join(map(fingerprint_path, _files(recipe, value))) + str(path)[len(plain) + 1 :]
+
+
+def _files(recipe: Recipe, value: str) -> list[Path]:
+    """What an input names; of ``a.en,b.zh`` the missing one where one is there."""
+    found = named_files(recipe.path_of(value))
+    if len(found) == 1 and "," in value and not found[0].exists():
+        pieces = [recipe.path_of(piece.strip()) for piece in without_part(value).split(",") if piece.strip()]
+        lacking = [piece for piece in pieces if not piece.exists()]
+        return lacking if len(lacking) < len(pieces) else found
+    return found
 
 
 def _without_inputs(values: dict[str, Any], inputs: list[str]) -> dict[str, Any]:
@@ -140,7 +155,7 @@ def _grew(config: Config, found: Artifact) -> bool:
     return False
 
 
-def _do(recipe: Recipe, step: Step) -> Artifact:
+def _do(recipe: Recipe, step: Step, watch: Callable[[Any], None] | None = None) -> Artifact:
     """Make one stage's artifact, or take the finished one."""
     stage, final = step.stage, recipe.out / step.stage.name
     if step.status == "fresh":
@@ -155,7 +170,7 @@ def _do(recipe: Recipe, step: Step) -> Artifact:
     if step.reason:
         say("  {status}: {reason}", status=t(step.status), reason=t(step.reason))
     partial = _prepare(recipe, step, final)
-    work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
+    work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name, watch=watch)
     begun, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     try:
         config = resolve(stage.kind.name, stage.config, work)
@@ -222,8 +237,8 @@ def _open_input(recipe: Recipe, stage: Stage, field_name: str, value: str) -> Ar
     path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
     if is_artifact(path) and not stage.kind.terminal:  # serving checks a model by what matters to it, not by the size of each file
         return open_artifact(path)
-    plain = Path(str(path).partition("#")[0]) if not is_custom(value) else Path(str(path).rpartition(":")[0])
-    if not plain.exists():
+    files = _files(recipe, value) if not is_custom(value) else [Path(str(path).rpartition(":")[0])]
+    if plain := next((file for file in files if not file.exists()), None):
         raise DataError("{stage}.{field}: {path}: no such file or folder", "", "check the path; a relative one starts at the recipe's folder", stage=stage.name, field=field_name, path=plain)
     return path
 
@@ -241,7 +256,7 @@ def _manifest(stage: Stage, step: Step, config: Config, work: Work, started: dat
         "code_version": stage.kind.stage.VERSION,
         "config": stage.config.model_dump(mode="json"),
         "resolved": {**config.model_dump(mode="json"), **work.resolved},
-        "inputs": {name: [_lineage(value, item) for value, item in zip(stage.inputs[name], _listed(work.inputs[name]), strict=True)] for name in stage.inputs},
+        "inputs": {name: [_lineage(value, item) for value, item in zip(stage.inputs[name], listed(work.inputs[name]), strict=True)] for name in stage.inputs},
         "seed": work.seed,
         "metrics": work.metrics,
         "licences": work.licences,
@@ -251,10 +266,6 @@ def _manifest(stage: Stage, step: Step, config: Config, work: Work, started: dat
         "machine": {"cpu": here.cpu, "cores": here.cores, "memory_bytes": here.memory_bytes, "accelerator": here.accelerator_name or here.accelerator},
         "versions": _versions(),
     }
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _lineage(written: str, item: Artifact | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from luban.foundation.kinds import KINDS
 from luban.pipeline.recipe import RecipeConfig
+from luban.pipeline.spaces import SCALES
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -22,6 +23,7 @@ def recipe_schema() -> dict[str, Any]:
         definitions[kind.config_name] = schema
         stages.append({"if": {"properties": {"kind": {"const": name}}}, "then": {"$ref": f"#/$defs/{kind.config_name}"}})
     recipe = RecipeConfig.model_json_schema()
+    definitions |= recipe.pop("$defs", {})
     recipe["properties"]["stages"] = {
         "type": "object",
         "description": RecipeConfig.model_fields["stages"].description,
@@ -32,13 +34,17 @@ def recipe_schema() -> dict[str, Any]:
 
 
 VALUE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "A value of the recipe."}
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_RANGE = {"type": "object", "properties": {"search": _NUMBERS, "scale": {"enum": list(SCALES)}, "step": {"type": "number"}, "unit": {"type": "string"}}, "required": ["search"], "additionalProperties": False}
+_CHOICE = {"type": "object", "properties": {"choice": {"type": "array", "minItems": 2}}, "required": ["choice"], "additionalProperties": False}
+SPACE = {"anyOf": [_RANGE, _CHOICE], "description": "A search space, for luban tune."}
 
 
 def _allow_values(schema: dict[str, Any]) -> None:
-    """Let every field also be ``$name``, one of the recipe's `values`."""
+    """Let every field also be ``$name``, one of the recipe's `values`, or a search space."""
     for name, field in schema.get("properties", {}).items():
         if "const" not in field and VALUE not in field.get("anyOf", []):
-            schema["properties"][name] = {"anyOf": [field, VALUE], **{key: field[key] for key in ("description", "default") if key in field}}
+            schema["properties"][name] = {"anyOf": [field, VALUE, SPACE], **{key: field[key] for key in ("description", "default") if key in field}}
 
 
 def _any_of(schema: Any) -> Any:

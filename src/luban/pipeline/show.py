@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luban.foundation.artifacts import Artifact, is_artifact, open_artifact
 from luban.foundation.console import bytes_text, count_text, say, seconds_text, table
 from luban.foundation.errors import DataError
 from luban.foundation.messages import t
+from luban.foundation.paths import without_part
 from luban.models.presets import PRESETS, describe, preset
 from luban.pipeline.inventory import find_runs
+
+if TYPE_CHECKING:
+    from luban.examples.conversations import ConversationSet
 
 
 def show(path: Path) -> None:
@@ -17,7 +22,7 @@ def show(path: Path) -> None:
     if not path.exists() and str(path) in PRESETS:
         _show_preset(str(path))
         return
-    if not path.exists():
+    if not Path(without_part(path)).exists():
         raise DataError("{path}: no such file or folder", "", "luban runs lists what there is; a preset is shown by its name: {presets}", path=path, presets=", ".join(PRESETS))
     if is_artifact(path):
         _show_artifact(open_artifact(path))
@@ -87,24 +92,42 @@ def _show_model(path: Path) -> None:
     table(t("model {path}", path=path), [t("what"), t("value")], rows)
 
 
-def _show_data(path: Path) -> None:
-    """Conversations if they are, else text: the format, the mapping, three examples, the bad lines."""
-    from luban.corpus.readers import find_files
-    from luban.examples.conversations import read_conversations
+def _by_chance(found: ConversationSet) -> bool:
+    """Whether the few rows of a text that look like a dialogue are no more than that."""
+    return found.format == "dialogue" and 2 * len(found.conversations) < len(found.conversations) + len(found.bad)
 
-    files = find_files([path])
+
+def _judged(path: Path) -> bool:
+    """Whether the file holds preferences; they are shown."""
+    from luban.examples.reading import read_examples, recognise_task
+
     try:
-        found = read_conversations(files)
+        found = read_examples([path], "preference") if recognise_task(path)[:1] == ["preference"] else None
+    except DataError:
+        return False
+    if found:
+        found.show()
+    return bool(found)
+
+
+def _show_data(path: Path) -> None:
+    """Preferences or conversations if they are, else text: the format, the mapping, three examples, the bad lines."""
+    from luban.corpus.readers import find_files
+    from luban.examples import conversations
+
+    files = find_files([Path(without_part(path))])
+    if _judged(path):
+        return
+    try:
+        found = conversations.read_conversations([path])
     except DataError:
         found = None
-    if found and found.conversations:
-        say("{path}: {count} conversations, format {format}", path=path, count=len(found.conversations), format=found.format)
+    if found and not _by_chance(found):
+        conversations.show(found)
         for conversation in found.conversations[:3]:
             say("  {where}", where=conversation.source)
             for message in conversation.messages:
                 say("    {role}: {text}", role=message["role"], text=str(message.get("content") or message.get("tool_calls"))[:200])
-        for bad in found.bad[:10]:
-            say("  {file}:{line}: {reason}", file=bad.file, line=bad.line, reason=bad.reason)
         return
     from luban.corpus.preview import preview
 

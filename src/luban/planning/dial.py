@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from luban.models.shape import ShapeConfig
-from luban.objectives.config import ON_TEXT
+from luban.objectives.config import ON_PREFERENCES, ON_TEXT
 
 HEAD = 64
 
@@ -57,9 +57,11 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool)
 
     Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
     Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones), tuning
-    on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it.
+    on preferences :func:`_preference_rates`; on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it.
     """
     narrow = math.sqrt(192 / width)
+    if objective in ON_PREFERENCES:
+        return _preference_rates(width, objective)
     if objective not in ON_TEXT and objective != "instruction":
         rate = min(2e-4, 2e-5 * (768 / width) ** 2) if from_model else 1e-3 * narrow
         return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(rate), "matrix_learning_rate": _two_digits(0.02 if not from_model else 0.002)}
@@ -71,6 +73,31 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool)
     rate = 3e-3 * narrow * share
     embedding = 3e-2 * narrow * share if optimizer == "muon" else rate
     return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(embedding), "matrix_learning_rate": _two_digits(0.02 * share)}
+
+
+def _preference_rates(width: int, objective: str) -> dict[str, float]:
+    """A gentle push on a finished chat model: a share of pretraining's rate that falls to the 5e-7 at width 4096 with which DPO, KTO and SimPO
+    were published. ORPO, which learns the answers as well, takes ten times as much (8e-6 in its paper), at most what instructions take."""
+    whole = 3e-3 * math.sqrt(192 / width)
+    share = 0.1 if width <= 256 else 0.03 if width <= 512 else 0.005 if width <= 1024 else 0.00077
+    if objective == "orpo":
+        share = min(10 * share, 0.5)
+    rate = _two_digits(whole * share)
+    return {"learning_rate": rate, "embedding_learning_rate": rate, "matrix_learning_rate": _two_digits(0.02 * share)}
+
+
+# How much faster an adapter learns than the whole model would, and its highest rate. Thin matrices: ten times (Hu et al. 2021; Biderman et al. 2024);
+# single vectors and prompts, of which each number moves much: more (their papers give 3e-3 for IA3, 4e-3 to 2e-2 for VeRA, 0.3 for prompts with Adafactor).
+ADAPTERS = {
+    "lora": (10, 3e-3), "dora": (10, 3e-3), "rslora": (10, 3e-3), "pissa": (5, 1e-3), "lora_plus": (2, 5e-4), "adalora": (20, 5e-3), "vera": (100, 2e-2), "ia3": (100, 1e-2),
+    "houlsby": (10, 3e-3), "pfeiffer": (10, 3e-3), "bitfit": (20, 5e-3), "prefix": (100, 2e-2), "p_tuning": (50, 1e-2), "prompt": (200, 5e-2),
+}  # fmt: skip
+
+
+def adapter_rates(rates: dict[str, float], method: str) -> dict[str, float]:
+    """The rates of full tuning turned into an adapter's."""
+    multiple, highest = ADAPTERS[method]
+    return {name: value if name == "matrix_learning_rate" else _two_digits(min(value * multiple, highest)) for name, value in rates.items()}
 
 
 def batch_tokens(tokens: int, sequence_length: int, objective: str) -> int:

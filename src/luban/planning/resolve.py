@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.artifacts import Artifact, Work, listed
 from luban.foundation.config import Config
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
+from luban.foundation.paths import named_files
 from luban.models.config_json import read_shape
 from luban.models.presets import preset
 from luban.models.shape import ShapeConfig
 from luban.models.shape_base import BaseShapeConfig
-from luban.objectives.config import ON_TEXT
+from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
 from luban.planning import dial
 
 
@@ -27,11 +28,12 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     """Shape (if it is not known) from preset, model or depth; then sequence, batch and rates from it and the amount of data."""
     facts = train_facts(config, work)
     shape = shape or _shape(config, work, facts)
-    task = _learned(config) not in (*ON_TEXT, "instruction")
+    task = _learned(config) not in (*ON_TEXT, *ON_CONVERSATIONS)
     # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
-    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
-    if sequence > shape.maximum_positions:
-        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=shape.maximum_positions)
+    room = shape.maximum_positions - getattr(config.adapter, "tokens", 0)  # a learned prompt or prefix takes places of its own
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(room, 512 if task else 2048)
+    if sequence > room:
+        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=room)
     tokens = _tokens(config, facts)
     step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, _learned(config))
     if step < sequence:
@@ -55,6 +57,8 @@ def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, f
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
     suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model)
+    if config.adapter:
+        suggested = dial.adapter_rates(suggested, config.adapter.method)
     if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
         suggested["embedding_learning_rate"] = optimizer.learning_rate
     suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0
@@ -64,14 +68,14 @@ def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, f
 def train_facts(config: Any, work: Work) -> dict[str, int]:
     """``vocabulary_size`` and ``train_tokens`` of the inputs, as far as they are known."""
     facts: dict[str, int] = {}
-    for item in _listed(work.inputs.get("data")):
+    for item in listed(work.inputs.get("data")):
         if isinstance(item, Artifact) and item.kind == "encode":
             facts["train_tokens"] = facts.get("train_tokens", 0) + item.metrics["train"]["tokens"]
             facts["vocabulary_size"] = item.metrics.get("vocabulary_size") or _vocabulary_of(item.path / "tokenizer")
         elif not isinstance(item, Artifact):
-            size = Path(str(item).partition("#")[0]).stat().st_size
+            size = sum(file.stat().st_size for file in named_files(item))
             facts["train_tokens"] = facts.get("train_tokens", 0) + size // 3
-    tokenizer = next(iter([*_listed(work.inputs.get("tokenizer")), *_listed(work.inputs.get("objective.teacher"))]), None)
+    tokenizer = next(iter([*listed(work.inputs.get("tokenizer")), *listed(work.inputs.get("objective.teacher"))]), None)
     if tokenizer is not None:
         path = getattr(tokenizer, "path", tokenizer)
         unmade = isinstance(tokenizer, Artifact) and not path.exists()  # `check` looks ahead
@@ -111,7 +115,3 @@ def _vocabulary_of(folder: Path) -> int:
     known = content["model"]["vocab"]
     ids = known.values() if isinstance(known, dict) else range(len(known))
     return max([*ids, *(token["id"] for token in content.get("added_tokens", []))]) + 1
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -270,11 +270,11 @@ def _detokenize(service: Served) -> Handler:
 
 def _models(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
-        model = service.describe()
+        models = service.listed()
         if (name := request.path_params.get("name")) is None:
-            return JSONResponse({"object": "list", "data": [model]})
+            return JSONResponse({"object": "list", "data": models})
         service.check_model(name)
-        return JSONResponse(model)
+        return JSONResponse(next(model for model in models if model["id"] == name))
 
     return handle
 

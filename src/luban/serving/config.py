@@ -12,6 +12,8 @@ class ServeConfig(Config):
     """Answer over HTTP for one model, in OpenAI's format, until stopped."""
 
     foreign = {
+        "lora_modules": "adapters",
+        "enable_lora": "adapters",
         "max_model_len": "maximum_length",
         "max_num_seqs": "slots",
         "served_model_name": "name",
@@ -26,6 +28,7 @@ class ServeConfig(Config):
     name: str | Auto = field(
         "auto", "The name that requests give as `model`; auto: the name of the model's folder.", role="machine", min_length=1
     )
+    adapters: str | list[str] = field([], "Adapters of the model, each served under the name of its folder; a request chooses one by that name, and all share a batch.", input=True)
     slots: PositiveInt = field(8, "How many sequences are generated at once, in one batch.", unit="sequences", role="machine")
     maximum_length: PositiveInt | Auto = field(
         "auto", "The most tokens of prompt and answer together; auto: what the model was made for.", unit="tokens", role="machine"

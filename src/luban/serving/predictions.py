@@ -28,6 +28,7 @@ EXAMPLES: dict[str, Any] = {
     "question_answering": {"question": "Who?", "context": "Ann called."},
     "ranking": {"query": "rain", "documents": ["wet", "dry"]},
     "multiple_choice": {"prompt": "Snow is", "choices": ["cold", "hot"]},
+    "reward": {"prompt": "Is snow cold?", "response": "Yes."},
     "relation": {"text": "Ann lives in Rome.", "head": {"start": 0, "end": 3}, "tail": {"start": 13, "end": 17}},
     "masked": "Snow is [MASK].",
     "fill_in_middle": {"prefix": "Once", "suffix": "end."},

@@ -30,6 +30,7 @@ class Served:
         self.names = TokenNames(self.tokenizer)
         self.parameters, self.maximum_length = parameters, maximum_length
         self.created = int(time.time())
+        self.adapters: dict[str, tuple[str, ...]] = {}  # other names that the model goes by, and what it wears then
         self.draining = False
         self.in_flight = 0  # HTTP requests being answered, probes apart
 
@@ -60,15 +61,15 @@ class Served:
     # ---- what is asked
 
     def check_model(self, name: str | None) -> None:
-        """A request may leave the model out; if it names one, it is this one."""
-        if name is not None and name != self.name:
+        """A request may leave the model out; if it names one, it is this one or one of its adapters."""
+        if name is not None and name != self.name and name not in self.adapters:
             raise ApiError(
                 404,
                 "the model {model} does not exist here; this server has {name}",
                 param="model",
                 code="model_not_found",
                 model=repr(name)[:200],
-                name=repr(self.name),
+                name=", ".join(map(repr, [self.name, *self.adapters])),
             )
 
     def check_ids(self, ids: list[int], param: str) -> None:
@@ -111,6 +112,10 @@ class Served:
     def example(self) -> tuple[str, dict[str, Any]]:
         """A route and a body that show what the model does."""
         return self.predictions.example(self.name)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What /v1/models lists: the model, and its adapters under their names."""
+        return [self.describe(), *({**self.describe(), "id": name, "parent": self.name} for name in self.adapters)]
 
     def describe(self) -> dict[str, Any]:
         """The model as /v1/models shows it; what the page needs stands under `luban`."""

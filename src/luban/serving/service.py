@@ -139,14 +139,14 @@ class Service(Served):
             }
             samplings.append(self._sampling(body).model_copy(update=record))
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        answer = answer_class(self.name, self.names, sum(map(len, prompts)), len(prompts) * count, top is not None, include_usage)
+        answer = answer_class(body.model or self.name, self.names, sum(map(len, prompts)), len(prompts) * count, top is not None, include_usage)
         channel: asyncio.Queue = asyncio.Queue()
         sequences = []
         for ids, sampling, echo in zip(prompts, samplings, echoes, strict=True):
             for choice in range(count):
                 answer.echoes[len(sequences)] = echo
                 own = sampling if sampling.seed is None else sampling.model_copy(update={"seed": (sampling.seed + choice) % 2**63})
-                sequences.append(Sequence(len(sequences), ids, own, channel))
+                sequences.append(Sequence(len(sequences), ids, own, channel, adapters=self.adapters.get(body.model, () if self.adapters else None)))
         return Order(answer, sequences, channel, time.monotonic() + self.config.request_seconds)
 
     def _room(self, ids: list[int], asked: int | None, answer_class: type[CompletionAnswer]) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from luban.foundation.artifacts import Artifact, Work
+from luban.adapters.adapted import adapted_layers, set_active
+from luban.adapters.files import base_of, is_adapter, open_model, read_settings, read_tensors, wear
+from luban.foundation.artifacts import Artifact, Work, listed
 from luban.foundation.console import count_text, say
 from luban.foundation.errors import ConfigError, DataError
 from luban.foundation.hardware import machine
 from luban.inference.engine import Engine
 from luban.inference.predictor import ENSEMBLE, PREDICTORS, Predictor
+from luban.models.base import Model
 from luban.models.config_json import read_config
 from luban.models.counts import parameters
-from luban.models.huggingface import load_model
 from luban.serving.batching import PredictionThread, on_thread
 from luban.serving.config import ServeConfig
 from luban.serving.defaults import sampling_of
@@ -35,12 +38,12 @@ def run(config: ServeConfig, work: Work) -> None:
     """Listen, load the model, say where it can be reached, and answer until a signal says stop."""
     folder = _model_folder(config, work)
     listener = bind(config.host, config.port)
-    service = open_service(config, folder)
+    service = open_service(config, folder, [Path(getattr(source, "path", source)) for source in listed(work.inputs.get("adapters"))])
     serve_until_stopped(service, listener)
 
 
-def open_service(config: ServeConfig, folder: Path) -> Served:
-    """The model in ``folder``, loaded and checked, behind a service that is not started yet."""
+def open_service(config: ServeConfig, folder: Path, adapters: Sequence[Path] = ()) -> Served:
+    """The model in ``folder`` with its ``adapters``, loaded and checked, behind a service that is not started yet."""
     if read_config(folder).get("model_type") == ENSEMBLE:
         return _predicting(config, folder, Predictor.load(folder))
     tokenizer = Tokenizer.load(folder)
@@ -49,7 +52,7 @@ def open_service(config: ServeConfig, folder: Path) -> Served:
         check_template(folder, tokenizer)
     device = machine().accelerator
     dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    model = load_model(folder, dtype=dtype, device=device).eval()
+    model = open_model(folder, dtype, device, other_template=config.allow_template_mismatch)
     if tokenizer.vocabulary_size > model.shape.vocabulary_size:
         raise DataError(
             "{path}: the tokenizer has {tokens} tokens, the model {rows}",
@@ -61,7 +64,38 @@ def open_service(config: ServeConfig, folder: Path) -> Served:
         )
     predictor = Predictor(model, tokenizer)
     writes = model.shape.kind == "decoder" and (model.head is None or not model.head.replaces_output)
-    return _writing(config, folder, predictor) if writes else _predicting(config, folder, predictor)
+    if adapters and not writes:
+        raise ConfigError("adapters are chosen by a request for models that write", "each adapter of a task has a head of its own", "serve the adapter's folder by itself")
+    names = _put_on(model, tokenizer, adapters)
+    service = _writing(config, folder, predictor) if writes else _predicting(config, folder, predictor)
+    if clash := [name for name in names if name == service.name]:
+        raise ConfigError("{name} is the name of the model and of an adapter", "", "give the model another name", name=clash[0])
+    service.adapters = names
+    return service
+
+
+def _put_on(model: Model, tokenizer: Tokenizer, folders: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Every adapter on the one model; the name of each, and what the model wears under it."""
+    if folders and model.adapter:
+        raise ConfigError("the model is itself an adapter, and adapters are given", "they all sit on one base", "serve the base and name every adapter")
+    found: dict[str, tuple[str, ...]] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if not is_adapter(folder):
+            raise DataError("{folder} is not an adapter: it has no adapter_config.json", "", "give a folder that a training with `adapter` has made", folder=folder)
+        if name in found:
+            raise ConfigError("two adapters are named {name}", "requests choose by the name of the folder", "rename one of the folders", name=name)
+        plain, note = read_settings(folder)
+        if note.get("template_fingerprint") not in (None, tokenizer.fingerprint()):
+            raise DataError("{folder}: the tokenizer or its chat template is not the one that the adapter was trained with", "the model would read another format than it learned", "serve it with the base it was trained on", folder=folder)
+        base_of(folder, plain, note)
+        method = wear(model, plain, note, read_tensors(folder), f"served_{len(found)}")
+        if not adapted_layers(model, method.name) or model.saved_whole:
+            raise ConfigError("{folder}: an adapter of the method {method} cannot share a batch with others", "it changes more than single layers", "serve its folder by itself, or merge it", folder=folder, method=method.config.method)
+        found[name] = (method.name,)
+    set_active(model, ())
+    model.eval()
+    return found
 
 
 def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service:
@@ -69,7 +103,7 @@ def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service
     model, tokenizer = predictor.model, predictor.tokenizer
     counts = parameters(model.shape)["total"]
     name = _name(config, folder)
-    length = _maximum_length(config, model.shape.maximum_positions)
+    length = _maximum_length(config, model.longest_text)
     say(
         "{name}: {count} parameters in {dtype} on {device}, up to {length} tokens, {slots} sequences at once",
         name=name,
@@ -94,7 +128,7 @@ def _predicting(config: ServeConfig, folder: Path, predictor: Predictor) -> Serv
         raise ConfigError("maximum_length is for models that write on; the task of this one is {task}", "how much it reads was fixed in its training", "leave maximum_length at auto", task=predictor.task)
     models, name = [one.model for one in single(predictor)], _name(config, folder)
     counts = sum(parameter.numel() for model in models for parameter in model.parameters())
-    lengths = [model.shape.maximum_positions for model in models if isinstance(getattr(model.shape, "maximum_positions", None), int)]
+    lengths = [model.longest_text for model in models if isinstance(getattr(model.shape, "maximum_positions", None), int)]
     say(
         "{name}: {task}, {count} parameters in {dtype} on {device}, {rows} items at once",
         name=name,

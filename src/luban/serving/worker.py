@@ -46,6 +46,7 @@ class Sequence:
     sampling: SamplingConfig
     channel: asyncio.Queue[tuple[Sequence, Piece]]
     loop: asyncio.AbstractEventLoop | None = None
+    adapters: tuple[str, ...] | None = None
     request: Request | None = None
     cancelled: bool = False
     reported_tokens: int = 0
@@ -121,7 +122,7 @@ class ModelThread(threading.Thread):
             sequence = self.waiting.popleft()
             sequence.started = time.monotonic()
             try:
-                sequence.request = self.engine.submit(sequence.prompt_ids, sequence.sampling, self._listener(sequence))
+                sequence.request = self.engine.submit(sequence.prompt_ids, sequence.sampling, self._listener(sequence), sequence.adapters)
             except LubanError as error:  # the service checks first; the engine has the last word
                 self.outbox.append(
                     (sequence, Piece(error=ApiError(400, "the prompt cannot be read: {reason}", code="invalid_value", reason=str(error))))

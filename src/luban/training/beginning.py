@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from luban.adapters.attached import attach
+from luban.adapters.files import base_of, is_adapter, open_model, read_settings
 from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.config import build
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.families import build_model
-from luban.models.huggingface import load_model
+from luban.models.quantization_config import QuantizationConfig
 from luban.models.shape_base import BaseShapeConfig
 from luban.models.vector_files import read_vectors
 from luban.models.vectors import WordVectors, initial_rows
@@ -50,12 +53,18 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
     """The model directory's weights, with room for tokens that were added to its tokenizer; or new weights; with the objective's head."""
     head = objective.head
     if not (source := work.inputs["model"]):
+        if config.adapter or config.quantization:
+            raise ConfigError("adapter needs a model to sit on", "a new model has learned nothing that could stay as it is", "name one as model, or leave adapter out")
         model = build_model(for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
         if work.inputs.get("embeddings"):
             _begin_embeddings(model, tokenizer, Path(str(getattr(work.inputs["embeddings"], "path", work.inputs["embeddings"]))), work.seed)
         return model.with_head(head, work.seed) if head else model
     folder = getattr(source, "path", source)
-    model = load_model(folder, head=head, language_model=head is None, seed=work.seed)
+    if config.adapter and is_adapter(folder):
+        raise ConfigError("model is an adapter, and adapter asks for a new one on top of it", "", "leave adapter out to go on with the one that is there, or make it part of its base first (luban merge)")
+    if config.quantization and not (config.adapter or is_adapter(folder)):
+        raise ConfigError("quantization is for a base that stays as it is", "rounded weights cannot learn", "add adapter: lora, or leave quantization out")
+    model = open_model(folder, head=head, language_model=head is None, seed=work.seed, quantization=config.quantization)
     if (folder / "tokenizer.json").exists():
         own = Tokenizer.load(folder)
         _check_same_words(own, tokenizer, folder)
@@ -63,7 +72,24 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
             added = range(model.shape.vocabulary_size, tokenizer.vocabulary_size)
             model.resize_vocabulary(tokenizer.vocabulary_size, {index: own.encode(tokenizer.decode([index], skip_special=False)) for index in added})
             say("{count} new tokens start as the mean of the pieces they replace", count=len(added))
+            if config.adapter and "embeddings" not in config.adapter.also_train:
+                raise ConfigError("{count} new tokens cannot be learned by an adapter alone", "their embeddings are part of the base, which stays as it is", "add also_train: [embeddings, output] to adapter", count=len(added))
+    if config.adapter:
+        attach(model, config.adapter, work.seed, tokenizer=tokenizer)
     return model
+
+
+def base_folder(work: Work) -> Path:
+    """The directory of the base that the adapter of this stage stands on."""
+    folder = Path(getattr(work.inputs["model"], "path", work.inputs["model"]))
+    return base_of(folder, *read_settings(folder)) if is_adapter(folder) else folder
+
+
+def known_quantization(work: Work) -> QuantizationConfig | None:
+    """How the base under the adapter that training goes on with is held."""
+    folder = Path(getattr(work.inputs["model"], "path", work.inputs["model"]))
+    note = read_settings(folder)[1] if is_adapter(folder) else {}
+    return build(QuantizationConfig, note["quantization"]) if note.get("quantization") else None
 
 
 def for_tokenizer(shape: BaseShapeConfig, tokenizer: Tokenizer) -> BaseShapeConfig:

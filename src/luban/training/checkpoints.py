@@ -45,7 +45,7 @@ def keep_best(run: Run) -> None:
     """Write the weights as they stand, in the place of the best so far."""
     file = run.folder / BEST
     try:
-        _write_tensors(file.with_suffix(".partial"), {name: tensor.detach().contiguous() for name, tensor in run.model.state_dict().items()})
+        _write_tensors(file.with_suffix(".partial"), {name: tensor.detach().contiguous() for name, tensor in run.model.changing().items()})
         os.replace(file.with_suffix(".partial"), file)
     except OSError as error:
         raise from_os_error(error, file) from error
@@ -56,7 +56,7 @@ def restore_best(run: Run) -> bool:
     file = run.folder / BEST
     if not file.exists():
         return False
-    run.model.load_state_dict(load_file(file))
+    run.model.load_changing(load_file(file))
     return True
 
 
@@ -74,11 +74,13 @@ def save(run: Run) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        weights = {name: tensor.detach().contiguous() for name, tensor in run.model.state_dict().items()}
+        weights = {name: tensor.detach().contiguous() for name, tensor in run.model.changing().items()}
         _write_tensors(partial / "model.safetensors", weights)
         _write_tensors(partial / "optimizer.safetensors", run.engine.optimizer.state())
         if run.average:
             _write_tensors(partial / "average.safetensors", run.average.state())
+        if run.teacher:
+            _write_tensors(partial / "teacher.safetensors", run.teacher.state())
         state = {
             "format": FORMAT,
             "step": run.step,
@@ -110,10 +112,12 @@ def restore(run: Run) -> bool:
         same_length = state["total"] == run.schedule.total
         if state["step"] > (run.schedule.total if same_length else min(state["unchanged_until"], run.schedule.unchanged_until)):
             continue
-        run.model.load_state_dict(load_file(folder / "model.safetensors"))
+        run.model.load_changing(load_file(folder / "model.safetensors"))
         run.engine.optimizer.load_state(load_file(folder / "optimizer.safetensors"))
         if run.average and (folder / "average.safetensors").exists():
             run.average.load_state(load_file(folder / "average.safetensors"))
+        if run.teacher and (folder / "teacher.safetensors").exists():
+            run.teacher.load_state(load_file(folder / "teacher.safetensors"))
         run.step, run.tokens, run.seconds, run.history = state["step"], state["tokens"], state["seconds"], state["history"]
         torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8))
         return True

@@ -6,9 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from luban.adapters.config import AnyAdapter
 from luban.foundation.config import Auto, Config, field
 from luban.foundation.durations import Duration
 from luban.inference.config import SamplingConfig
+from luban.models.quantization_config import AnyQuantization
 from luban.models.shape import ShapeConfig
 from luban.models.shapes import AnyShape
 from luban.objectives.config import AnyObjective, CausalConfig
@@ -49,6 +51,7 @@ class ValidationConfig(Config):
 
     every: Duration | Auto = field("auto", "Length between validations; auto is a tenth of the run.", role="machine")
     share: NonNegativeFloat = field(0.05, "Share of the conversations or examples held out when no validation data is given.")
+    general: str | list[str] = field([], "encode stages or folders whose held-out text is scored before and after, which says how much is forgotten; by default those that the base was trained on, where they still lie beside it.", input=True)
     folds: Annotated[int, Field(ge=0, le=100)] = field(0, "k-fold cross-validation of a task: train once for each fold on the others first, and report the mean and deviation; the model that is saved learns from everything but the validation share. 0: none.", unit="folds")
     maximum_examples: PositiveInt = field(2000, "The most held-out examples whose task metrics are taken at each validation.", unit="examples")
     restore_best: bool | Auto = field("auto", "End with the weights of the best validation rather than the last; auto: yes for task objectives that have held-out examples.")
@@ -92,6 +95,8 @@ class TrainConfig(Config):
     embeddings: str = field("", "Word vectors that a new model's token embeddings begin with: a fit stage, or a word2vec or GloVe file.", input=True)
     depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
     shape: AnyShape | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
+    adapter: AnyAdapter = field(None, "Learn an adapter and leave the model as it is: a method such as lora, dora, adalora, prefix or bitfit; that method with settings, {method: lora, rank: 16}.")
+    quantization: AnyQuantization = field(None, "Hold the model's matrices in 4 or 8 bits under the adapter: nf4, int4 or int8, or that with settings, {format: int4, group_size: 32}.")
     length: Duration = field("1 epochs", "How long to train.", role="length")
     sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")

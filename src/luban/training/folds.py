@@ -42,7 +42,7 @@ def _one(config: TrainConfig, work: Work, train_once: Callable[..., Any], folder
     if done.exists():
         return json.loads(done.read_bytes())
     heading("fold {number} of {count}", number=fold + 1, count=config.validation.folds)
-    own = Work(folder / str(fold), work.inputs, work.seed, f"{work.name}, {t('fold')} {fold + 1}")
+    own = Work(folder / str(fold), work.inputs, work.seed, f"{work.name}, {t('fold')} {fold + 1}", watch=work.watch)
     training, _ = train_once(config, own, fold)
     scores = training.history["after"]
     folder.mkdir(parents=True, exist_ok=True)

@@ -82,10 +82,12 @@ class Validator:
 
 
 class Follower:
-    """Lets the average follow the weights at every step."""
+    """Lets the averages follow the weights at every step."""
 
     def after_step(self, run: Run) -> None:
-        run.average.after_step()
+        for average in (run.average, run.teacher):
+            if average:
+                average.after_step()
 
 
 class Sampler:

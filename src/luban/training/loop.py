@@ -19,7 +19,7 @@ def train(run: Run, guard: Guard) -> None:
         means = run.engine.forward_backward(batch)
         norm = run.engine.clip(run.config.gradient_clip)
         if guard.accepts(run.step, means, norm, batch):
-            run.engine.step(run.schedule.factor(run.step))
+            run.engine.step(run.schedule.factor(run.step), run.step + 1)
         else:
             run.engine.drop_gradients()
         # ---------------------------------------------------------------------------

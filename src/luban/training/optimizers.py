@@ -32,6 +32,7 @@ class Optimizers:
         for parameter, name in self.names.items():
             depth = depths[name]
             share = regularization.layer_decay ** (top - depth) * (regularization.head_rate if depth == top and model.head is not None else 1.0)
+            share *= getattr(parameter, "rate", 1.0)  # an adapter may want parts of it to learn faster
             table = id(parameter) in tables or (parameter.ndim == 2 and "embed" in name)
             if config.name == "muon" and parameter.ndim == 2 and not table:
                 muon.setdefault(config.matrix_learning_rate * share, []).append(parameter)

@@ -18,10 +18,16 @@ from luban.models.base import Model
 from luban.objectives.base import Objective, Term
 from luban.parallel.engine import OnePass, Passes, TorchEngine
 from luban.tokens.batch import Batch
+from luban.training.averaging import MeanTeacher
 from luban.training.regularization import AdversarialConfig, RegularizationConfig
 
 
-def make_passes(config: RegularizationConfig, objective: Objective, model: Model) -> Passes:
+def make_teacher(config: AdversarialConfig, model: Model) -> MeanTeacher | None:
+    """The slow average of the weights that SMART's proximal point needs."""
+    return MeanTeacher(model, config.momentum) if config.method == "smart" and config.proximal else None
+
+
+def make_passes(config: RegularizationConfig, objective: Objective, model: Model, teacher: MeanTeacher | None = None) -> Passes:
     """The passes that a config asks for. ConfigError where two of them exclude each other or the objective cannot do them."""
     method = config.adversarial.method
     asked = {"r_drop": config.r_drop > 0, "mixup": config.mixup > 0, f"adversarial {method}": method != "none"}
@@ -32,11 +38,15 @@ def make_passes(config: RegularizationConfig, objective: Objective, model: Model
         raise ConfigError("regularization.mixup mixes the examples of classification with an encoder", "this is {objective} with {kind}", "set it to 0", objective=objective.name, kind=model.shape.kind)
     if method != "none" and objective.scope == "batch":
         raise ConfigError("regularization.adversarial moves the embeddings of a whole micro-batch", "{objective} reads its batch in parts and compares them", "leave it out", objective=objective.name)
+    if config.adversarial.proximal and method != "smart":
+        raise ConfigError("regularization.adversarial.proximal belongs to smart", "the method is {method}", "write method: smart, or leave proximal out", method=method)
     if config.mixup:
         return Mixup(config.mixup)
     if config.r_drop:
         return RDrop(config.r_drop)
-    made = {"fgm": FGM, "pgd": PGD, "freelb": FreeLB, "smart": SMART}.get(method)
+    if method == "smart":
+        return SMART(config.adversarial, teacher)
+    made = {"fgm": FGM, "pgd": PGD, "freelb": FreeLB}.get(method)
     return made(config.adversarial) if made else OnePass()
 
 
@@ -136,10 +146,16 @@ class FreeLB(_Adversary):
 
 
 class SMART(_Adversary):
-    """The plain loss, and the divergence of the outputs under the worst small move (Jiang et al. 2020, arXiv:1911.03437, without its proximal point)."""
+    """The plain loss, and the divergence of the outputs under the worst small move; with ``proximal`` also their divergence from the
+    outputs of a slow average of the weights, a Bregman proximal point with momentum (Jiang et al. 2020, arXiv:1911.03437, equations 2 to 5)."""
+
+    def __init__(self, config: AdversarialConfig, teacher: MeanTeacher | None = None):
+        super().__init__(config)
+        self.teacher = teacher
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
         objective, model = engine.objective, engine.model
+        known = self._known(engine, part)
         with engine.autocast():
             outputs = objective.outputs(model, part)
             move = (1e-5 * torch.randn_like(_still(model, part))).requires_grad_()
@@ -152,8 +168,18 @@ class SMART(_Adversary):
                 smooth = self._apart(objective, outputs, objective.outputs(model, part))  # [units]
             terms = objective.terms_of(outputs, model, part)
             terms["smoothness"] = Term((smooth * objective.unit_weights(part)).sum(), self.config.weight)
+            if known is not None:
+                far = self._apart(objective, known, outputs)  # [units]
+                terms["proximal"] = Term((far * objective.unit_weights(part)).sum(), self.config.proximal)
             terms |= engine.own_terms(part)
         return engine.backward(terms, counts)
+
+    def _known(self, engine: TorchEngine, part: Batch) -> Tensor | None:
+        """What the slow average of the weights says, in an autocast region of its own: a region keeps the weights it has once cast."""
+        if self.teacher is None:
+            return None
+        with self.teacher.applied(), engine.autocast():
+            return engine.objective.outputs(engine.model, part)
 
     @staticmethod
     def _apart(objective: Objective, first: Tensor, second: Tensor) -> Tensor:
@@ -167,6 +193,8 @@ def shifted(model: Model, move: Tensor) -> Iterator[None]:
 
     def add(_module: torch.nn.Module, _inputs: tuple, vectors: Tensor) -> Tensor:
         called.append(True)
+        if len(called) == 1 and vectors.shape != move.shape:
+            raise ConfigError("adversarial training moves the embeddings of the text, and a learned prompt stands before it", "", "choose another adapter, such as lora, or leave regularization.adversarial out")
         return vectors + move.to(vectors.dtype) if len(called) == 1 else vectors
 
     handle = model.embedding.register_forward_hook(add)

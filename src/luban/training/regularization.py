@@ -22,6 +22,10 @@ class AdversarialConfig(Config):
     steps: PositiveInt = field(3, "Steps of the search (pgd, freelb).", unit="steps")
     step_size: PositiveFloat = field(0.3, "Size of one step (pgd, freelb; smart: 1e-3 is usual).")
     weight: NonNegativeFloat = field(1.0, "Weight of the adversarial loss beside the plain one (fgm, pgd, smart).")
+    proximal: NonNegativeFloat = field(
+        0.0, "smart: weight of the proximal point, the divergence of the outputs from those of a slow average of the weights, so that no step goes far (1 in Jiang et al. 2020); 0 leaves it out."
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = field(0.99, "smart: share of the old weights in that slow average at each step; higher follows later.")
 
 
 class RegularizationConfig(Config):

@@ -12,7 +12,7 @@ from luban.models.base import Model
 from luban.objectives.base import Loaders, Objective
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
-from luban.training.averaging import Average
+from luban.training.averaging import Average, MeanTeacher
 from luban.training.config import TrainConfig
 from luban.training.precision import measured_peak_flops
 from luban.training.schedules import Schedule
@@ -40,6 +40,7 @@ class Run:
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of this machine, measured; 0 before it is
     average: Average | None = None  # of the weights, where one is kept
+    teacher: MeanTeacher | None = None  # the slow weights of SMART's proximal point
     hooks: list[Hook] = field(default_factory=list)
     step: int = 0
     tokens: int = 0
@@ -48,9 +49,13 @@ class Run:
     last: dict[str, float] = field(default_factory=dict)  # numbers of the latest step
     stop_reason: str = ""
     started: float = field(default_factory=time.monotonic)
+    measured: float = float("-inf")  # when the machine was last measured
 
     def measure_peak(self) -> None:
-        """Measure the machine again and keep the best: other work on a shared machine makes single measurements too low."""
+        """Measure the machine again and keep the best, once in half a minute: other work on a shared machine makes single measurements too low."""
+        if time.monotonic() - self.measured < 30:
+            return
+        self.measured = time.monotonic()
         device = next(self.model.parameters()).device
         self.peak_flops = max(self.peak_flops, measured_peak_flops(device, self.engine.precision))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from luban.adapters.files import save_adapter
 from luban.foundation.artifacts import Work, write_json
 from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
@@ -19,19 +21,22 @@ from luban.models.counts import flops_per_token, parameters
 from luban.models.heads import Head
 from luban.models.huggingface import save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
+from luban.objectives.config import ON_TEXT
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
-from luban.training.beginning import check_kind, find_tokenizer, for_tokenizer, listed, make_model
+from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, listed, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
 from luban.training.folds import cross_validate
+from luban.training.forgetting import Memory, general_text, remembers
 from luban.training.guards import Guard, StopSignals
 from luban.training.hooks import Callback, Follower, Sampler, Validator
 from luban.training.loop import train
 from luban.training.optimizers import Optimizers
-from luban.training.passes import make_passes
+from luban.training.parity import check_parity
+from luban.training.passes import make_passes, make_teacher
 from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
 from luban.training.run import Hook, Run
 from luban.training.schedules import make_schedule
@@ -50,9 +55,13 @@ def run(config: TrainConfig, work: Work) -> None:
         cross_validate(config, work, train_once)
     training, choices = train_once(config, work)
     model, tokenizer = training.model.eval(), training.tokenizer
-    save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
     tokenizer.save(work.path)
     write_json(work.path / "generation_config.json", _generation(config, tokenizer))
+    if model.adapter:
+        save_adapter(model.to("cpu"), work.path, base_folder(work), tokenizer, config.quantization or known_quantization(work))
+        work.metrics["parity"] = check_parity(training, work.path)
+    else:
+        save_model(model.to("cpu"), work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
     _report(training, work, choices)
     write_model_card(work)
 
@@ -72,21 +81,25 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     tokenizer = objective.adapt_tokenizer(known)
     loaders = objective.loaders(_data(config, work, tokenizer, fold))
     model = make_model(config, work, tokenizer, objective).to(device)
+    objective.before_training(model, loaders, folder, DTYPES[choices["precision"]])
     torch.manual_seed(work.seed)  # dropout and its kin, whatever ran in this process before
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
-    validator = _add_hooks(training, tracker, [load_custom(str(reference)) for reference in listed(work, "callbacks")])
+    validator = _add_hooks(training, tracker, [*(load_custom(str(reference)) for reference in listed(work, "callbacks")), *([work.watch] if work.watch else [])])
     if restore(training):
         for hook in training.hooks:
             if isinstance(hook, Unfreezer):
                 hook.set(training.model, training.step)
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
     tracker.open(training.step)
+    memory = _memory(config, work, training, choices, fold)
     _introduce(training, choices)
     try:
         if training.step == 0:
             validator.after_step(training)
+            if memory:
+                memory.measure(training, "before")
         with StopSignals(training):
             train(training, Guard(folder))
     finally:
@@ -95,7 +108,18 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
     validator.finish(training)
+    if memory:
+        memory.measure(training, "after")
     return training, choices
+
+
+def _memory(config: TrainConfig, work: Work, training: Run, choices: dict[str, Any], fold: int | None) -> Memory | None:
+    """What watches the general text of the base; none where nothing is tuned or no such text is known."""
+    tuning = bool(config.adapter) or training.objective.name not in ON_TEXT
+    if fold is not None or not remembers(training) or not (general := general_text(work, tuning)):
+        return None
+    request = replace(_data(config, work, training.tokenizer, None), data=general, validation=[], replay=[], mixture=[], packing="auto")
+    return Memory(training, request, max(1, choices["micro_batch_rows"] or 2048 // config.sequence_length))
 
 
 def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example: bool) -> dict[str, Any]:
@@ -136,7 +160,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         mapping=config.mapping,
         mixture=config.mixture,
         work=work.path,
-        teachers=[Path(getattr(source, "path", source)) for source in listed(work, "objective.teacher")],
+        teachers=[Path(getattr(source, "path", source)) for name in ("objective.teacher", "objective.reference") for source in listed(work, name)],
         model_head=_model_head(work),
     )
 
@@ -154,10 +178,13 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
     model.recompute = config.recompute
     set_dropout(model, config.regularization)
     add_noise(model, config.regularization.neftune)
+    if model.adapter:
+        model.adapter.before_training(model, total)
     optimizer = Optimizers(model, config.optimizer, config.regularization)
     if config.compile:
         for block in model.blocks():
             block.compile()  # in place: parameter names stay
+    teacher = make_teacher(config.regularization.adversarial, model)
     made = Run(
         config=config,
         folder=folder,
@@ -165,10 +192,11 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         tokenizer=tokenizer,
         objective=objective,
         loaders=loaders,
-        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision, make_passes(config.regularization, objective, model)),
+        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision, make_passes(config.regularization, objective, model, teacher)),
         schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
         step_tokens=step_tokens,
         flops_per_token=flops_per_token(model.shape, config.sequence_length) - _unused_flops(model),
+        teacher=teacher,
     )
     if config.regularization.average != "none":
         made.average = Average(model, config.regularization)
@@ -199,7 +227,7 @@ def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validat
 
 def _weight_hooks(training: Run) -> list[Hook]:
     """What moves with the weights themselves: an average that follows them, layers that begin to learn."""
-    hooks: list[Hook] = [Follower()] if training.average else []
+    hooks: list[Hook] = [Follower()] if training.average or training.teacher else []
     if every := training.config.regularization.unfreeze_every:
         steps = every.steps(training.step_tokens, round(training.loaders.train.epoch_steps * training.step_tokens))
         hooks.append(Unfreezer(training.model, steps))
@@ -239,9 +267,14 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         "training_seconds": round(training.seconds, 1),
         "loss": training.last.get("loss"),
         "parameters": parameters(training.model.shape)["total"],
+        "learning_parameters": sum(value.numel() for value in training.engine.optimizer.names),
+        **({"general": training.history["general"]} if training.history.get("general") else {}),
         **{key: training.history[key] for key in ("best_validation", "best_metric", "best_step", "before", "after") if key in training.history},
         **training.loaders.report,
     }
+    if (adapter := training.model.adapter) and (found := adapter.report(training.model)):
+        work.metrics["adapter"] = found
+        adapter.show(training.model)
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
     if not training.schedule.unchanged_until:
         shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)

@@ -12,6 +12,7 @@ from luban.foundation.console import console, count_text, say, seconds_text
 from luban.foundation.errors import missing_extra
 from luban.foundation.messages import t
 from luban.training.config import TrackConfig
+from luban.training.log import read_log
 from luban.training.run import Run
 
 SHOWN = 4  # scores printed at a validation; the log has them all
@@ -123,15 +124,3 @@ def _wandb(config: TrackConfig, name: str) -> _Wandb | None:
     except ImportError:
         raise missing_extra("wandb", "wandb") from None
     return _Wandb(wandb.init(project=config.wandb, name=name, resume="allow", id=name))
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a training log; a half-written last line (a killed run) is dropped."""
-    entries = []
-    if path.exists():
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                continue
-    return [entry for entry in entries if isinstance(entry, dict)]

@@ -1,0 +1,110 @@
+"""Training an adapter, whole: the base stays, the run continues to the same bits, parity is asserted, forgetting is measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_task_training import QUICK, folder, train, write  # noqa: F401 (a fixture)
+from tiny import tiny_recipe
+
+import luban
+from luban.adapters.files import open_model
+from luban.foundation.errors import ConfigError, Interrupted, LubanError
+
+STOP = """from pathlib import Path
+def at_ten(run):
+    flag = Path(__file__).with_name('stop-now')
+    if flag.exists() and run.step == 10:
+        flag.unlink()
+        run.stop_reason = 'SIGTERM'
+"""
+
+
+@pytest.fixture
+def tuned_base(folder):  # noqa: F811
+    train(folder, "base", length="2 steps")
+    return folder
+
+
+def tune(folder, out, adapter, **fields):  # noqa: F811
+    settings = {name: value for name, value in QUICK.items() if name != "shape"} | {"model": folder / "base", "length": "16 steps", "optimizer": {"learning_rate": 1e-2}} | fields
+    return luban.train(folder / "train.jsonl", objective="classification", out=folder / out, **({"adapter": adapter} if adapter else {}), **settings)
+
+
+@pytest.mark.parametrize(("adapter", "more"), [("lora", {}), ("pissa", {"average": "exponential", "average_decay": 0.9}), ({"method": "dora", "dropout": 0.2}, {"r_drop": 1.0})], ids=str)
+def test_a_stopped_training_continues_to_the_same_bits(tuned_base, adapter, more):
+    (tuned_base / "stop.py").write_text(STOP)
+    fields = {"callbacks": [f"{tuned_base / 'stop.py'}:at_ten"], "checkpoint": {"every": "4 steps"}, "regularization": more, "validation": {"every": "8 steps", "restore_best": False}}
+    made = tune(tuned_base, "whole", adapter, **fields)
+    (tuned_base / "stop-now").touch()
+    with pytest.raises(Interrupted):
+        tune(tuned_base, "parts", adapter, **fields)
+    checkpoint = sorted((tuned_base / "parts.partial" / "training" / "checkpoints").iterdir())[-1]
+    assert all("adapters" in name or "classifier" in name for name in load_file(checkpoint / "model.safetensors"))
+    tune(tuned_base, "parts", adapter, **fields)
+    whole, parts = (load_file(tuned_base / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert made.metrics["after"]["loss"] != made.metrics["before"]["loss"]
+    assert made.metrics["parity"]["largest_difference"]["merged"] < 1e-3
+
+
+def test_an_adapter_predicts_alone_goes_on_learning_and_merges(tuned_base):
+    made = tune(tuned_base, "first", "lora", length="60 steps")
+    texts = ["the film was great", "电影很差"]
+    said = luban.predict(tuned_base / "first", texts)
+    assert [item["label"] for item in said] == ["pos", "neg"]
+    merged = luban.merge(tuned_base / "first", out=tuned_base / "merged")
+    assert [item["probabilities"] for item in luban.predict(merged.path, texts)] == [pytest.approx(item["probabilities"], abs=1e-5) for item in said]
+    again = tune(tuned_base, "second", None, model=tuned_base / "first", length="4 steps")
+    assert again.metrics["before"]["loss"] == pytest.approx(made.metrics["after"]["loss"], rel=1e-4)
+    assert open_model(tuned_base / "second").adapter.config.method == "lora"
+    assert json.loads((tuned_base / "second" / "luban_adapter.json").read_bytes())["base"] == "../base"
+    with pytest.raises(ConfigError, match="a new one on top"):
+        tune(tuned_base, "third", "lora", model=tuned_base / "first")
+
+
+@pytest.mark.parametrize("quantization", ["nf4", {"format": "int8"}], ids=str)
+def test_a_quantised_base_trains_predicts_and_merges(tuned_base, quantization):
+    made = tune(tuned_base, "model", "lora", length="60 steps", quantization=quantization)
+    assert made.metrics["parity"]["largest_difference"]["merged"] < 1e-3
+    texts = ["the film was great", "电影很差"]
+    said = luban.predict(made.path, texts)
+    assert [item["label"] for item in said] == ["pos", "neg"]
+    merged = luban.merge(made.path, out=tuned_base / "merged")
+    assert [item["probabilities"] for item in luban.predict(merged.path, texts)] == [pytest.approx(item["probabilities"], abs=1e-5) for item in said]
+    again = tune(tuned_base, "again", None, model=made.path, length="2 steps")
+    assert again.metrics["before"]["loss"] == pytest.approx(made.metrics["after"]["loss"], rel=1e-4)
+    with pytest.raises(ConfigError, match="a base that stays as it is"):
+        tune(tuned_base, "whole", None, quantization=quantization)
+
+
+def test_a_new_model_has_nothing_to_stay(folder):  # noqa: F811
+    with pytest.raises(ConfigError, match="needs a model to sit on"):
+        train(folder, "model", adapter="lora")
+
+
+def test_what_differs_from_the_trained_model_is_not_shipped(tuned_base, monkeypatch):
+    from luban.adapters import lora
+
+    monkeypatch.setattr(lora.Lora, "load", lambda self, model, tensors: {name for name in tensors if "lora" in name})  # reads nothing
+    with pytest.raises(LubanError, match="does not say what the trained model says"):
+        tune(tuned_base, "model", "lora")
+
+
+def test_forgetting_is_measured_on_what_the_base_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(tmp_path, validation={"every": "12 steps"})
+    chats = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word * 3}]} for word in ("king", "queen", "山", "水") * 5]
+    write(tmp_path / "chats.jsonl", chats)
+    recipe["stages"]["tuned"] = {
+        "kind": "train", "model": "base", "objective": "instruction", "data": "chats.jsonl", "adapter": {"method": "lora", "also_train": ["embeddings"]}, "length": "8 steps",
+        "sequence_length": 32, "batch_tokens": 128, "threads": 1, "optimizer": {"learning_rate": 3e-2}, "track": {"tensorboard": False}, "validation": {"every": "8 steps"},
+    }  # fmt: skip
+    made = luban.run(recipe, out=tmp_path / "runs")[-1]
+    general = made.metrics["general"]
+    assert general["before"]["bits_per_byte"] < general["after"]["bits_per_byte"]
+    assert made.metrics["parity"]["prompts"] == 4 and all(made.metrics["parity"]["same_tokens"].values())
+    assert luban.load(made.path).chat("say king", maximum_tokens=4, temperature=0.0) == luban.load(luban.merge(made.path, out=tmp_path / "m").path).chat("say king", maximum_tokens=4, temperature=0.0)
