@@ -4,8 +4,7 @@
     python benchmarks/quantized_step.py --shape smollm2-135m --format int8
     python benchmarks/quantized_step.py --pair                           # against peft's float32 LoRA on transformers' model, a small shape
 
-The weights are drawn and quantised tensor by tensor, so that the float model never exists. LoRA (rank 8 on q and v) is written out here, so
-that what is measured is the base.
+The weights are drawn and quantised tensor by tensor, so that the float model never exists. The adapter is Luban's LoRA, rank 8 on q and v.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.adapters.attached import attach
+from luban.adapters.config import LoraConfig
 from luban.foundation.config import build
 from luban.models.families import build_model
 from luban.models.presets import preset
@@ -33,27 +34,9 @@ SMALL = {"vocabulary_size": 4096, "layers": 8, "hidden_size": 1024, "heads": 16,
 GIB = 2**30
 
 
-class Lora(nn.Module):
-    """A layer and a product of two thin matrices beside it."""
-
-    def __init__(self, base: nn.Module, rank: int = 8):
-        super().__init__()
-        self.base, self.scale = base, 2.0
-        self.a = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.base(states) + F.linear(F.linear(states, self.a.to(states.dtype)), self.b.to(states.dtype)) * self.scale
-
-
 def add_lora(model: nn.Module) -> list[nn.Parameter]:
-    model.requires_grad_(False)
-    layers = []
-    for block in model.blocks():
-        for name in ("q_proj", "v_proj"):
-            layers.append(Lora(getattr(block.self_attn, name)))
-            setattr(block.self_attn, name, layers[-1])
-    return [parameter for layer in layers for parameter in (layer.a, layer.b)]
+    attach(model, LoraConfig(rank=8, targets=["q_proj", "v_proj"]), seed=0)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def bytes_of(model: nn.Module) -> int:

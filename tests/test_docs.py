@@ -38,7 +38,9 @@ import luban
 from luban.cli.main import VERBS, cli
 from luban.foundation.config import Source
 from luban.foundation.kinds import KINDS
+from luban.foundation.yaml_files import parse_yaml
 from luban.pipeline.recipe import make_recipe
+from luban.pipeline.spaces import ends, fill, find_spaces
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -271,7 +273,10 @@ def test_recipes_are_valid(page, tmp_path):
     shipped = yaml.safe_load((ROOT / "src/luban/recipes/quickstart/recipe.yaml").read_text(encoding="utf-8"))
     for block in blocks(page):
         if block.language == "yaml":
-            make_recipe(_whole_recipe(yaml.safe_load(block.text), shipped, block.place), tmp_path, "docs", Source(block.place))
+            whole = _whole_recipe(parse_yaml(block.text, block.place)[0], shipped, block.place)
+            spaces = find_spaces(whole, Source(block.place))
+            for _, drawn in ends(spaces):  # one filling where there is no search space
+                make_recipe(fill(whole, spaces, drawn), tmp_path, "docs", Source(block.place))
 
 
 def _whole_recipe(given: dict, shipped: dict, place: str) -> dict:

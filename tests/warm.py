@@ -6,11 +6,14 @@ Run as a program this is the process that forks: it reads requests as JSON lines
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 IMPORTED = (
@@ -48,32 +51,43 @@ def serve() -> None:
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # so that a child does not copy what was imported only to look it over
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            become(request)
+            os._exit(become(request))  # without taking down, one by one, what was imported and never used
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def become(request: dict) -> None:
-    """The child: the request's command with its folder and outputs. Ends the process as the interpreter would, threads and all."""
+def become(request: dict) -> int:
+    """The child: the request's command with its folder and outputs. Returns the exit status that the interpreter would give."""
     os.chdir(request["cwd"])
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT), (2, os.O_WRONLY | os.O_CREAT)):
         file = os.open(os.devnull if number == 0 else f"{request['folder']}/{number}", mode, 0o600)
         os.dup2(file, number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (what the server has read ahead is not the child's)
     what = request["what"]
-    if isinstance(what, str):
-        sys.argv, sys.path[0] = ["-c"], ""
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
-    else:
-        from luban.cli.main import main
+    try:
+        if isinstance(what, str):
+            sys.argv, sys.path[0] = ["-c"], ""
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            from luban.cli.main import main
 
-        sys.argv = ["luban", *what]
-        main()
-    sys.exit(0)
+            sys.argv = ["luban", *what]
+            main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
 from tuning_lab import sorter
 
 import luban
@@ -82,17 +81,15 @@ def test_parallel_coordinates_stand_on_each_spaces_own_scale():
     assert parallel(trials[:1], spaces, {"a.rate": "rate", "a.kind": "kind"}, False, "loss") is None
 
 
-@pytest.mark.parametrize("forest", [True, False])
-def test_importance_finds_what_was_planted(forest, monkeypatch):
-    if not forest:
-        monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+def test_importance_without_scikit_learn_finds_what_was_planted(monkeypatch):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     study, draw = optuna.create_study(), random.Random(0)
     ranges = {"strong": optuna.distributions.FloatDistribution(0, 1), "weak": optuna.distributions.FloatDistribution(0, 1), "none": optuna.distributions.CategoricalDistribution(["a", "b"])}
     for _ in range(150):
         values = {"strong": draw.random(), "weak": draw.random(), "none": draw.choice("ab")}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=ranges, value=(values["strong"] - 0.3) ** 2 + 0.02 * values["weak"]))
     shares, method = report.importances(study)
-    assert method == ("fANOVA" if forest else "PED-ANOVA")
+    assert method == "PED-ANOVA"
     assert next(iter(shares)) == "strong" and shares["strong"] > 0.6
     assert report.importances(optuna.create_study()) == ({}, "")
 

@@ -185,6 +185,7 @@ def test_a_copy_with_the_same_values_becomes_the_same_model(tmp_path):
     assert "continuing at step 2 of 8" in output
 
 
+@pytest.mark.slow
 def test_the_worst_of_a_population_give_way_and_their_cost_ends(tmp_path):
     rates = {"learning_rate": {"search": [1e-6, 1e-2], "scale": "log"}}
     path = trainer(tmp_path, {"sampler": "population", "population": {"size": 4, "interval": "4 steps"}, "metric": "loss"}, optimizer=rates)

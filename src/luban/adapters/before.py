@@ -85,7 +85,7 @@ class BeforeText(Method):
         if isinstance(model, Wearing):
             raise ConfigError("the model has learned tokens before its text already", "only one prompt or prefix stands there", "take the first off, or train it on")
         made = self.make(model)
-        if made.tokens >= model.shape.maximum_positions and model.shape.kind == "decoder":
+        if made.tokens >= model.shape.maximum_positions and model.shape.kind != "encoder_decoder":
             raise ConfigError("adapter.tokens: {tokens} leave no room for text", "the model is made for {limit} positions", "choose fewer", tokens=made.tokens, limit=model.shape.maximum_positions)
         made.first_values(named_generator(seed, f"{self.name}:before"))
         model.__class__ = class_before(self.wearing(model), type(model))

@@ -132,9 +132,7 @@ def open_model(
     own_head = None if language_model else head or adapter_head(folder, plain, tensors)
     known = build(QuantizationConfig, note["quantization"]) if note.get("quantization") else quantization
     model = _load_base(base_of(folder, plain, note), dtype, device, own_head, own_head is None, seed, known, dequantized, quiet=True)
-    if own_head is not None and own_head != adapter_head(folder, plain, tensors):  # another task: the head that was saved is not wanted
-        tensors = {name: value for name, value in tensors.items() if not model.is_output(name.removeprefix(PEFT)) or "adapters" in name}
-    wear(model, plain, note, tensors)
+    wear(model, plain, note, tensors, other_head=own_head is not None and own_head != adapter_head(folder, plain, tensors))
     if not other_template:
         _check_tokenizer(folder, note)
     return model.eval()
@@ -147,8 +145,8 @@ def _load_base(folder: Path, dtype: torch.dtype, device: Any, head: Head | None,
     return dequantize_model(model) if dequantized else model
 
 
-def wear(model: Model, plain: Mapping[str, Any], note: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = "default") -> Method:
-    """Put a saved adapter on a model that has its base's weights."""
+def wear(model: Model, plain: Mapping[str, Any], note: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = "default", other_head: bool = False) -> Method:
+    """Put a saved adapter on a model that has its base's weights. With ``other_head`` the model has one for another task than was saved, which is left out."""
     known = note.get("adapter")
     method = method_of(build(NAMES[known["method"]], known), name) if known else method_from(plain, name)
     method = method.as_saved()
@@ -159,6 +157,7 @@ def wear(model: Model, plain: Mapping[str, Any], note: Mapping[str, Any], tensor
     method.attach(model, 0)
     used = method.load(model, tensors)
     rest = {name.removeprefix(method.whole_prefix): value for name, value in tensors.items() if name not in used}
+    rest = {name: value for name, value in rest.items() if not (other_head and model.is_output(name))}
     whole = [_load_whole(model, name, value) for name, value in rest.items()]
     settle(model, method, [name for name in whole if name], before)
     return method

@@ -10,7 +10,7 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luban.foundation.config import is_input, unit_of, walk_fields
+from luban.foundation.config import is_input, short_names, unit_of, walk_fields
 from luban.foundation.kinds import Kind
 from luban.foundation.messages import t
 from luban.foundation.yaml_files import apply_override, parse_override
@@ -80,6 +80,6 @@ def _metavar(info: FieldInfo) -> str:
 
 def _value(info: FieldInfo, texts: tuple[str, ...]) -> Any:
     """The option's texts as a recipe would hold them: text stays text where the field takes text."""
-    takes_text = str in (info.annotation, *get_args(info.annotation))
+    takes_text = str in (info.annotation, *get_args(info.annotation)) or bool(short_names(info))
     values = [text if takes_text and text[:1] not in "[{" else parse_override(f"x={text}")[1] for text in texts]
     return values if len(values) > 1 else values[0]

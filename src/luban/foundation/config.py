@@ -9,7 +9,7 @@ A config is a pydantic model whose fields are made with :func:`field`. Each fiel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -22,13 +22,14 @@ Auto = Literal["auto"]
 Role = Literal["result", "machine", "length"]
 
 
-def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, **rules: Any) -> Any:
+def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, short: Sequence[str] = (), **rules: Any) -> Any:
     """Declare a config field: its default, one sentence of documentation, its unit and its role.
 
-    ``input=True`` marks a field whose value names other stages or paths (a string, or a list of strings).
+    ``input=True`` marks a field whose value names other stages or paths (a string, or a list of strings). ``short`` are names that a config
+    may be written as, where the field's type turns them into it.
     ``rules`` are pydantic's own (``ge=0``, ``min_length=1``, ``default_factory=…``).
     """
-    extra = {"role": role, "unit": unit, "input": input}
+    extra = {"role": role, "unit": unit, "input": input, **({"short": list(short)} if short else {})}
     if "default_factory" in rules:
         return Field(description=doc, json_schema_extra=extra, **rules)
     return Field(default, description=doc, json_schema_extra=extra, **rules)
@@ -64,6 +65,11 @@ def unit_of(info: FieldInfo) -> str:
 
 def is_input(info: FieldInfo) -> bool:
     return bool((info.json_schema_extra or {}).get("input"))
+
+
+def short_names(info: FieldInfo) -> list[str]:
+    """The names that the field's config may be written as."""
+    return (info.json_schema_extra or {}).get("short", [])
 
 
 def one_of(key: str, *classes: type[Config]) -> Any:
@@ -104,7 +110,7 @@ def walk_fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Fiel
     for name, info in cls.model_fields.items():
         nested = [] if is_input(info) else config_classes_of(info.annotation)
         if nested:
-            if str in get_args(info.annotation):  # it may also be written short, as a name
+            if str in get_args(info.annotation) or short_names(info):  # it may also be written short, as a name
                 yield f"{prefix}{name}", info
             leaves: dict[str, FieldInfo] = {}
             for dotted, leaf in (pair for choice in nested for pair in walk_fields(choice, f"{prefix}{name}.")):

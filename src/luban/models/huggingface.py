@@ -158,8 +158,12 @@ def load_model(
                 if place is None or not place(model, own, tensor):
                     _assign(model, own, tensor, dtype, torch.device(device), file, check_finite)
                 found.add(own)
-    missing = [name for name in wanted if name not in found]
-    replaced = wanted_head != saved
+    _complete(model, [name for name in wanted if name not in found], wanted_head != saved, folder, dtype, device, seed, quiet)
+    return model.eval()
+
+
+def _complete(model: Model, missing: list[str], replaced: bool, folder: Path, dtype: torch.dtype, device: str | torch.device, seed: int, quiet: bool) -> None:
+    """Draw what a directory may lack: optional parts, and the output where another head takes its place. DataError for the rest."""
     _draw(model, [name for name in missing if name.startswith(model.optional) or (replaced and model.is_output(name))], dtype, device, seed)
     if model.fresh and not quiet:
         say("new weights, drawn from the seed: {names}", names=", ".join(model.fresh[:4]) + (" …" if len(model.fresh) > 4 else ""))
@@ -172,7 +176,6 @@ def load_model(
             count=len(missing),
             names=", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
         )
-    return model.eval()
 
 
 def _own_name(name: str, model: Model, wanted: dict[str, Tensor], saved: Head | None) -> str | None:

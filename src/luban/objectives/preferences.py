@@ -166,7 +166,8 @@ class PolicyObjective(Preferences):
         try:
             ids, weights = answered(tokenizer, example, answer)
         except LubanError as error:
-            self.refuse(error.text().partition("\n")[0])
+            reason = error.text().partition("\n")[0]  # translated already
+            self.refuse(reason)
             return None
         self.cut += len(ids) > self.maximum + 1
         ids, weights = ids[: self.maximum + 1], weights[: self.maximum + 1]

@@ -41,7 +41,8 @@ class Reward(Preferences):
             try:
                 framed = frame_answer(tokenizer, [*example.messages, *answer], self.head.settings, example.tools)
             except LubanError as error:
-                self.refuse(error.text().partition("\n")[0])
+                reason = error.text().partition("\n")[0]  # translated already
+                self.refuse(reason)
                 return None
             rows.append(Row(np.array(framed.ids), np.full(1, float(not number), np.float32), types=np.array(framed.types), extra={"margin": margin}, source=example.source))
         if np.array_equal(rows[0].ids, rows[1].ids):

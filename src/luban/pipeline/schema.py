@@ -44,7 +44,8 @@ def _allow_values(schema: dict[str, Any]) -> None:
     """Let every field also be ``$name``, one of the recipe's `values`, or a search space."""
     for name, field in schema.get("properties", {}).items():
         if "const" not in field and VALUE not in field.get("anyOf", []):
-            schema["properties"][name] = {"anyOf": [field, VALUE, SPACE], **{key: field[key] for key in ("description", "default") if key in field}}
+            short = [{"enum": field.pop("short")}] if "short" in field else []
+            schema["properties"][name] = {"anyOf": [field, *short, VALUE, SPACE], **{key: field[key] for key in ("description", "default") if key in field}}
 
 
 def _any_of(schema: Any) -> Any:

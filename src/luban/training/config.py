@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from luban.adapters.config import NAMES as ADAPTERS
 from luban.adapters.config import AnyAdapter
 from luban.foundation.config import Auto, Config, field
 from luban.foundation.durations import Duration
@@ -95,8 +96,8 @@ class TrainConfig(Config):
     embeddings: str = field("", "Word vectors that a new model's token embeddings begin with: a fit stage, or a word2vec or GloVe file.", input=True)
     depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
     shape: AnyShape | str = field(ShapeConfig(), "A new model's shape, or the name of a preset; what is auto follows from depth.")
-    adapter: AnyAdapter = field(None, "Learn an adapter and leave the model as it is: a method such as lora, dora, adalora, prefix or bitfit; that method with settings, {method: lora, rank: 16}.")
-    quantization: AnyQuantization = field(None, "Hold the model's matrices in 4 or 8 bits under the adapter: nf4, int4 or int8, or that with settings, {format: int4, group_size: 32}.")
+    adapter: AnyAdapter = field(None, "Learn an adapter and leave the model as it is: a method such as lora, dora, adalora, prefix or bitfit; that method with settings, {method: lora, rank: 16}.", short=(*ADAPTERS, "none"))
+    quantization: AnyQuantization = field(None, "Hold the model's matrices in 4 or 8 bits under the adapter: nf4, int4 or int8, or that with settings, {format: int4, group_size: 32}.", short=("nf4", "int4", "int8", "none"))
     length: Duration = field("1 epochs", "How long to train.", role="length")
     sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
