@@ -11,6 +11,7 @@ from typing import Any
 import luban
 from benchmarks.tasks import data, luban_side, peer
 from benchmarks.tasks.baselines import baselines
+from benchmarks.tasks.held_out import held_out_loss
 from benchmarks.tasks.luban_side import Start, begin, from_start, tuning
 from benchmarks.tasks.rows import TaskRow
 from luban.inference.predictor import Predictor
@@ -41,7 +42,8 @@ def duel(row: TaskRow, options: Options) -> dict[str, Any]:
     folder = options.work / row.name
     training, test = data.slices(row, options.data)
     rules = load_objective(NAMES[row.objective["name"]](**row.objective))
-    test_file, mapping = data.write(test[:VALIDATED], folder / "validation.jsonl", row.task)
+    by_loss = bool(row.settings.get("loss"))
+    test_file, mapping = data.write(test if by_loss else test[:VALIDATED], folder / "validation.jsonl", row.task)
     while True:
         train_file, mapping = data.write(training, folder / "train.jsonl", row.task)
         recipe = tuning(row, train_file, test_file, mapping, starting_model(row, train_file, mapping, options), options.threads, options.seed)
@@ -55,12 +57,15 @@ def duel(row: TaskRow, options: Options) -> dict[str, Any]:
     before, ours, theirs = (answers(start.objective, path, test) for path in (start.folder, artifact.path, folder / "peer"))
     found = {"before": before, "luban": ours, "peer": theirs, **baselines(row.task, training, test)}
     task, labels = rules.measured_as, start.objective.metric_labels(start.objective.head)
+    result = measured(task, found, test, labels)
+    if by_loss:
+        result |= held_out_loss({"before": start.folder, "luban": artifact.path, "peer": folder / "peer"}, start, training, test)
     return {
         "row": row.name, "title": list(row.title), "data": row.data, "model": row.model, "objective": row.objective,
         "examples": {"train": len(training), "test": len(test), "asked": row.train}, "epochs": row.epochs, "steps": start.schedule.total,
         "batch": row.batch, "rate": row.rate, "length": row.length, "threads": options.threads, "seed": options.seed,
         "parameters": artifact.metrics["parameters"], "seconds": {"luban": timed(luban_seconds), "peer": timed(peer_seconds)},
-        **measured(task, found, test, labels),
+        **result,
     }  # fmt: skip
 
 

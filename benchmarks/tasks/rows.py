@@ -31,7 +31,7 @@ class TaskRow:
 
 ROWS = [
     TaskRow("sentiment-en", ("sentiment, English", "情感，英文"), "sentiment/sentence_polarity", "classification", {"name": "classification"}, "minilm", train=4000, length=96),
-    TaskRow("sentiment-zh", ("sentiment, Chinese", "情感，中文"), "sentiment/chnsenticorp_htl", "classification", {"name": "classification"}, "e5", train=1500),
+    TaskRow("sentiment-zh", ("sentiment, Chinese", "情感，中文"), "sentiment/chnsenticorp_htl", "classification", {"name": "classification"}, "e5", train=1500, epochs=2, rate=1e-4, length=96),
     TaskRow(
         "topic-en", ("topic (77 intents), English", "主题（77 类意图），英文"), "topic/banking77", "classification", {"name": "classification"}, "minilm", train=4000, epochs=5, rate=1e-4, length=64
     ),
@@ -43,7 +43,7 @@ ROWS = [
         {"name": "classification"},
         "e5",
         train=3000,
-        rate=1e-4,
+        rate=2e-4,
         length=64,
         mapping={"text": 2, "label": 3},
     ),
@@ -183,6 +183,7 @@ ROWS = [
         rate=3e-3,
         length=24,
         reader="couplets",
+        settings={"loss": True},  # a line that answers another has no one right wording: what is measured is the loss
     ),
     TaskRow(
         "pretraining-zh",

@@ -7,20 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import luban
 from benchmarks.tasks import data, luban_side, peer
 from benchmarks.tasks.baselines import baselines
 from benchmarks.tasks.duel import VALIDATED, Options, answers, measured, timed, trial
+from benchmarks.tasks.held_out import bits, bits_difference, bits_score
 from benchmarks.tasks.luban_side import Start, begin, from_start, train_stage, tuning
 from benchmarks.tasks.rows import TaskRow
 from luban.examples.reading import read_examples
-from luban.metrics.score import bootstrap
 from luban.models.huggingface import load_model
-from luban.objectives.losses import token_sum
-from luban.tokens.batch import Batch
 
 
 def corpus(paths: list[Path], folder: Path) -> dict[str, Any]:
@@ -129,29 +124,6 @@ def described(row: TaskRow, options: Options, start: Start, training: int, test:
         "steps": start.schedule.total, "batch": row.batch, "rate": row.rate, "length": row.length, "threads": options.threads, "seed": options.seed,
         "parameters": sum(value.numel() for value in load_model(start.folder).parameters()),
     }  # fmt: skip
-
-
-@torch.inference_mode()
-def bits(folder: Path, start: Start, batches: list[Batch]) -> np.ndarray:
-    """[rows, 2] bits and bytes of each row of the batches."""
-    model, lengths, found = load_model(folder), torch.as_tensor(start.tokenizer.token_bytes()), []
-    for batch in batches:
-        for number in range(len(batch.inputs)):
-            row = batch.rows(number, number + 1)
-            scored = row.weights > 0
-            if bool(scored.any()):
-                found.append((float(token_sum(model, row)) / np.log(2), float(lengths[row.targets[scored]].sum())))
-    return np.array(found)
-
-
-def bits_score(units: np.ndarray) -> dict[str, Any]:
-    return {"value": float(units[:, 0].sum() / units[:, 1].sum()), "interval": bootstrap(lambda sums: sums[:, 0] / sums[:, 1], units)}
-
-
-def bits_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Second minus first, paired by rows."""
-    units = np.stack([second[:, 0] - first[:, 0], first[:, 1]], 1)
-    return bits_score(units)
 
 
 TEXT_ROWS = {"pretrained": pretraining, "continued": continued}

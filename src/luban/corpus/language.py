@@ -15,6 +15,7 @@ _SCRIPTS = {
     "thai": re.compile("[\u0e01-\u0e4e]"),
 }
 _LETTER = re.compile(r"[^\W\d_]")
+_LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 _LETTERS_IN_A_WORD = 5  # a Latin word weighs as much as one Han character
 
 
@@ -42,6 +43,13 @@ def identify(text: str, minimum_confidence: float = 0.5) -> str:
         return UNDETERMINED
     language, confidence = _classifier().classify(" ".join(text.split()))
     return language if confidence >= minimum_confidence else UNDETERMINED
+
+
+def script_share(text: str, script: str) -> float | None:
+    """Share of a text that is written in a script, ``han`` or ``latin``; Latin letters weigh as much as their words. None where it has no letters."""
+    letters, han, latin = len(_LETTER.findall(text)), len(_SCRIPTS["han"].findall(text)), len(_LATIN.findall(text)) / _LETTERS_IN_A_WORD
+    weight = letters - latin * (_LETTERS_IN_A_WORD - 1)
+    return (han if script == "han" else latin) / weight if letters else None
 
 
 @lru_cache(maxsize=1)

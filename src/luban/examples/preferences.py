@@ -97,7 +97,7 @@ def _columns(table: Table, value: Any, part: str) -> Any:
 def _example(row: dict[str, Any], used: dict[str, Any], source: str) -> Preference:
     label = _label(row.get(used["label"])) if "label" in used else None
     margin = _number(row, used.get("margin"))
-    prompt = _prompt(row, used)
+    prompt = prompt_of_row(row, used)
     tools = formats.tools_of(row.get(used.get("tools")))
     if label is not None:
         given = row.get(used["answer"]) if "answer" in used else None
@@ -122,7 +122,7 @@ def _example(row: dict[str, Any], used: dict[str, Any], source: str) -> Preferen
     return Preference(messages, chosen, rejected, None, margin, tools, source)
 
 
-def _prompt(row: dict[str, Any], used: dict[str, Any]) -> list[dict]:
+def prompt_of_row(row: dict[str, Any], used: dict[str, Any]) -> list[dict]:
     """The prompt as messages; none where it stands in the answers."""
     role, content = used.get("role", "role"), used.get("content", "content")
     messages: list[dict] = []

@@ -16,7 +16,7 @@ from luban.corpus.readers import BadLine
 from luban.examples import slices, sources
 from luban.examples.notes import Notes, note_text
 from luban.examples.splitting import duplicates, labels_of
-from luban.examples.tasks import Choice, LabeledText, Preference, Question, Ranking, RelationText, TaggedText, TextPair
+from luban.examples.tasks import Choice, LabeledText, Preference, Prompt, Question, Ranking, RelationText, TaggedText, TextPair
 from luban.foundation.console import heading, say, table, warn
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.messages import t
@@ -112,7 +112,7 @@ def _look_over(found: ExampleSet, notes: Notes, mapping: dict[str, Any]) -> None
     """Count what concerns the examples together: labels, repetitions, contradictions."""
     unique = list({id(example): example for example in found.examples}.values())  # an upsampled example is no repetition
     repeated, contradictory = duplicates(unique)
-    if found.task not in ("text_pairs", "ranking", "embedding", "preference"):
+    if found.task not in ("text_pairs", "ranking", "embedding", "preference", "prompt"):
         notes.count("contradictory", contradictory)
     notes.count("repeated", repeated)
     counted: Counter[str] = Counter()
@@ -217,6 +217,8 @@ def render(example: Any) -> str:
         sides = [("✓" if example.label is not False else "✗", example.chosen), ("✗", example.rejected)]
         answers = " ".join(f"{mark}{_short(str(answer[-1]['content']), 60)}" for mark, answer in sides if answer)
         return f"{_short(str(example.messages[-1]['content']), 80)} → {answers}"
+    if isinstance(example, Prompt):
+        return _short(str(example.messages[-1].get("content", ""))) + "".join(f" [{name}: {_short(str(value), 40)}]" for name, value in list(example.columns.items())[:4])
     return _short(str(example))
 
 

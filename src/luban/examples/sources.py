@@ -10,7 +10,7 @@ from typing import Any
 
 from luban.corpus.encodings import BINARY
 from luban.corpus.readers import find_files
-from luban.examples import brat, choice, conll, parallel, preferences, ranking, relations, spans, squad, tables
+from luban.examples import brat, choice, conll, parallel, preferences, prompts, ranking, relations, spans, squad, tables
 from luban.examples.notes import Notes
 from luban.examples.records import FORMATS, TABLES, Table, column, kind_of, read_table
 from luban.examples.slices import Slice, parse
@@ -31,6 +31,7 @@ TASKS = (
     "ranking",
     "embedding",
     "preference",
+    "prompt",
 )
 _TEXT_TASKS = ("classification", "regression", "multi_label")
 _PARTS = {
@@ -44,6 +45,7 @@ _PARTS = {
     "ranking": ranking.PARTS,
     "embedding": (*ranking.PARTS, "input", "output"),
     "preference": preferences.PARTS,
+    "prompt": prompts.PARTS,
 }
 _ANYWHERE = ("format", "header")
 _ENOUGH = {  # parts that must be known, one set of them at least; the first is named where none is
@@ -57,6 +59,7 @@ _ENOUGH = {  # parts that must be known, one set of them at least; the first is 
     "ranking": ({"query", "document"}, {"query", "positive"}),
     "embedding": ({"query", "document"}, {"query", "positive"}, {"input", "output"}),
     "preference": ({"chosen", "rejected"}, {"prompt", "answers"}, {"prompt", "answer", "label"}, {"messages", "label"}),
+    "prompt": ({"prompt"}, {"messages"}),
 }
 _EXAMPLE = {
     "classification": ("text", "label"),
@@ -71,6 +74,7 @@ _EXAMPLE = {
     "ranking": ("query", "document", "grade"),
     "embedding": ("query", "positive"),
     "preference": ("prompt", "chosen", "rejected"),
+    "prompt": ("prompt",),
 }
 _NOTICE = re.compile(
     r"^(readme|licen[cs]e|licence|source|changelog|copying|notice|citation|makefile)\b.*|.*\.(md|html?|py|sh|pdf|png|jpe?g|yaml|yml)$",
@@ -280,6 +284,8 @@ def recognise(table: Table, task: str) -> dict[str, Any] | None:
         return parallel.recognise(table)
     if task == "preference":
         return preferences.recognise(table)
+    if task == "prompt":
+        return prompts.recognise(table)
     return (
         choice.recognise(table)
         if task == "choice"
@@ -298,7 +304,7 @@ def _from_table(table: Table, task: str, mapping: dict[str, Any], notes: Notes) 
         lacking = ", ".join(sorted(_ENOUGH[task][0] - used.keys()))
         notes.set_aside(table.path, 0, f"not read: no column is recognised as {lacking}; columns: {', '.join(table.columns[:12])}")
         return [], {}, []
-    return _make(table, task, used, notes), used, _unused(table, used)
+    return _make(table, task, used, notes), used, [] if task == "prompt" else _unused(table, used)
 
 
 def _merged(guessed: dict[str, Any], given: dict[str, Any], task: str) -> dict[str, Any]:
@@ -316,6 +322,8 @@ def _merged(guessed: dict[str, Any], given: dict[str, Any], task: str) -> dict[s
     }
     if task == "preference":
         instead = {"label": {"chosen", "rejected", "margin"}, "chosen": {"label", "answer", "answers"}, "prompt": {"messages", "role", "content"}, "messages": {"prompt", "input"}}
+    elif task == "prompt":
+        instead = {"prompt": {"messages", "role", "content"}, "messages": {"prompt", "input", "history"}}
     elif task not in (*_TEXT_TASKS, "tagging", "joint_relation", "relation", "ranking", "embedding"):
         instead = {}
     unwanted = set().union(*(instead.get(part, set()) for part in given))
@@ -341,6 +349,8 @@ def _make(table: Table, task: str, used: dict[str, Any], notes: Notes) -> list:
         return choice.examples(table, used, notes)
     if task == "preference":
         return preferences.examples(table, used, notes)
+    if task == "prompt":
+        return prompts.examples(table, used, notes)
     return ranking.from_pairs(parallel.examples(table, used, notes)) if "input" in used else ranking.examples(table, used, notes)
 
 

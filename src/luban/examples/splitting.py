@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from luban.examples.preferences import prompt_of
-from luban.examples.tasks import Choice, LabeledText, Preference, Question, Ranking, RelationText, TaggedText, TextPair
+from luban.examples.tasks import Choice, LabeledText, Preference, Prompt, Question, Ranking, RelationText, TaggedText, TextPair
 from luban.foundation.errors import ConfigError, DataError
 
 Example = TypeVar("Example")
@@ -78,6 +78,8 @@ def answer_of(example: Any) -> Any:
         return tuple(zip(example.documents, example.grades, strict=True))
     if isinstance(example, Preference):
         return str(example.chosen), str(example.rejected), example.label
+    if isinstance(example, Prompt):
+        return str(example.columns)
     label = getattr(example, "label", None)
     return tuple(sorted(label)) if isinstance(label, list) else label
 

@@ -8,6 +8,7 @@ compare predictions with them. Positions are always characters (code points) of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -93,6 +94,16 @@ class Ranking:
     query: str
     documents: list[str]
     grades: list[float]
+    source: str = ""
+
+
+@dataclass
+class Prompt:
+    """What a model is asked, and the row's other columns: whatever is needed to judge an answer."""
+
+    messages: list[dict]
+    columns: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict] | None = None
     source: str = ""
 
 

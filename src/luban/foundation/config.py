@@ -108,7 +108,7 @@ def config_class_of(annotation: Any, value: Any = None) -> type[Config] | None:
 def walk_fields(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every leaf field under ``cls`` with its dotted name, in order; a name that several choices of a field share comes once."""
     for name, info in cls.model_fields.items():
-        nested = [] if is_input(info) else config_classes_of(info.annotation)
+        nested = [] if is_input(info) or get_origin(info.annotation) is list else config_classes_of(info.annotation)
         if nested:
             if str in get_args(info.annotation) or short_names(info):  # it may also be written short, as a name
                 yield f"{prefix}{name}", info
@@ -249,7 +249,7 @@ def _owner(cls: type[Config], path: list[str]) -> type[Config]:
     for part in path:
         if chosen := next((choice for choice in choices if choice.__name__ == part), None):
             cls, choices = chosen, []
-        elif not _is_type_tag(part):
+        elif not _is_type_tag(part) and not part.isdecimal():  # a number is a place in a list
             info = cls.model_fields.get(part)
             choices = config_classes_of(info.annotation) if info else []
             if not choices:

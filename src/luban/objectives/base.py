@@ -87,6 +87,13 @@ class Objective:
         """What must be made without gradients before the step, or before a validation batch: rollouts, a figure of the whole batch. Nothing, as a rule."""
         return batch
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must bring back beside the weights: answers that were written and are learned from again. Nothing, as a rule."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Units of each term in a batch, known before any forward pass."""
         return {"loss": batch.count}
@@ -140,6 +147,7 @@ class DataRequest:
     teachers: list[Path] = field(default_factory=list)  # model directories that the objective names
     model_head: Head | None = None  # of the model that training starts from
     fold: tuple[int, int] | None = None  # hold out this one of so many folds of the data
+    named: dict[str, Path] = field(default_factory=dict)  # what else the objective names, by its field: model directories, functions of the user
 
 
 @dataclass
@@ -179,6 +187,7 @@ SHIPPED = {
     "kto": "kto:KTO",
     "orpo": "orpo:ORPO",
     "simpo": "simpo:SimPO",
+    "grpo": "grpo:GRPO",
 }
 
 

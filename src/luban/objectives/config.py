@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, Config, field, one_of
+from luban.inference.config import SamplingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SMOOTHING = "Share of the target that is spread evenly over all labels (Szegedy et al. 2016)."
@@ -194,6 +196,8 @@ class DistillationConfig(Config):
 
 REFERENCE = "Model directory or stage whose answers' likelihoods are the zero of rewards; empty: the model as training starts."
 ADDED = "Weight of the better answers' own cross-entropy a token, added to the loss; 0 adds none."
+WEIGHT = "Weight of this reward in the sum."
+COLUMN = "Column of the data that holds what is right."
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
 
@@ -251,14 +255,165 @@ class SimPOConfig(Config):
     sft_weight: NonNegativeFloat = field(0.0, ADDED)
 
 
+class AnswerRewardConfig(Config):
+    """1 for the right answer, else 0: numbers by value (also 1,234, 3/4, 50 %, Chinese numerals), other answers by their letters and digits."""
+
+    name: Literal["answer"] = field("answer", "The right answer: its number or its words.")
+    weight: float = field(1.0, WEIGHT)
+    column: str = field("answer", COLUMN)
+    place: Literal["auto", "boxed", "last_number", "whole"] = field("auto", "Where an answer says it. boxed: in the last \\boxed{}; last_number: the last number; whole: the whole text; auto: boxed, else after words such as 'the answer is' or 答案是, else the last number or the whole text.")
+
+
+class ChoiceRewardConfig(Config):
+    """1 for the right letter of a multiple choice, else 0."""
+
+    name: Literal["choice"] = field("choice", "The right letter of a multiple choice.")
+    weight: float = field(1.0, WEIGHT)
+    column: str = field("answer", "Column of the right letter, or of its place counted from 0.")
+    letters: str = field("ABCD", "Letters that there are to choose from.", min_length=2)
+
+
+class FormatRewardConfig(Config):
+    """1 for an answer in which a regular expression is found, else 0."""
+
+    name: Literal["format"] = field("format", "A form that the answer is to have.")
+    weight: float = field(1.0, WEIGHT)
+    pattern: str = field(..., "Regular expression (Python's; a dot matches line ends too).")
+    whole: bool = field(True, "It must describe the whole answer, space around it aside; false: some part of it.")
+
+    @model_validator(mode="after")
+    def _compiles(self) -> FormatRewardConfig:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from None
+        return self
+
+
+class LengthRewardConfig(Config):
+    """1 for an answer whose length lies within bounds, falling to 0 outside."""
+
+    name: Literal["length"] = field("length", "A length within bounds.")
+    weight: float = field(1.0, WEIGHT)
+    unit: Literal["tokens", "characters"] = field("tokens", "What is counted.")
+    minimum: NonNegativeInt = field(0, "Shortest answer that is still right.")
+    maximum: PositiveInt | None = field(None, "Longest answer that is still right.")
+    slope: NonNegativeInt = field(0, "Over how many units outside the bounds the reward falls to 0; 0: at once.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LengthRewardConfig:
+        if self.maximum is None and not self.minimum:
+            raise ValueError("give minimum or maximum")
+        if self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is more than maximum {self.maximum}")
+        return self
+
+
+class LanguageRewardConfig(Config):
+    """Share of an answer's letters that are written in a language's script."""
+
+    name: Literal["language"] = field("language", "The language, by its letters.")
+    weight: float = field(1.0, WEIGHT)
+    language: Literal["zh", "en"] = field("zh", "zh: Han characters; en: Latin letters, of which five count as one.")
+
+
+class JsonRewardConfig(Config):
+    """1 for an answer that is valid JSON, else 0; with keys the share of them that the object has."""
+
+    name: Literal["json"] = field("json", "Valid JSON.")
+    weight: float = field(1.0, WEIGHT)
+    keys: list[str] = field([], "Keys that the object is to have.")
+    fenced: bool = field(True, "Also read what stands between ```json and ```.")
+
+
+class ModelRewardConfig(Config):
+    """The score of a reward model (the objective `reward`)."""
+
+    name: Literal["model"] = field("model", "A reward model's score.")
+    weight: float = field(1.0, WEIGHT)
+    model: str = field(..., "Stage or directory of the reward model.", input=True, min_length=1)
+
+
+class HarmRewardConfig(Config):
+    """-1 for an answer with abuse, threats or sweeping judgements of groups of people that a list of patterns finds, else 0; with a classifier the larger
+    of that and the probability of its label. It sees words, not what is meant (docs/preferences.md says what it cannot see)."""
+
+    name: Literal["harm"] = field("harm", "A penalty for harmful or biased text.")
+    weight: NonNegativeFloat = field(1.0, "Weight of the penalty in the sum.")
+    patterns: bool = field(True, "Look for Luban's own patterns, English and Chinese.")
+    more: list[str] = field([], "Further regular expressions that are penalised.")
+    classifier: str = field("", "Stage or directory of a text classifier that judges answers as well.", input=True)
+    label: str = field("toxic", "The classifier's label whose probability is the penalty.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HarmRewardConfig:
+        for pattern in self.more:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if not (self.patterns or self.more or self.classifier):
+            raise ValueError("nothing is looked for: set patterns: true, or give more or classifier")
+        return self
+
+
+class OwnRewardConfig(Config):
+    """A function of yours, ``my_reward.py:score``: (prompts, completions, columns) to a number for each completion."""
+
+    name: Literal["own"] = field("own", "Your own function; {name: my_reward.py:score} is short for it.")
+    weight: float = field(1.0, WEIGHT)
+    function: str = field(..., "Your function, my_reward.py:score.", input=True, min_length=1)
+
+
+REWARDS = (AnswerRewardConfig, ChoiceRewardConfig, FormatRewardConfig, LengthRewardConfig, LanguageRewardConfig, JsonRewardConfig, ModelRewardConfig, HarmRewardConfig, OwnRewardConfig)
+REWARD_NAMES = tuple(cls.model_fields["name"].default for cls in REWARDS)
+
+
+def _reward_from_name(value: Any) -> Any:
+    """``answer`` is short for ``{name: answer}``, and ``my_reward.py:score`` for ``{name: own, function: my_reward.py:score}``."""
+    value = {"name": value} if isinstance(value, str) else value
+    named = value.get("name") if isinstance(value, dict) else None
+    return {**value, "name": "own", "function": named} if isinstance(named, str) and named not in REWARD_NAMES and ":" in named else value
+
+
+AnyReward = Annotated[one_of("name", *REWARDS), BeforeValidator(_reward_from_name)]
+
+
+class GRPOConfig(Config):
+    """Answers that the model writes itself, made likelier or less likely by how much better than their group they are rewarded (GRPO, arXiv:2402.03300)."""
+
+    name: Literal["grpo"] = field("grpo", "The model's own answers, by rewards (reinforcement learning).")
+    rewards: list[AnyReward] = field(..., "What is rewarded, a list of {name, weight, …}: answer, choice, format, length, language, json, model, harm, or your own my_reward.py:score. Their weighted sum is an answer's reward.", min_length=1)
+    group: Annotated[int, Field(ge=2)] = field(8, "Answers written to each prompt; a reward counts by its difference from their mean.", unit="answers")
+    sampling: SamplingConfig = field(SamplingConfig(), "How the answers are written; maximum_tokens is the longest, and a part of sequence_length.")
+    loss: Literal["grpo", "bnpo", "dr_grpo"] = field("grpo", "What the tokens' losses are divided by. grpo: the mean of each answer, then of the answers; bnpo: the mean of all tokens of the step (TRL's dapo too); dr_grpo: answers times maximum_tokens, so that length brings nothing (arXiv:2503.20783).")
+    scale_rewards: Literal["group", "batch", "none"] = field("group", "What a difference of rewards is divided by: its group's standard deviation, the whole step's, or nothing (dr_grpo's authors).")
+    beta: NonNegativeFloat = field(0.0, "Weight of the divergence from the model as training starts; above 0 it is kept beside the one that learns.")
+    updates: PositiveInt = field(1, "Optimizer steps on the same answers; above 1 clip_low and clip_high hold the model near the one that wrote them.", unit="steps")
+    clip_low: Annotated[float, Field(ge=0, le=1)] = field(0.2, "How far below 1 the ratio of a token's new to its old probability still counts.")
+    clip_high: NonNegativeFloat = field(0.2, "How far above 1 it still counts; DAPO takes 0.28 (arXiv:2503.14476).")
+    slots: PositiveInt = field(64, "Answers that are written at once; more take more memory.", role="machine")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPOConfig:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature 0 writes the same answer every time; groups need different ones")
+        if not self.sampling.maximum_tokens:
+            raise ValueError("sampling.maximum_tokens 0 writes no answer")
+        if self.sampling.seed is not None:
+            raise ValueError("sampling.seed: answers are drawn by the recipe's seed and the step")
+        return self
+
+
+
 OBJECTIVES = (
     CausalConfig, InstructionConfig, MaskedConfig, SpanCorruptionConfig, DenoisingConfig, PrefixConfig, FillInMiddleConfig,
     ClassificationConfig, TaggingConfig, RelationConfig, JointRelationConfig, QuestionAnsweringConfig, TextPairsConfig,
     EmbeddingConfig, RankingConfig, MultipleChoiceConfig, PatternConfig, DistillationConfig,
-    RewardConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig,
+    RewardConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig, GRPOConfig,
 )  # fmt: skip
 ON_TEXT = ("causal", "masked", "span_corruption", "denoising", "prefix", "fill_in_middle")  # objectives on running text
-ON_PREFERENCES = ("dpo", "kto", "orpo", "simpo")  # objectives that go on from a chat model with judged answers
+ON_PREFERENCES = ("dpo", "kto", "orpo", "simpo", "grpo")  # objectives that go on from a chat model with judged answers
 ON_CONVERSATIONS = ("instruction", "reward", *ON_PREFERENCES)
 NAMES = {name: cls for cls in OBJECTIVES for name in cls.model_fields["name"].annotation.__args__}
 

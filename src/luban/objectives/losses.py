@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
@@ -38,20 +41,39 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
 
 def token_nats(model: Model, batch: Batch, scored: torch.Tensor) -> torch.Tensor:
     """[rows, seq] nats of the targets at the places that ``scored`` [rows, seq] marks, 0 elsewhere. Only these get logits, and many of them in parts."""
+    return _at_places(model, batch, scored, _nats)[0]
+
+
+def token_nats_and_entropy(model: Model, batch: Batch, scored: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`token_nats` of the distribution at a temperature, and its entropy there in nats [rows, seq] each; the entropy is only a figure."""
+
+    def figures(model: Model, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        known = (wide(model.logits(hidden)) / temperature).log_softmax(-1)  # [scored, vocabulary]
+        with torch.no_grad():
+            entropy = -(known.exp() * known).sum(-1)
+        return -known.gather(1, targets[:, None])[:, 0], entropy
+
+    nats, entropy = _at_places(model, batch, scored, figures)
+    return nats, entropy
+
+
+def _at_places(model: Model, batch: Batch, scored: torch.Tensor, function: Callable[..., Any]) -> list[torch.Tensor]:
+    """What ``function(model, hidden, targets)`` says of the marked places, each of its figures [rows, seq]."""
     hidden = model(batch.inputs, **batch.context())  # [rows, seq, dim]
     places = scored.reshape(-1).nonzero().squeeze(1)  # [scored]
     hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
     targets = batch.targets.reshape(-1).index_select(0, places)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
     if hidden.shape[0] <= rows:
-        nats = _nats(model, hidden, targets)
+        found = function(model, hidden, targets)
     else:
-        nats = torch.cat([checkpoint(_nats, model, *part, use_reentrant=False) for part in zip(hidden.split(rows), targets.split(rows), strict=True)])
-    return nats.new_zeros(scored.numel()).index_copy(0, places, nats).view(scored.shape)
+        parts = [checkpoint(function, model, *part, use_reentrant=False) for part in zip(hidden.split(rows), targets.split(rows), strict=True)]
+        found = tuple(torch.cat(some) for some in zip(*parts, strict=True))
+    return [values.new_zeros(scored.numel()).index_copy(0, places, values).view(scored.shape) for values in found]
 
 
-def _nats(model: Model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(wide(model.logits(hidden)), targets, reduction="none")  # [scored]
+def _nats(model: Model, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor]:
+    return (functional.cross_entropy(wide(model.logits(hidden)), targets, reduction="none"),)  # [scored]
 
 
 def _weighted_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -18,6 +18,7 @@ READS = {
     "classification": "classification", "multi_label": "multi_label", "regression": "regression", "pattern": "classification", "tagging": "tagging",
     "relation": "relation", "joint_relation": "joint_relation", "question_answering": "question_answering", "translation": "text_pairs",
     "summarization": "text_pairs", "generation": "text_pairs", "embedding": "embedding", "ranking": "ranking", "multiple_choice": "choice",
+    "grpo": "prompt",
 }  # fmt: skip
 CORPORA = ("curate", "gather")
 

@@ -185,6 +185,8 @@ def input_values(config: Config, prefix: str = "") -> list[tuple[str, list[str]]
             found.append((prefix + name, [item for item in values if item]))
         elif config_class_of(info.annotation) and isinstance(value, Config):
             found += input_values(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            found += [pair for place, item in enumerate(value) if isinstance(item, Config) for pair in input_values(item, f"{prefix}{name}.{place}.")]
         elif name == "objective" and is_custom(value):
             found.append((prefix + name, [value]))
     return found

@@ -114,7 +114,10 @@ def _without_inputs(values: dict[str, Any], inputs: list[str]) -> dict[str, Any]
         inner = [dotted.removeprefix(name + ".") for dotted in inputs if dotted.startswith(name + ".")]
         if name in inputs:
             continue
-        kept[name] = _without_inputs(value, inner) if isinstance(value, dict) and inner else value
+        if inner and isinstance(value, list):  # of configs
+            kept[name] = list(_without_inputs({str(place): item for place, item in enumerate(value)}, inner).values())
+        else:
+            kept[name] = _without_inputs(value, inner) if isinstance(value, dict) and inner else value
     return kept
 
 
@@ -237,7 +240,7 @@ def _open_input(recipe: Recipe, stage: Stage, field_name: str, value: str) -> Ar
     path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
     if is_artifact(path) and not stage.kind.terminal:  # serving checks a model by what matters to it, not by the size of each file
         return open_artifact(path)
-    files = _files(recipe, value) if not is_custom(value) else [Path(str(path).rpartition(":")[0])]
+    files = [path] if value in recipe.stages else _files(recipe, value) if not is_custom(value) else [Path(str(path).rpartition(":")[0])]
     if plain := next((file for file in files if not file.exists()), None):
         raise DataError("{stage}.{field}: {path}: no such file or folder", "", "check the path; a relative one starts at the recipe's folder", stage=stage.name, field=field_name, path=plain)
     return path

@@ -81,6 +81,8 @@ def save(run: Run) -> Path:
             _write_tensors(partial / "average.safetensors", run.average.state())
         if run.teacher:
             _write_tensors(partial / "teacher.safetensors", run.teacher.state())
+        if kept := run.objective.state():
+            _write_tensors(partial / "objective.safetensors", kept)
         state = {
             "format": FORMAT,
             "step": run.step,
@@ -118,6 +120,8 @@ def restore(run: Run) -> bool:
             run.average.load_state(load_file(folder / "average.safetensors"))
         if run.teacher and (folder / "teacher.safetensors").exists():
             run.teacher.load_state(load_file(folder / "teacher.safetensors"))
+        if (folder / "objective.safetensors").exists():
+            run.objective.load_state(load_file(folder / "objective.safetensors"))
         run.step, run.tokens, run.seconds, run.history = state["step"], state["tokens"], state["seconds"], state["history"]
         torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8))
         return True

@@ -162,6 +162,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         work=work.path,
         teachers=[Path(getattr(source, "path", source)) for name in ("objective.teacher", "objective.reference") for source in listed(work, name)],
         model_head=_model_head(work),
+        named={name.removeprefix("objective."): Path(getattr(source, "path", source)) for name in work.inputs if name.startswith("objective.") for source in listed(work, name)},
     )
 
 
