@@ -193,6 +193,14 @@ class GRPO(TaskObjective):
             logged["clipped"] = Term((clipped & answers).sum().to(total.dtype), 0.0)
         return {"loss": Term(total), **logged}
 
+    def outputs(self, model: Model, batch: Batch) -> Tensor:
+        """[rows, vocabulary] logits after each prompt of a batch without answers: what says whether two models are the same."""
+        if "figures" in batch.extra:
+            return super().outputs(model, batch)
+        hidden = model(batch.inputs, **batch.context())  # [rows, seq, dim]
+        last = (batch.segments >= 0).sum(1) - 1
+        return model.logits(hidden[torch.arange(len(hidden), device=hidden.device), last])
+
     def token_losses(self, new: Tensor, old: Tensor | None, reference: Tensor | None, advantages: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Loss of each token, its divergence from the reference (the estimator k3 of Schulman 2020; None where it costs nothing), and whether the
         clip holds it, from log-probabilities [rows, seq] and advantages [rows]. Without ``old`` the model is the one that wrote the answers."""

@@ -73,10 +73,11 @@ class Tracker:
     def _print(self, run: Run, peak_share: float | None) -> None:
         done = run.step - self.first_step
         left = (time.monotonic() - self.begun) / done * (run.schedule.total - run.step)
+        reward = f" | {t('reward')} {run.last['reward']:.3f}" if "reward" in run.last else ""  # whose loss says nothing
         peak = " | " + t("{share:.0%} of peak", share=peak_share) if peak_share else ""
         console().print(
             f"step {run.step}/{run.schedule.total} | loss {run.last['loss']:.4f} | lr {run.last['learning_rate']:.2e}"
-            f" | grad {run.last['gradient_norm']:.2f} | {count_text(run.last['tokens_per_second'])} tok/s{peak} | "
+            f"{reward} | grad {run.last['gradient_norm']:.2f} | {count_text(run.last['tokens_per_second'])} tok/s{peak} | "
             + t("{time} left", time=seconds_text(left)),
             markup=False,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from luban.pipeline.card import page_templates
 from luban.pipeline.card_charts import nice_ticks, number_text
 from luban.tuning.comparison import Found
 
-COSTS: list[tuple[str, Callable[[Found], float], float]] = [
-    ("peak memory, MB", lambda one: one.peak_memory_bytes, 1e6),
-    ("training, seconds", lambda one: one.training_seconds, 1.0),
-    ("parameters that learn, thousands", lambda one: one.learning_parameters, 1e3),
+COSTS: list[tuple[str, Callable[[Found], float]]] = [
+    ("peak memory, MB", lambda one: one.peak_memory_bytes / 1e6),
+    ("training, seconds", lambda one: one.training_seconds),
+    ("parameters that learn", lambda one: one.learning_parameters),
 ]
+NEAR = (14.0, 7.0)  # percent across and up within which two names would lie on each other
 
 
 def write_report(folder: Path, name: str, stage: str, metric: str, maximize: bool, found: Sequence[Found]) -> None:
@@ -27,7 +29,7 @@ def write_report(folder: Path, name: str, stage: str, metric: str, maximize: boo
     table(t("{name}: {stage}", name=name, stage=stage), columns, rows)
     page = {
         "name": name, "stage": stage, "metric": metric, "columns": columns, "rows": rows, "failed": [(one.name, one.error) for one in found if one.error],
-        "plots": [_plot(t(title), metric, [(one.name, cost(one) / unit, one.value) for one in good]) for title, cost, unit in COSTS] if len(good) > 1 else [],
+        "plots": [_plot(t(title), metric, [(one.name, cost(one), one.value) for one in good]) for title, cost in COSTS] if len(good) > 1 else [],
         "t": t, "lang": language(),
     }  # fmt: skip
     write_bytes(folder / "report.html", page_templates(Path(__file__).parent).get_template("comparison.html.j2").render(page).encode("utf-8", "replace"))
@@ -52,16 +54,25 @@ def _rows(metric: str, found: Sequence[Found]) -> tuple[list[str], list[list[str
 
 
 def _plot(title: str, metric: str, points: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
-    """A scatter of named points, places in percent from the left and bottom."""
-    across, up = nice_ticks(*_ends([x for _, x, _ in points])), nice_ticks(*_ends([y for _, _, y in points]))
+    """A scatter of named points, places in percent from the left and bottom. Costs that span more than a factor of thirty stand on powers of ten."""
+    low, high = _ends([x for _, x, _ in points])
+    log = low > 0 and high / low > 30
+    scaled = math.log10 if log else float
+    across = [float(power) for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)] if log else nice_ticks(low, high)
+    up = nice_ticks(*_ends([y for _, _, y in points]))
 
     def place(value: float, ticks: Sequence[float]) -> float:
         return 100 * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
-    return {
-        "title": title, "metric": metric, "points": [(name, place(x, across), place(y, up)) for name, x, y in points],
-        "across": [(place(tick, across), number_text(tick)) for tick in across], "up": [(place(tick, up), number_text(tick)) for tick in up],
-    }  # fmt: skip
+    named: list[tuple[str, float, float, float]] = []
+    for name, x, y in sorted(points, key=lambda point: point[1]):
+        left = place(scaled(x), across)
+        bottom = at = place(y, up)
+        while any(abs(left - other) < NEAR[0] and abs(at - height) < NEAR[1] for _, other, _, height in named):
+            at += NEAR[1]  # its name stands above the one beside it
+        named.append((name, left, bottom, at))
+    ticks = [(place(tick, across), number_text(10**tick if log else tick)) for tick in across]
+    return {"title": title, "metric": metric, "points": named, "across": ticks, "up": [(place(tick, up), number_text(tick)) for tick in up]}
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
