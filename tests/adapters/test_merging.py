@@ -29,11 +29,9 @@ def two(tmp_path, monkeypatch):
 
 
 def weights(folder):
-    return {name: value.detach() for name, value in open_or_load(folder).named_parameters()}
+    return {name: value.detach() for name, value in open_model(folder).named_parameters()}
 
 
-def open_or_load(folder):
-    return open_model(folder)
 
 
 def merged_weights(folder):
@@ -121,3 +119,10 @@ def test_other_heads_and_other_bases_are_refused(two):
     save_model(other, two / "other")
     with pytest.raises((ConfigError, DataError), match="not one of the base|base is not clear"):
         luban.merge(two / "first", two / "other", base=two / "base", out=two / "merged")
+
+
+def test_a_negative_weight_takes_an_adapter_out_again(two):
+    luban.merge(two / "first", out=two / "merged")
+    made = luban.merge(two / "first", base=two / "merged", weights=[-1.0], out=two / "again")
+    for name, value in weights(two / "base").items():
+        torch.testing.assert_close(weights(made.path)[name], value, atol=1e-6, rtol=1e-5)
