@@ -116,3 +116,13 @@ def test_check_names_what_is_wrong(run, quickstart, tmp_path):
     shutil.copytree(quickstart, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
     (tmp_path / "copy" / "data" / "chat.jsonl").unlink()
     assert "chat.jsonl: no such file" in run("--language", "en", "check", str(tmp_path / "copy" / "recipe.yaml"), "--no-dry-batch", code=1)
+
+
+def test_a_short_name_and_its_settings_on_one_command_line(monkeypatch):
+    from luban.pipeline import api, runner
+
+    found = {}
+    monkeypatch.setattr(api, "one_stage", lambda kind, primary, **given: found.update(given))
+    monkeypatch.setattr(runner, "run_recipe", lambda recipe, wait: None)
+    cli(["train", "x.jsonl", "--objective.beta", "0.2", "--objective", "dpo", "--adapter", "lora", "--adapter.rank", "4", "--quantization", "nf4"], standalone_mode=False)
+    assert found["objective"] == {"name": "dpo", "beta": 0.2} and found["adapter"] == {"method": "lora", "rank": 4} and found["quantization"] == "nf4"

@@ -11,10 +11,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
-from test_task_training import QUICK, folder, train  # noqa: E402, F401 (a fixture)
+from test_task_training import QUICK, folder, train  # noqa: F401 (a fixture)
 
-from luban.foundation.errors import ConfigError  # noqa: E402
-from luban.tuning.comparison import compare  # noqa: E402
+from luban.foundation.errors import ConfigError
+from luban.tuning.comparison import compare
 
 
 def write_recipe(folder, **more):  # noqa: F811

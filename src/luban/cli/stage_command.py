@@ -10,7 +10,7 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luban.foundation.config import is_input, short_names, unit_of, walk_fields
+from luban.foundation.config import chooser, is_input, short_names, unit_of, walk_fields
 from luban.foundation.kinds import Kind
 from luban.foundation.messages import t
 from luban.foundation.yaml_files import apply_override, parse_override
@@ -43,6 +43,8 @@ def make_command(kind: Kind) -> click.Command:
         for name, texts in given.items():
             if texts:
                 dotted = name.replace("__", ".")
+                if any(values and other.startswith(f"{name}__") for other, values in given.items()) and (key := chooser(fields[dotted])):
+                    dotted = f"{dotted}.{key}"  # `--objective dpo --objective.beta 0.2`: the name is one field of several
                 apply_override(plain, dotted.split("."), _value(fields[dotted], texts))
         recipe = one_stage(kind, primary, out=Path(out) if out else None, seed=seed, **plain)
         print_plan(recipe) if dry_run else run_recipe(recipe, wait=wait)

@@ -47,9 +47,9 @@ def identify(text: str, minimum_confidence: float = 0.5) -> str:
 
 def script_share(text: str, script: str) -> float | None:
     """Share of a text that is written in a script, ``han`` or ``latin``; Latin letters weigh as much as their words. None where it has no letters."""
-    letters, han, latin = len(_LETTER.findall(text)), len(_SCRIPTS["han"].findall(text)), len(_LATIN.findall(text)) / _LETTERS_IN_A_WORD
-    weight = letters - latin * (_LETTERS_IN_A_WORD - 1)
-    return (han if script == "han" else latin) / weight if letters else None
+    letters, latin = len(_LETTER.findall(text)), len(_LATIN.findall(text))
+    words = latin / _LETTERS_IN_A_WORD
+    return (len(_SCRIPTS["han"].findall(text)) if script == "han" else words) / (letters - latin + words) if letters else None
 
 
 @lru_cache(maxsize=1)

@@ -67,6 +67,15 @@ def is_input(info: FieldInfo) -> bool:
     return bool((info.json_schema_extra or {}).get("input"))
 
 
+def chooser(info: FieldInfo) -> str | None:
+    """The key that says which of a field's configs is meant, such as ``name`` or ``method``; None where it holds no config."""
+    for cls in config_classes_of(info.annotation):
+        for name, own in cls.model_fields.items():
+            if get_origin(own.annotation) is Literal:
+                return name
+    return None
+
+
 def short_names(info: FieldInfo) -> list[str]:
     """The names that the field's config may be written as."""
     return (info.json_schema_extra or {}).get("short", [])

@@ -97,7 +97,7 @@ def boxed(text: str) -> str | None:
 
 def number_in(text: str) -> Fraction | None:
     """The number that a text is, units and punctuation around it aside; None where it says more than one number or other words."""
-    text = _plain(text).strip().strip("。.!！,，$ ")
+    text = _plain(text).strip().rstrip("。.!！,， ")
     for pattern, value in ((_NUMBER, _value), (_HAN_NUMBER, _han_value)):
         if (match := pattern.fullmatch(text)) is not None:
             return value(match)
@@ -200,8 +200,8 @@ def letter_said(text: str, letters: str) -> str | None:
         return announced[-1][1]
     if begun := re.match(rf"\s*\**{alone}\**\s*(?:[.:,;、)。]|$|\n)", text):
         return begun[1]
-    # "A dog" begins with an article, no choice.
-    lone = {match[1] for match in re.finditer(alone, text) if not (match[1] in "AI" and re.match(r"\s+[a-z]", text[match.end() :]))}
+    # "A dog" begins with an article, no choice; "A or B" does not.
+    lone = {match[1] for match in re.finditer(alone, text) if not (match[1] in "AI" and re.match(r"\s+(?!(?:or|and|is|because|since)\b)[a-z]", text[match.end() :]))}
     return lone.pop() if len(lone) == 1 else None
 
 
