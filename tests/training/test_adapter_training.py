@@ -108,3 +108,13 @@ def test_forgetting_is_measured_on_what_the_base_was_trained_on(tmp_path, monkey
     assert general["before"]["bits_per_byte"] < general["after"]["bits_per_byte"]
     assert made.metrics["parity"]["prompts"] == 4 and all(made.metrics["parity"]["same_tokens"].values())
     assert luban.load(made.path).chat("say king", maximum_tokens=4, temperature=0.0) == luban.load(luban.merge(made.path, out=tmp_path / "m").path).chat("say king", maximum_tokens=4, temperature=0.0)
+
+
+def test_the_card_shows_parity_and_what_was_forgotten(tuned_base):
+    from luban.pipeline.card_facts import StageFacts, training_facts
+
+    made = tune(tuned_base, "model", "lora", length="2 steps")
+    made.metrics["general"] = {"before": {"bits_per_byte": 2.0}, "after": {"bits_per_byte": 2.5}}
+    facts = dict(training_facts(StageFacts("model", artifact=made)).facts)
+    assert float(facts["parity: adapter"]) < 1e-3 and float(facts["parity: merged"]) < 1e-3
+    assert facts["the base's text, bits a byte"] == "2.000 → 2.500"

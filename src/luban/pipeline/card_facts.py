@@ -161,6 +161,7 @@ def _training_figures(stage: StageFacts, validations: list[tuple[float, dict]]) 
         if _number(metrics.get(key)):
             figures.append((t(label), text(metrics[key])))
     figures.append((t("time"), seconds_text(stage.seconds)))
+    figures += _kept_figures(metrics)
     scored = [(at, _value(scores.get("loss"))) for at, scores in validations]
     scored = [(at, loss) for at, loss in scored if math.isfinite(loss)]
     if len(scored) > 1:
@@ -195,6 +196,21 @@ def comparison(results: dict[str, Any], metric: str = "") -> list[tuple[str, lis
             bars.append(Bar(row_label(row), row.get("role", "model"), f"{score['value']:.3f}", 100 * score["value"] / top, low, high))
         groups.append(((t("all examples") if "task" in results else t("all held-out text")) if group == "all" else language_name(group), bars))
     return groups
+
+
+def _kept_figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of an adapter: how near what was written comes to what was trained; of anything tuned: what the base's own text lost."""
+    found = []
+    parity = metrics.get("parity")
+    if isinstance(parity, dict) and isinstance(parity.get("largest_difference"), dict):
+        found += [(t("parity: adapter") if name == "adapter" else t("parity: merged"), f"{difference:.1e}") for name, difference in parity["largest_difference"].items() if _number(difference) is not None]
+    general = metrics.get("general") if isinstance(metrics.get("general"), dict) else {}
+    before, after = (general.get(when) if isinstance(general.get(when), dict) else {} for when in ("before", "after"))
+    for key, label in (("bits_per_byte", "the base's text, bits a byte"), ("loss", "the base's text, loss")):
+        if _number(before.get(key)) and _number(after.get(key)):
+            found.append((t(label), f"{before[key]:.3f} → {after[key]:.3f}"))
+            break
+    return found
 
 
 def data_facts(stage: StageFacts) -> list[tuple[str, str]]:
