@@ -24,6 +24,8 @@ from luban.pipeline.runner import plan, run_recipe
 SLOW = """
 import pathlib, time
 def nap(run):
+    while (pathlib.Path(__file__).parent / "hold").exists():
+        time.sleep(0.02)
     if (pathlib.Path(__file__).parent / "slow").exists():
         time.sleep(0.15)
 """
@@ -267,11 +269,13 @@ def test_a_full_disk_leaves_the_run_intact(run, monkeypatch):
 
 
 def test_a_second_run_can_wait(run):
+    (run / "hold").touch()
     process = start_slowly(run)
     wait_for(lambda: (out_of(run) / "base.partial").exists())
     second = luban_run(run, "--wait")
     assert "waiting for process" in second.stderr.readline()
     (run / "slow").unlink()
+    (run / "hold").unlink()
     assert process.communicate() and process.returncode == 0
     message = second.communicate()[1]
     assert second.returncode == 0 and "up to date" in message
