@@ -18,6 +18,21 @@ def write_text(folder: Path, documents: int = 60, seed: int = 0) -> Path:
     return path
 
 
+def write_words(folder: Path, words: list[str]) -> None:
+    """A BERT-style tokenizer that knows ``words`` and nothing else."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    from luban.tokenizer.tokenizer import Tokenizer
+
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    core = Core(models.WordPiece({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    core.add_special_tokens(known[:5])
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    Tokenizer(core, {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}).save(folder)
+
+
 def tiny_recipe(folder: Path, **train: Any) -> dict[str, Any]:
     """Plain data of a recipe up to a trained model; `train` adds to the train stage."""
     write_text(folder)

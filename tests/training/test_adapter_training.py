@@ -118,3 +118,26 @@ def test_the_card_shows_parity_and_what_was_forgotten(tuned_base):
     facts = dict(training_facts(StageFacts("model", artifact=made)).facts)
     assert float(facts["parity: adapter"]) < 1e-3 and float(facts["parity: merged"]) < 1e-3
     assert facts["the base's text, bits a byte"] == "2.000 → 2.500"
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pissa"])
+def test_a_large_model_is_checked_on_its_own_base(tuned_base, monkeypatch, adapter):
+    from luban.training import parity
+
+    monkeypatch.setattr(parity, "LARGE", 0)
+    opened = []
+    monkeypatch.setattr(parity, "open_model", lambda *given, **named: opened.append(given))
+    made = tune(tuned_base, "model", adapter, validation={"every": "8 steps", "restore_best": False})
+    assert not opened and made.metrics["parity"]["not_merged"] == "large" and made.metrics["parity"]["largest_difference"]["adapter"] < 1e-3
+    monkeypatch.undo()
+    assert open_model(made.path).adapter
+
+
+def test_a_large_model_whose_file_says_something_else_is_not_shipped(tuned_base, monkeypatch):
+    from luban.adapters import lora
+    from luban.training import parity
+
+    monkeypatch.setattr(parity, "LARGE", 0)
+    monkeypatch.setattr(lora.Lora, "load", lambda self, model, tensors: {name for name in tensors if "lora" in name})  # reads nothing
+    with pytest.raises(LubanError, match="does not say what the trained model says"):
+        tune(tuned_base, "model", "lora", validation={"every": "8 steps", "restore_best": False})

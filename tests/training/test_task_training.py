@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tokenizers import Tokenizer as Core
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tiny import write_words
 
 import luban
 from luban.foundation.artifacts import open_artifact
 from luban.foundation.errors import ConfigError, DataError, Interrupted
-from luban.tokenizer.tokenizer import Tokenizer
 
 GOOD, BAD = ["good", "fine", "great", "好"], ["bad", "poor", "awful", "差"]
 FILL = ["the", "film", "was", "a", "very", "plot", "电", "影", "很", "and"]
@@ -27,12 +25,7 @@ HALF = {"share": 0.3, "every": "12 steps"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILL]
-    core = Core(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    core.add_special_tokens(words[:5])
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    Tokenizer(core, {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}).save(tmp_path / "tokenizer")
+    write_words(tmp_path / "tokenizer", [*GOOD, *BAD, *FILL])
     write(tmp_path / "train.jsonl", rows(160))
     return tmp_path
 

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Tokenizer as Core
-from tokenizers import models, normalizers, pre_tokenizers, processors
-
-from luban.tokenizer.tokenizer import Tokenizer
+from tiny import write_words
 
 GOOD, BAD, FILL = ["good", "fine", "great"], ["bad", "poor", "awful"], ["the", "film", "was", "a", "very", "plot"]
 SHAPE = {"architecture": "bert", "layers": 1, "hidden_size": 16, "heads": 2, "feed_forward_size": 32, "maximum_positions": 16, "vocabulary_size": 24, "initializer_deviation": 0.2}
@@ -39,12 +36,7 @@ def sorter(folder: Path, linear: dict[str, Any], **tune: Any) -> Path:
 def trainer(folder: Path, tune: dict[str, Any], **fields: Any) -> Path:
     """A recipe of one `train` stage: 8 steps, validated after every second."""
     write_reviews(folder)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILL]
-    core = Core(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    core.add_special_tokens(words[:5])
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    Tokenizer(core, {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}).save(folder / "tokenizer")
+    write_words(folder / "tokenizer", [*GOOD, *BAD, *FILL])
     stage = {
         "kind": "train", "data": "reviews.jsonl", "objective": "classification", "tokenizer": "./tokenizer", "shape": SHAPE, "sequence_length": 8, "batch_examples": 8, "length": "8 steps",
         "threads": 1, "determinism": "strict", "validation": {"every": "2 steps", "share": 0.3}, "checkpoint": {"every": "2 steps"}, "track": {"tensorboard": False}, **fields,

@@ -20,9 +20,8 @@ from luban.adapters.adapted import Layer, adapted_layers
 from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdaLoraConfig, AdapterConfig
 from luban.adapters.method import PEFT, Method
-from luban.adapters.targets import add_to_weight, find_targets, shortest_ends, stored_transposed
+from luban.adapters.targets import add_to_weight, find_targets, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.console import table
-from luban.foundation.errors import DataError
 from luban.foundation.messages import t
 from luban.models.base import Model
 
@@ -196,13 +195,10 @@ class AdaLora(Method):
 
     @classmethod
     def from_settings(cls, plain: Mapping[str, Any]) -> AdapterConfig:
-        if plain.get("bias", "none") != "none":
-            raise DataError("adapter_config.json: {name} is not known to Luban", "it changes what the adapter computes", "merge it with peft (merge_and_unload) and open the merged model", name="bias")
-        targets = plain.get("target_modules") or []
         first = int(plain.get("init_r") or 12)
         return AdaLoraConfig(
             rank=min(int(plain.get("target_r") or 8), first), initial_rank=first, alpha=plain.get("lora_alpha") or float(first), dropout=plain.get("lora_dropout") or 0.0,
-            orthogonality=plain.get("orth_reg_weight", 0.5), targets=[targets] if isinstance(targets, str) else sorted(targets),
+            orthogonality=plain.get("orth_reg_weight", 0.5), targets=saved_targets(plain),
         )  # fmt: skip
 
     def own(self, model: Model) -> list[tuple[str, str, Tensor]]:

@@ -14,7 +14,7 @@ from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdapterConfig, IA3Config
 from luban.adapters.method import Method
 from luban.adapters.places import named, places_of
-from luban.adapters.targets import EXPERTS, add_to_weight, find_targets, full_weight, has_matrices, shortest_ends, stored_transposed
+from luban.adapters.targets import EXPERTS, add_to_weight, find_targets, full_weight, has_matrices, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 
@@ -83,8 +83,7 @@ class IA3(Method):
 
     @classmethod
     def from_settings(cls, plain: Mapping[str, Any]) -> AdapterConfig:
-        targets, inside = plain.get("target_modules") or [], plain.get("feedforward_modules") or []
-        return IA3Config(targets=[targets] if isinstance(targets, str) else sorted(targets), feed_forward=[inside] if isinstance(inside, str) else sorted(inside))
+        return IA3Config(targets=saved_targets(plain), feed_forward=saved_targets(plain, "feedforward_modules"))
 
     def merge_layer(self, place: str, layer: nn.Module, adapter: nn.Module) -> None:
         for _, matrix, part in parts(layer, adapter):

@@ -12,7 +12,7 @@ from luban.adapters.adapted import Layer, adapted_layers
 from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdapterConfig, LoraConfig
 from luban.adapters.method import Method
-from luban.adapters.targets import add_to_weight, find_targets, full_weight, shortest_ends, stored_transposed
+from luban.adapters.targets import add_to_weight, find_targets, full_weight, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
 
@@ -61,7 +61,8 @@ class DoraProduct(LoraProduct):
     def lengths(self, layer: nn.Module) -> Tensor:
         """[out] the lengths of the rows of weight and product together."""
         with torch.no_grad():
-            return torch.linalg.vector_norm(full_weight(layer) + self.product().to(full_weight(layer).dtype), dim=1)
+            weight = full_weight(layer)  # of a quantised layer this is work: once
+            return torch.linalg.vector_norm(weight + self.product().to(weight.dtype), dim=1)
 
     def changed(self, weight: Tensor) -> Tensor:
         sum_of_both = super().changed(weight)
@@ -129,15 +130,12 @@ class Lora(Method):
         for name, usual in {"rank_pattern": {}, "alpha_pattern": {}, "layer_replication": None, "lora_bias": False, "target_parameters": None, "use_bdlora": None, "arrow_config": None, "kasa_config": None, "alora_invocation_tokens": None}.items():
             if plain.get(name) not in (usual, None):
                 raise DataError("adapter_config.json: {name} is not known to Luban", "it changes what the adapter computes", "merge it with peft (merge_and_unload) and open the merged model", name=name)
-        if plain.get("bias", "none") != "none":
-            raise DataError("adapter_config.json: {name} is not known to Luban", "it changes what the adapter computes", "merge it with peft (merge_and_unload) and open the merged model", name="bias")
         if (first := str(plain.get("init_lora_weights", True)).lower()).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             raise DataError("adapter_config.json: init_lora_weights is {first}", "such an adapter fits a base whose weights were changed, which is not the one on disk", "save it with peft's path_initial_model_for_weight_conversion", first=first)
-        targets = plain.get("target_modules") or []
         return LoraConfig(
             method="rslora" if plain.get("use_rslora") else "dora" if plain.get("use_dora") else "lora",
             rank=plain["r"], alpha=plain.get("lora_alpha") or 8, dropout=plain.get("lora_dropout") or 0.0, rank_stabilized=bool(plain.get("use_rslora")), weight_decomposed=bool(plain.get("use_dora")),
-            targets=[targets] if isinstance(targets, str) else sorted(targets), initial="zero",
+            targets=saved_targets(plain), initial="zero",
         )  # fmt: skip
 
     def tensors(self, model: Model) -> dict[str, Tensor]:
@@ -157,8 +155,8 @@ class Lora(Method):
                 add_to_weight(matrix, part.product())
                 part.taken = None
                 continue
-            whole = full_weight(matrix) + part.product()
-            add_to_weight(matrix, whole * (part.lora_magnitude_vector / part.lengths(matrix))[:, None] - full_weight(matrix))
+            weight = full_weight(matrix)
+            add_to_weight(matrix, (weight + part.product()) * (part.lora_magnitude_vector / part.lengths(matrix))[:, None] - weight)
 
 
 def take_directions(place: str, layer: Any, made: LoraProduct, seed: int) -> None:

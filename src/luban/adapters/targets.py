@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from luban.foundation.errors import ConfigError
+from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
 
 EXPERTS = ("experts", "gate", "shared_expert_gate")  # parts of names: routers choose, and of experts only some see a token
@@ -64,6 +65,14 @@ def shortest_ends(places: Sequence[str], model: Model) -> list[str]:
                 ends.add(end)
                 break
     return sorted(ends)
+
+
+def saved_targets(plain: Mapping[str, Any], key: str = "target_modules") -> list[str]:
+    """The ends of names that an adapter_config.json gives. DataError where it trained the base's biases too, which is not known here."""
+    if plain.get("bias", "none") != "none":
+        raise DataError("adapter_config.json: {name} is not known to Luban", "it changes what the adapter computes", "merge it with peft (merge_and_unload) and open the merged model", name="bias")
+    ends = plain.get(key) or []
+    return [ends] if isinstance(ends, str) else sorted(ends)
 
 
 def stored_transposed(layer: nn.Module) -> bool:

@@ -14,8 +14,7 @@ from luban.adapters.adapted import Layer, adapted_layers
 from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdapterConfig, VeraConfig
 from luban.adapters.method import Method
-from luban.adapters.targets import add_to_weight, find_targets, shortest_ends, stored_transposed
-from luban.foundation.errors import DataError
+from luban.adapters.targets import add_to_weight, find_targets, saved_targets, shortest_ends, stored_transposed
 from luban.models.base import Model
 
 SHARED = {"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"}  # names in the file
@@ -84,12 +83,9 @@ class Vera(Method):
 
     @classmethod
     def from_settings(cls, plain: Mapping[str, Any]) -> AdapterConfig:
-        if plain.get("bias", "none") != "none":
-            raise DataError("adapter_config.json: {name} is not known to Luban", "it changes what the adapter computes", "merge it with peft (merge_and_unload) and open the merged model", name="bias")
-        targets = plain.get("target_modules") or []
         return VeraConfig(
             rank=plain["r"], initial=plain.get("d_initial") or 0.1, projection_seed=plain.get("projection_prng_key") or 0, dropout=plain.get("vera_dropout") or 0.0,
-            targets=[targets] if isinstance(targets, str) else sorted(targets),
+            targets=saved_targets(plain),
         )  # fmt: skip
 
     def tensors(self, model: Model) -> dict[str, Tensor]:

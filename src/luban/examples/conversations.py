@@ -13,7 +13,7 @@ import xxhash
 from luban.corpus.readers import BadLine, find_files
 from luban.examples import formats, slices
 from luban.examples.dialogue_files import as_row, conversation_rows
-from luban.examples.notes import note_text
+from luban.examples.notes import note_text, show_bad
 from luban.foundation.console import say, table, warn
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.messages import t
@@ -127,14 +127,7 @@ def show(found: ConversationSet) -> None:
         say("columns that are not used: {columns}", columns=", ".join(found.unused[:12]))
     for kind, count in found.counts.items():
         (warn if kind == "many speakers" else say)("{note}", note=note_text(kind, count))
-    whole = [Path(bad.file).name for bad in found.bad if not bad.line]
-    if whole:
-        say("files that were not read: {files}", files=", ".join(whole[:8]) + (" …" if len(whole) > 8 else ""))
-    records = [bad for bad in found.bad if bad.line]
-    if records:
-        warn("{count} rows were set aside; the first ones:", count=len(records))
-        for bad in records[:5]:
-            say("  {place}: {reason}", place=f"{bad.file}:{bad.line}", reason=bad.reason)
+    show_bad(found.bad)
 
 
 def split_by_content(

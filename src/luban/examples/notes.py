@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luban.corpus.readers import BadLine
+from luban.foundation.console import say, warn
 from luban.foundation.messages import t
 
 _MOST_TEXT = 2000  # characters of a record set aside that are kept
 _HALF = re.compile("[\ud800-\udfff]")
+
+
+def show_bad(bad: Sequence[BadLine]) -> None:
+    """Say which files were not read at all, and the first of the records that were set aside."""
+    whole = [Path(item.file).name for item in bad if not item.line]
+    if whole:
+        say("files that were not read: {files}", files=", ".join(whole[:8]) + (" …" if len(whole) > 8 else ""))
+    records = [item for item in bad if item.line]
+    if records:
+        warn("{count} records were set aside; the first ones:", count=len(records))
+        for item in records[:5]:
+            say("  {place}: {reason}", place=f"{item.file}:{item.line}", reason=item.reason)
 
 
 def note_text(kind: str, count: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from luban.corpus.readers import BadLine
 from luban.examples import slices, sources
-from luban.examples.notes import Notes, note_text
+from luban.examples.notes import Notes, note_text, show_bad
 from luban.examples.splitting import duplicates, labels_of
 from luban.examples.tasks import Choice, LabeledText, Preference, Prompt, Question, Ranking, RelationText, TaggedText, TextPair
 from luban.foundation.console import heading, say, table, warn
@@ -171,14 +171,7 @@ def show(found: ExampleSet, number: int = 3) -> None:
         say("columns that are not used: {columns}", columns=", ".join(found.unused[:12]))
     for kind, count in found.counts.items():
         (warn if kind in ("contradictory", "one class", "unlabelled", "relations lost") else say)("{note}", note=note_text(kind, count))
-    whole = [Path(bad.file).name for bad in found.bad if bad.line == 0]
-    if whole:
-        say("files that were not read: {files}", files=", ".join(whole[:8]) + (" …" if len(whole) > 8 else ""))
-    records = [bad for bad in found.bad if bad.line]
-    if records:
-        warn("{count} records were set aside; the first ones:", count=len(records))
-        for bad in records[:5]:
-            say("  {place}: {reason}", place=f"{bad.file}:{bad.line}", reason=bad.reason)
+    show_bad(found.bad)
 
 
 def _short(text: str, length: int = _SHOWN) -> str:

@@ -75,11 +75,11 @@ def smooth(points: Sequence[Point], share: float = 0.015) -> list[Point]:
     """Exponential moving average over about ``share`` of the points, forwards and backwards, so that it does not lag."""
     finite = [point for point in points if _finite(point)]
     keep = 1 - 1 / max(4.0, share * len(finite))
-    forwards, backwards = _average([y for _, y in finite], keep), _average([y for _, y in reversed(finite)], keep)[::-1]
+    forwards, backwards = running_average([y for _, y in finite], keep), running_average([y for _, y in reversed(finite)], keep)[::-1]
     return [(x, (first + second) / 2) for (x, _), first, second in zip(finite, forwards, backwards, strict=True)]
 
 
-def _average(values: Sequence[float], keep: float) -> list[float]:
+def running_average(values: Sequence[float], keep: float) -> list[float]:
     """Bias-corrected exponential moving average."""
     average = weight = 0.0
     averages = []

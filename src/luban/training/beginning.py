@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from luban.adapters.attached import attach
 from luban.adapters.files import base_of, is_adapter, open_model, read_settings
-from luban.foundation.artifacts import Artifact, Work
+from luban.foundation.artifacts import Artifact, Work, listed
 from luban.foundation.config import build
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
@@ -26,8 +25,8 @@ from luban.training.config import TrainConfig
 
 def find_tokenizer(work: Work) -> Tokenizer:
     """The tokenizer that is named, or the one the data was encoded with, or the model's own; all must mean the same words."""
-    encoded = [source.path / "tokenizer" for source in listed(work, "data") if isinstance(source, Artifact) and source.kind == "encode"]
-    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *listed(work, "objective.teacher")) if source is not None]
+    encoded = [source.path / "tokenizer" for source in listed(work.inputs.get("data")) if isinstance(source, Artifact) and source.kind == "encode"]
+    named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *listed(work.inputs.get("objective.teacher"))) if source is not None]
     folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
     folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
     if not folders:
@@ -128,9 +127,3 @@ def _begin_embeddings(model: Model, tokenizer: Tokenizer, path: Path, seed: int)
     places = torch.tensor([known[token] for token, there in zip(tokens, found, strict=True) if there], dtype=torch.long)
     model.embedding.weight[places] = torch.from_numpy(rows[found]).to(model.dtype)
     say("{count} of {total} tokens begin as word vectors of {path}", count=int(found.sum()), total=len(tokens), path=path.name)
-
-
-def listed(work: Work, name: str) -> list[Any]:
-    """An input field's values, none, one or many, as a list."""
-    value = work.inputs.get(name)
-    return value if isinstance(value, list) else [value] if value is not None else []

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luban.adapters.files import open_model
+from luban.adapters.files import base_of, open_model, read_settings, read_tensors, wear
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError, LubanError
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine
 from luban.models.base import Model
+from luban.models.counts import parameters
 from luban.models.huggingface import load_model, save_model
+from luban.models.quantized_model import quantized_layers
 from luban.objectives.base import Objective
 from luban.objectives.losses import wide
 from luban.tokens.batch import Batch
 from luban.training.run import Run
 
 BOUND = 1e-3  # largest difference of logits, as a share of the largest logit or of 1: float32 sums in another order stay far below
-TO_DISK = 1_000_000_000  # a model of more parameters is merged in memory alone
+LARGE = 1_000_000_000  # parameters; from here on there is no room for a second base: the adapter is read back onto the one that was trained on, and not merged
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 12, 16
 
 
@@ -44,18 +47,34 @@ def check_parity(training: Run, folder: Path) -> dict[str, Any]:
         differing = [pair for pair in zip(asked, written, _written(other, training, asked), strict=True) if pair[1] != pair[2]]
         report["same_tokens"][name] = _same_choices(found, expected) and all(_tie(model, *pair) for pair in differing)
 
-    compare("adapter", open_model(folder))
-    if model.adapter.merges:
-        try:
-            compare("merged", _merged(folder))
-        except ConfigError as error:  # the method merges, but not into this shape (biases that it has no place for)
-            report["not_merged"] = error.text()
+    if parameters(model.shape)["total"] > LARGE:
+        method, whole = model.adapter, model.saved_whole
+        method.detach(model)
+        plain, note = read_settings(folder)
+        base_of(folder, plain, note)  # the base on disk must be the one that is named
+        wear(model, plain, note, read_tensors(folder), method.name)
+        compare("adapter", model)
+        report["same_tokens"]["adapter"] &= model.saved_whole == whole  # a head that the file lacks would still stand here
+        report["not_merged"] = "large"
+    else:
+        again = open_model(folder)
+        compare("adapter", again)
+        _compare_merged(again, folder, report, compare)
     _refuse(report, folder)
     say(
         "parity: adapter{and_merged} and engine say the same as the trained model (largest difference {largest:.1e}, bound {bound:.0e}; {count} prompts)",
         and_merged=", merged model" if "merged" in report["largest_difference"] else "", largest=max(report["largest_difference"].values()), bound=BOUND, count=len(asked),
     )  # fmt: skip
     return report
+
+
+def _compare_merged(again: Model, folder: Path, report: dict[str, Any], compare: Callable[[str, Model], None]) -> None:
+    """The same of the merged model, where the method and the shape can be merged; ``again`` is the adapter as it was opened, and is used up."""
+    if again.adapter.merges:
+        try:
+            compare("merged", _merged(again, folder))
+        except ConfigError as error:  # the method merges, but not into this shape (biases that it has no place for)
+            report["not_merged"] = error.text()
 
 
 def _refuse(report: dict[str, Any], folder: Path) -> None:
@@ -125,17 +144,14 @@ def _written(model: Model, training: Run, asked: list[list[int]], one_by_one: bo
     return found
 
 
-def _merged(folder: Path) -> Model:
-    """The adapter merged into its base, through a directory on disk where that is not too large."""
-    model = open_model(folder, dequantized=True)
+def _merged(model: Model, folder: Path) -> Model:
+    """The adapter merged into its base, through a directory on disk; a quantised base is opened once more, as the numbers that it stands for."""
+    if quantized_layers(model):
+        model = open_model(folder, dequantized=True)
     model.adapter.merge(model)
-    if sum(value.numel() for value in model.parameters()) > TO_DISK:
-        return model
     aside = folder / "training" / "merged"
     try:
         save_model(model, aside)
         return load_model(aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-

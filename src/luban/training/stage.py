@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luban.adapters.files import save_adapter
-from luban.foundation.artifacts import Work, write_json
+from luban.foundation.artifacts import Work, listed, write_json
 from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
 from luban.foundation.errors import Interrupted
@@ -25,7 +25,7 @@ from luban.objectives.config import ON_TEXT
 from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
-from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, listed, make_model
+from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
@@ -86,7 +86,7 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
     tracker = Tracker(folder, config.track, work.name)
-    validator = _add_hooks(training, tracker, [*(load_custom(str(reference)) for reference in listed(work, "callbacks")), *([work.watch] if work.watch else [])])
+    validator = _add_hooks(training, tracker, [*(load_custom(str(reference)) for reference in listed(work.inputs.get("callbacks"))), *([work.watch] if work.watch else [])])
     if restore(training):
         for hook in training.hooks:
             if isinstance(hook, Unfreezer):
@@ -144,9 +144,9 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example
 
 def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None) -> DataRequest:
     return DataRequest(
-        data=listed(work, "data"),
-        validation=listed(work, "validation_data"),
-        replay=listed(work, "replay.data"),
+        data=listed(work.inputs.get("data")),
+        validation=listed(work.inputs.get("validation_data")),
+        replay=listed(work.inputs.get("replay.data")),
         replay_share=config.replay.share,
         tokenizer=tokenizer,
         sequence_length=config.sequence_length,
@@ -160,9 +160,9 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         mapping=config.mapping,
         mixture=config.mixture,
         work=work.path,
-        teachers=[Path(getattr(source, "path", source)) for name in ("objective.teacher", "objective.reference") for source in listed(work, name)],
+        teachers=[Path(getattr(source, "path", source)) for name in ("objective.teacher", "objective.reference") for source in listed(work.inputs.get(name))],
         model_head=_model_head(work),
-        named={name.removeprefix("objective."): Path(getattr(source, "path", source)) for name in work.inputs if name.startswith("objective.") for source in listed(work, name)},
+        named={name.removeprefix("objective."): Path(getattr(source, "path", source)) for name in work.inputs if name.startswith("objective.") for source in listed(work.inputs.get(name))},
     )
 
 

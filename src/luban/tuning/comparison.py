@@ -22,7 +22,7 @@ from luban.pipeline.config import TuneConfig
 from luban.pipeline.recipe import Recipe, make_recipe, read_plain
 from luban.pipeline.runner import run_recipe
 from luban.tuning.metric import find_metric, mean_of, measure, plain_name
-from luban.tuning.problem import only
+from luban.tuning.problem import needed_for, only
 
 FOLDER = "compare"
 FULL = "full"
@@ -80,7 +80,7 @@ def compare(recipe: Path, overrides: list[str], methods: list[str], bases: list[
     chosen = _stage(made, stage)
     candidates = _candidates(plain["stages"][chosen], made, methods, bases)
     metric, maximize = find_metric(build(TuneConfig, {}), made.stages[chosen], source)
-    earlier = [name for name in made.stages if name != chosen and name in _inputs(made, chosen)]
+    earlier = [name for name in made.stages if name != chosen and name in needed_for(made, chosen)]
     heading("{name}: {count} ways to train {stage}", name=made.name, count=len(candidates), stage=chosen)
     if earlier:
         run_recipe(only(made, earlier, {}, made.out))
@@ -187,17 +187,6 @@ def _short(base: str) -> str:
 def _place(base: str, recipe: Recipe) -> str:
     """A base as the recipe would write it: a stage, a package, or a path seen from where the command was given."""
     return base if base in recipe.stages or base.startswith("package:") else str(Path(base).resolve())
-
-
-def _inputs(recipe: Recipe, stage: str) -> set[str]:
-    """All stages that a stage is made from."""
-    found: set[str] = set()
-    waiting = [stage]
-    while waiting:
-        for values in recipe.stages[waiting.pop()].inputs.values():
-            waiting += [value for value in values if value in recipe.stages and value not in found]
-            found.update(value for value in values if value in recipe.stages)
-    return found
 
 
 def _with(plain: dict[str, Any], stage: str, fields: dict[str, Any]) -> dict[str, Any]:

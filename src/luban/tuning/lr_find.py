@@ -19,7 +19,7 @@ from luban.foundation.console import say, table
 from luban.foundation.durations import Duration
 from luban.foundation.errors import ConfigError, LubanError, nearest
 from luban.foundation.messages import language, t
-from luban.pipeline.card_charts import nice_ticks, number_text
+from luban.pipeline.card_charts import nice_ticks, number_text, running_average
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.runner import open_inputs, plan, run_recipe
 from luban.planning.resolve import resolve
@@ -109,13 +109,7 @@ def lr_find(recipe: Recipe, stage: str | None = None, steps: int = 100, low: flo
 
 def smoothed(losses: Sequence[float], steps: int) -> list[float]:
     """Exponential moving average over about a twentieth of the steps, corrected for its beginning."""
-    keep = 1 - 1 / max(2.0, _SMOOTHED * steps)
-    average = weight = 0.0
-    found = []
-    for loss in losses:
-        average, weight = keep * average + (1 - keep) * loss, keep * weight + 1 - keep
-        found.append(average / weight)
-    return found
+    return running_average(losses, 1 - 1 / max(2.0, _SMOOTHED * steps))
 
 
 def start_of(losses: Sequence[float], steps: int) -> float:

@@ -101,7 +101,7 @@ def make_problem(plain: dict[str, Any], folder: Path, default_name: str, source:
         changed[name] = changed.get(name, set()) | _changed(base, recipe)
     searched = set().union(*changed.values())
     stage = _judged(config, base, searched, source)
-    needed = set().union(*(_needed(recipe, stage) for _, recipe in tried))
+    needed = set().union(*(needed_for(recipe, stage) for _, recipe in tried))
     for name, stages in changed.items():
         if not stages & needed:
             raise ConfigError("{where}: the search space {name} changes nothing that {stage} is made from", "every trial would be the same", "write it in {stage} or a stage before it, or name another stage in tune.stage", where=source.at("stages"), name=name, stage=stage)
@@ -162,7 +162,7 @@ def _changed(base: Recipe, recipe: Recipe) -> set[str]:
     return changed
 
 
-def _needed(recipe: Recipe, stage: str) -> set[str]:
+def needed_for(recipe: Recipe, stage: str) -> set[str]:
     """The stage and all that it is made from."""
     needed: set[str] = set()
     todo = [stage]
