@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,8 +78,9 @@ def test_ctrl_c_saves_and_names_the_command_that_continues(tmp_path, jobs, numbe
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 75, said
     assert f"luban tune {path} tune.jobs={jobs} continues" in said and "Traceback" not in said
-    ran = subprocess.run(command(path, "base.length=400 steps", "--trials", "1"), capture_output=True, text=True)
-    assert ran.returncode == 0 and "trial 0 is taken up where it was left" in ran.stderr
+    ran = subprocess.run(command(path), capture_output=True, text=True)  # which of the trials was at work hangs on the machine
+    assert ran.returncode == 0 and re.search(r"trial \d is taken up where it was left", ran.stderr), ran.stderr
+    assert [trial["state"] for trial in trials_of(tmp_path / "runs/small")] == ["complete"] * 3
 
 
 @pytest.mark.slow
