@@ -36,7 +36,7 @@ def tools() -> dict[str, dict[str, Any]]:
         "unfreeze_every": {"unfreeze_every": "10 steps"}, "average exponential": {"average": "exponential", "average_decay": 0.95}, "r_drop": {"r_drop": 1.0}, "mixup": {"mixup": 0.2},
         "neftune": {"neftune": 5.0}, "curriculum": {"curriculum": 0.5},
         "fgm": {"adversarial": {"method": "fgm"}}, "pgd": {"adversarial": {"method": "pgd", "steps": 2}}, "freelb": {"adversarial": {"method": "freelb", "steps": 2}},
-        "smart": {"adversarial": {"method": "smart", "step_size": 1e-3, "epsilon": 1e-2}},
+        "smart": {"adversarial": {"method": "smart"}},
     }  # fmt: skip
     chosen = {"share": 0.2, "every": "{tenth}"}
     return {
@@ -46,7 +46,7 @@ def tools() -> dict[str, dict[str, Any]]:
         "weight_decay 0.1": {"optimizer": {"weight_decay": 0.1}},
         "label_smoothing": {"objective": {"label_smoothing": 0.1}},
         "restore_best": {"validation": {**chosen, "restore_best": True}},
-        "early stopping": {"validation": {**chosen, "restore_best": True, "patience": 2}},
+        "early stopping": {"validation": {**chosen, "restore_best": True, "patience": 4}},
         "average validations": {"validation": {**chosen, "restore_best": False}, "regularization": {"average": "validations", "average_last": 3}},
         "augment eda": {"augment": {"eda": {"copies": 1, "operations": ["delete", "swap"]}}},
         "augment homophones": {"augment": {"eda": {"copies": 0}, "homophones": {"copies": 1}}},

@@ -84,6 +84,16 @@ def test_fgm_is_the_loss_plus_the_loss_one_step_up_its_gradient():
     assert_same(found, by_hand(plain_loss(model) + 0.7 * plain_loss(model, move), model))
 
 
+def test_an_adversary_of_auto_reach_moves_each_example_by_two_per_cent_of_its_embeddings():
+    _, found = gradients(RegularizationConfig(adversarial={"method": "fgm"}))
+    model, made = model_of(), batch()
+    norms = torch.stack([model.embedding.weight[row[segments >= 0]].norm() for row, segments in zip(made.inputs, made.segments, strict=True)])
+    move = 0.02 * norms[:, None, None].detach() * worst_move(model, torch.zeros(4, 7, 16, dtype=torch.float64))
+    wanted = by_hand(plain_loss(model) + plain_loss(model, move), model)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+
+
 def test_pgd_is_the_loss_plus_the_loss_at_the_end_of_the_search():
     _, found = gradients(RegularizationConfig(adversarial={"method": "pgd", "epsilon": 0.5, "steps": 3, "step_size": 0.3}))
     model = model_of()

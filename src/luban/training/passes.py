@@ -22,6 +22,9 @@ from luban.training.averaging import MeanTeacher
 from luban.training.regularization import AdversarialConfig, RegularizationConfig
 
 
+SHARE = 0.02  # of the norm of an example's embeddings: how far they are moved where the recipe does not say
+
+
 def make_teacher(config: AdversarialConfig, model: Model) -> MeanTeacher | None:
     """The slow average of the weights that SMART's proximal point needs."""
     return MeanTeacher(model, config.momentum) if config.method == "smart" and config.proximal else None
@@ -105,12 +108,21 @@ class _Adversary:
         return sums, move.grad / max(share, 1e-12)
 
 
+    def reach(self, model: Model, part: Batch) -> tuple[float | Tensor, float | Tensor]:
+        """(largest move, size of a step), for all examples or for each [rows, 1, 1]."""
+        epsilon, size = self.config.epsilon, self.config.step_size
+        if epsilon == "auto":
+            epsilon = SHARE * _norms(model, part)
+        return epsilon, (1.5 * epsilon / self.config.steps if size == "auto" else size)
+
+
 class FGM(_Adversary):
     """The plain loss, and the loss one step up its gradient (Miyato et al. 2017, arXiv:1605.07725)."""
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
+        epsilon, _ = self.reach(engine.model, part)
         sums, gradient = self.moved(engine, part, counts, _still(engine.model, part), 1.0)
-        adversarial, _ = self.moved(engine, part, counts, self.config.epsilon * _unit(gradient), self.config.weight)
+        adversarial, _ = self.moved(engine, part, counts, epsilon * _unit(gradient), self.config.weight)
         return sums | {"adversarial": adversarial["loss"]}
 
 
@@ -118,11 +130,11 @@ class PGD(_Adversary):
     """The plain loss, and the loss at the end of several steps inside a ball (Madry et al. 2018, arXiv:1706.06083)."""
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
-        move = _still(engine.model, part)
+        (epsilon, size), move = self.reach(engine.model, part), _still(engine.model, part)
         sums, gradient = self.moved(engine, part, counts, move, 1.0)
         kept = {parameter: parameter.grad.clone() for parameter in engine.model.parameters() if parameter.grad is not None}
         for step in range(self.config.steps):
-            move = _inside(move + self.config.step_size * _unit(gradient), self.config.epsilon)
+            move = _inside(move + size * _unit(gradient), epsilon)
             last = step == self.config.steps - 1
             adversarial, gradient = self.moved(engine, part, counts, move, self.config.weight if last else 1.0)
             if not last:  # only the last step's gradients are used
@@ -135,13 +147,13 @@ class FreeLB(_Adversary):
     """The mean of the losses along several steps from a random start, every step's gradient used (Zhu et al. 2020, arXiv:1909.11764)."""
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
-        still = _still(engine.model, part)
-        move = _inside((torch.rand_like(still) * 2 - 1) * self.config.epsilon / still[0].numel() ** 0.5, self.config.epsilon)
+        (epsilon, size), still = self.reach(engine.model, part), _still(engine.model, part)
+        move = _inside((torch.rand_like(still) * 2 - 1) * epsilon / still[0].numel() ** 0.5, epsilon)
         totals: dict[str, Tensor] = {}
         for _ in range(self.config.steps):
             sums, gradient = self.moved(engine, part, counts, move, 1.0 / self.config.steps)
             totals = {name: totals.get(name, 0) + value / self.config.steps for name, value in sums.items()}
-            move = _inside(move + self.config.step_size * _unit(gradient), self.config.epsilon)
+            move = _inside(move + size * _unit(gradient), epsilon)
         return totals
 
 
@@ -151,6 +163,8 @@ class SMART(_Adversary):
 
     def __init__(self, config: AdversarialConfig, teacher: MeanTeacher | None = None):
         super().__init__(config)
+        self.epsilon = 1e-2 if config.epsilon == "auto" else config.epsilon
+        self.size = 1e-3 if config.step_size == "auto" else config.step_size
         self.teacher = teacher
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
@@ -163,7 +177,7 @@ class SMART(_Adversary):
                 apart = self._apart(objective, outputs.detach(), objective.outputs(model, part)).sum()
             (gradient,) = torch.autograd.grad(apart, move)
             scale = gradient.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
-            move = (move + self.config.step_size * gradient / scale).clamp(-self.config.epsilon, self.config.epsilon).detach()
+            move = (move + self.size * gradient / scale).clamp(-self.epsilon, self.epsilon).detach()
             with shifted(model, move):
                 smooth = self._apart(objective, outputs, objective.outputs(model, part))  # [units]
             terms = objective.terms_of(outputs, model, part)
@@ -215,7 +229,17 @@ def _unit(gradient: Tensor) -> Tensor:
     return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
 
 
-def _inside(move: Tensor, epsilon: float) -> Tensor:
+def _norms(model: Model, part: Batch) -> Tensor:
+    """[rows, 1, 1] the norm of each example's token embeddings, padding left out."""
+    tokens, segments = (part.inputs, part.segments) if part.source is None else (part.source, part.source_segments)
+    with torch.no_grad():
+        lengths = model.embedding.weight[tokens].float().norm(dim=2)  # [rows, seq]
+    if segments is not None:
+        lengths = lengths.masked_fill(segments < 0, 0.0)
+    return lengths.norm(dim=1)[:, None, None]
+
+
+def _inside(move: Tensor, epsilon: float | Tensor) -> Tensor:
     """The move cut to the ball of radius ``epsilon`` around each example."""
     norm = move.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
     return move * (epsilon / norm).clamp(max=1.0)

@@ -18,9 +18,11 @@ class AdversarialConfig(Config):
     method: Literal["none", "fgm", "pgd", "freelb", "smart"] = field(
         "none", "fgm: one step (Miyato et al. 2017); pgd: several (Madry et al. 2018); freelb: several, each one's gradient used (Zhu et al. 2020); smart: keep the output smooth around the input (Jiang et al. 2020)."
     )
-    epsilon: PositiveFloat = field(1.0, "Largest move of an example's embeddings (norm over the example; smart: of one value).")
+    epsilon: PositiveFloat | Auto = field(
+        "auto", "Largest move of an example's embeddings (norm over the example; smart: of one value); auto is 2 % of the norm of its own embeddings (smart: 0.01)."
+    )
     steps: PositiveInt = field(3, "Steps of the search (pgd, freelb).", unit="steps")
-    step_size: PositiveFloat = field(0.3, "Size of one step (pgd, freelb; smart: 1e-3 is usual).")
+    step_size: PositiveFloat | Auto = field("auto", "Size of one step (pgd, freelb, smart); auto is 1.5 epsilon over the steps (smart: 0.001).")
     weight: NonNegativeFloat = field(1.0, "Weight of the adversarial loss beside the plain one (fgm, pgd, smart).")
     proximal: NonNegativeFloat = field(
         0.0, "smart: weight of the proximal point, the divergence of the outputs from those of a slow average of the weights, so that no step goes far (1 in Jiang et al. 2020); 0 leaves it out."
