@@ -1,4 +1,5 @@
-"""A callback of the training that notes the time after each step, so that both sides are timed by one clock."""
+"""A callback of the training that notes the time after each step, so that both sides are timed by one clock; and it begins the random numbers of
+each step anew, so that both sides draw the same dropout wherever a step is one forward pass. What is left between them is not chance."""
 
 from __future__ import annotations
 
@@ -8,13 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 FILE = "clock.jsonl"
 
 
 def after_step(run: Any) -> None:
-    """Add (wall seconds, processor seconds) to ``clock.jsonl`` in the run's folder."""
+    """Add (wall seconds, processor seconds) to ``clock.jsonl`` in the run's folder, and begin the next step's random numbers."""
     with (Path(run.folder) / FILE).open("a", encoding="ascii") as stream:
         stream.write(json.dumps(marks()) + "\n")
+    begin_step(run.step)
+
+
+def begin_step(number: int) -> None:
+    """Random numbers that depend on the step alone; the first step has those that the run began with."""
+    torch.manual_seed(1_000_003 + number)
 
 
 def marks() -> tuple[float, float]:

@@ -36,6 +36,7 @@ class Start:
     loaders: Loaders
     tokenizer: Tokenizer
     schedule: Schedule
+    seed: int  # of the stage, with which its first step's random numbers begin
 
 
 def train_stage(fields: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def begin(recipe: dict[str, Any], folder: Path) -> Start:
     step_tokens = rows * config.sequence_length
     total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens))
     schedule = make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens))
-    return Start(folder, config, objective, loaders, tokenizer, schedule)
+    return Start(folder, config, objective, loaders, tokenizer, schedule, work.seed)
 
 
 def from_start(recipe: dict[str, Any], start: Start) -> dict[str, Any]:

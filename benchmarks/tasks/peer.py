@@ -1,8 +1,9 @@
 """The peer's side: transformers' Trainer, its models and losses, on the batches that Luban's loader gives.
 
 Same: first weights, framed ids, batches and their order, number of steps, peak rate, schedule (Luban's formula, so that the rates are equal
-to the last digit), AdamW's settings, weight decay and what it leaves out (biases and norms, Trainer's own rule), gradient clip, threads.
-Different: a step is one forward pass (Luban splits it where that is faster), the draws of dropout, and everything that is the library.
+to the last digit), AdamW's settings, weight decay and what it leaves out (biases and norms, Trainer's own rule), gradient clip, threads,
+and the draws of dropout where Luban's step is one forward pass too (clock.py).
+Different: a step is one forward pass (Luban splits it where that is faster), and everything that is the library.
 Where transformers has no loss of its own for a task (relations by markers, contrast, ranking), it is written here the way its users do.
 """
 
@@ -166,6 +167,11 @@ def open_peer(start: Start) -> tuple[nn.Module, Callable[[Batch], Features]]:
     return AutoModelForSequenceClassification.from_pretrained(folder), lambda batch: {**encoder_inputs(batch, types), "labels": batch.extra["labels"]}
 
 
+def trimmed(batch: Batch) -> Batch:
+    """Padded to its longest row and no further, as transformers' collators do."""
+    return batch.rows(0, len(batch.inputs), trim=True)
+
+
 class SameBatches(Trainer):
     """Trainer on given batches and with a given rate a step."""
 
@@ -174,7 +180,7 @@ class SameBatches(Trainer):
         super().__init__(train_dataset=range(start.schedule.total), **known)
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda steps: self.features(self.start.loaders.train.step(steps[0])))
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda steps: self.features(trimmed(self.start.loaders.train.step(steps[0]))))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.start.schedule.factor)
@@ -182,8 +188,15 @@ class SameBatches(Trainer):
 
 
 class Marks(TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         self.times: list[tuple[float, float]] = []
+        self.seed = seed
+
+    def on_step_begin(self, _arguments: Any, state: Any, *_given: Any, **_named: Any) -> None:
+        if state.global_step:
+            clock.begin_step(state.global_step)
+        else:
+            torch.manual_seed(self.seed)
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
         self.times.append(clock.marks())
@@ -201,7 +214,7 @@ def train(start: Start, out: Path, threads: int, seed: int) -> tuple[float, floa
         max_grad_norm=start.config.gradient_clip, seed=seed, use_cpu=True, save_strategy="no", eval_strategy="no", logging_strategy="no", report_to=[],
         disable_tqdm=True, remove_unused_columns=False, dataloader_num_workers=0, label_smoothing_factor=0.0,
     )  # fmt: skip
-    marks = Marks()
+    marks = Marks(start.seed)
     SameBatches(start, features, model=model, args=settings, callbacks=[marks]).train()
     save(model, start.folder, out)
     return clock.seconds(marks.times)
