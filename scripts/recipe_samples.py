@@ -78,8 +78,8 @@ def sentiment(source: Path) -> dict[str, str]:
         (line.strip(), label) for ending, label in (("pos", "positive"), ("neg", "negative"))
         for line in text_of(source / f"sentence_polarity/rt-polarity.{ending}").split("\n") if 40 < len(line) < 140
     ]  # fmt: skip
-    rows = each(drawn(rows, "".join), 340, lambda row: row[1])
-    return {"train.csv.gz": table(("text", "label"), rows[:560]), "test.csv": table(("text", "label"), rows[560:640])}
+    rows = each(drawn(rows, "".join), 480, lambda row: row[1])
+    return {"train.csv.gz": table(("text", "label"), rows[:560]), "test.csv.gz": table(("text", "label"), rows[560:960])}
 
 
 def topics(source: Path) -> dict[str, str]:
@@ -95,7 +95,7 @@ def topics_zh(source: Path) -> dict[str, str]:
         found = [line.split("\t")[1:] for line in text_of(source / "csl_category" / file).split("\n") if line]
         return each(drawn(found, "".join), count, lambda row: row[1])
 
-    return {"train.tsv.gz": table(("标题", "学科"), rows("cls_ctg_train.tsv", 50), "\t"), "test.tsv": table(("标题", "学科"), rows("cls_ctg_dev.tsv", 12), "\t")}
+    return {"train.tsv.gz": table(("标题", "学科"), rows("cls_ctg_train.tsv", 50), "\t"), "test.tsv.gz": table(("标题", "学科"), rows("cls_ctg_dev.tsv", 31), "\t")}
 
 
 def pairs(source: Path) -> dict[str, str]:
@@ -215,7 +215,7 @@ def translation(source: Path) -> dict[str, str]:
 def titles_zh(source: Path) -> dict[str, str]:
     found = [line.split("\t")[1:3] for line in text_of(source / "csl_title_dev/ts_dev.tsv").split("\n") if line]
     rows = drawn([row for row in found if len(row[0]) < 150], "".join)
-    return {"train.tsv.gz": table(("摘要", "标题"), rows[15:95], "\t"), "test.tsv": table(("摘要", "标题"), rows[:15], "\t")}
+    return {"train.tsv.gz": table(("摘要", "标题"), rows[40:440], "\t"), "test.tsv": table(("摘要", "标题"), rows[:40], "\t")}
 
 
 def couplets(_: Path) -> dict[str, str]:
@@ -227,7 +227,7 @@ def couplets(_: Path) -> dict[str, str]:
 def found_couplets() -> list[tuple[str, str, str]]:
     """The two lines of a regulated verse's couplets and their length, from the quickstart's poems."""
     found = []
-    for line in text_of(RECIPES / "quickstart/data/poems.jsonl").split("\n"):
+    for line in text_of(RECIPES / "quickstart/data/poems.jsonl.gz").split("\n"):
         if line:
             for pair in json.loads(line)["text"].split("\n\n", 1)[-1].split("\n"):
                 halves = re.fullmatch(r"(\w{5}|\w{7})，(\w{5}|\w{7})。", pair)
@@ -274,7 +274,7 @@ def search(source: Path) -> dict[str, str]:
         others = [text for other, found in questions.items() if other != label for text in found[6:]]
         for number in range(4):
             query, positive = texts[number], texts[11 - number]
-            near = sorted(others, key=lambda text: -SequenceMatcher(None, query, text).ratio())[:2]  # noqa: B023
+            near = sorted(others, key=lambda text: -SequenceMatcher(None, query, text).ratio())[:2]
             rows[number == 3].append({"query": query, "positive": positive, "negatives": near})
     return {"train.jsonl.gz": lines(drawn(rows[False], json.dumps)), "test.jsonl": lines(drawn(rows[True], json.dumps)[:45])}
 

@@ -27,7 +27,7 @@ ATTENDING = [family for family in OWN if family not in ("lstm", "bilstm", "recur
 
 def with_prefix(model, tokens: int = 3):
     attach(model, PrefixConfig(tokens=tokens), seed=1)
-    shake(model, ["before_text.vectors"])
+    shake(model, ["adapters.default.learned.vectors"])
     return model.eval()
 
 
@@ -54,7 +54,7 @@ def test_the_keys_of_words_are_those_words_before_the_text(family):
         plain(torch.tensor([FIRST]), cache=cache.rows(0, 1))
     attach(model, PrefixConfig(tokens=3), seed=1)
     kept = torch.stack([block[0] for pair in zip(cache.keys, cache.values, strict=True) for block in pair])  # [2 * layers, heads, 3, head_dim]
-    model.before_text.vectors.data.copy_(kept.permute(2, 0, 1, 3).flatten(1))
+    model.adapters["default"].learned.vectors.data.copy_(kept.permute(2, 0, 1, 3).flatten(1))
     wanted = alone(plain, FIRST)
     same(alone(model), wanted)
     same(packed(model), wanted)
@@ -133,8 +133,8 @@ def test_only_the_prefix_and_the_head_learn(family, head, recompute):
     hidden = model(tokens, source=tokens) if model.shape.kind == "encoder_decoder" and head is None else model(tokens)
     (model.scores(hidden, tokens) if head else hidden).square().sum().backward()
     assert all((value.grad is not None) == value.requires_grad for value in model.parameters())
-    assert all(value.grad.abs().sum() > 0 for value in model.before_text.parameters())
-    assert {name for name, value in model.named_parameters() if value.requires_grad and not name.startswith("before_text.")} == set(model.fresh)
+    assert all(value.grad.abs().sum() > 0 for value in model.adapters["default"].learned.parameters())
+    assert {name for name, value in model.named_parameters() if value.requires_grad and not name.startswith("adapters.")} == set(model.fresh)
 
 
 def test_it_comes_off_and_leaves_nothing():

@@ -50,7 +50,7 @@ def test_words_are_repeated_or_cut():
 
 def worded_ids(count: int) -> list[int]:
     model = with_words(made("llama"), count)
-    return [int((model.embedding.weight == vector).all(1).nonzero()[0]) for vector in model.before_text.vectors]
+    return [int((model.embedding.weight == vector).all(1).nonzero()[0]) for vector in model.adapters["default"].learned.vectors]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_only_the_prompt_and_the_head_learn(family, head):
     attach(model, PTuningConfig(tokens=2, width=5), seed=1)
     loss(model.train()).backward()
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert {name for name in learning if not model.is_output(name)} <= set(model.fresh) and any(name.startswith("before_text.network") for name in learning)
-    assert all((value.grad is not None) == value.requires_grad for value in model.parameters()) and model.before_text.starts.grad.abs().sum() > 0
+    assert {name for name in learning if not model.is_output(name)} <= set(model.fresh) and any(name.startswith("adapters.default.learned.network") for name in learning)
+    assert all((value.grad is not None) == value.requires_grad for value in model.parameters()) and model.adapters["default"].learned.starts.grad.abs().sum() > 0
     assert set(model.changing()) == learning
 
 
@@ -197,7 +197,7 @@ def test_it_learns(settings):
     """What comes next in one text is learned without a change of the model."""
     model = made("llama")
     attach(model, build(NAMES[settings["method"]], settings), seed=1)
-    optimizer = torch.optim.Adam(model.before_text.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.adapters["default"].learned.parameters(), lr=0.05)
     tokens, losses = torch.tensor([TEXTS[2]]), []
     for _ in range(40):
         losses.append(F.cross_entropy(model.logits(model(tokens[:, :-1]))[0], tokens[0, 1:]))
@@ -219,7 +219,7 @@ def test_a_prompt_and_a_prefix_are_trained_whole(tmp_path, monkeypatch):
     recipe["stages"]["prefix"] = {**common, "adapter": {"method": "prefix", "tokens": 4, "projection": True}, "packing": "best_fit"}
     for artifact, shape in zip(luban.run(recipe, out=tmp_path / "runs")[-2:], ([4, 32], [4, 64]), strict=True):
         loaded = luban.load(artifact.path)
-        assert list(loaded.model.before_text().shape) == shape and artifact.metrics["after"]["loss"] != artifact.metrics["before"]["loss"]
+        assert list(loaded.model.adapters["default"].learned().shape) == shape and artifact.metrics["after"]["loss"] != artifact.metrics["before"]["loss"]
         texts = ["the king", "my lord and"]
         together = loaded.generate(texts, temperature=0, maximum_tokens=6)
         assert together == [loaded.generate(text, temperature=0, maximum_tokens=6) for text in texts]

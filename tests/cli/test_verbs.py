@@ -103,7 +103,7 @@ def test_new_refuses_to_overwrite(run, tmp_path, monkeypatch):
 def test_runs_show_check_and_clean_on_a_real_run(run, quickstart):
     folder = str(quickstart / "runs")
     assert "base" in run("--language", "en", "runs", folder)
-    for what in ("runs/quickstart", "runs/quickstart/corpus", "runs/quickstart/tokenizer", "runs/quickstart/base", "runs/quickstart/report", "data/chat.jsonl", "data/poems.jsonl", "data/shakespeare.txt"):
+    for what in ("runs/quickstart", "runs/quickstart/corpus", "runs/quickstart/tokenizer", "runs/quickstart/base", "runs/quickstart/report", "data/chat.jsonl", "data/poems.jsonl.gz", "data/shakespeare.txt"):
         assert run("--language", "en", "show", str(quickstart / what))
     assert "nothing to remove" in run("--language", "en", "clean", folder, "--yes")
     checked = run("--language", "en", "check", str(quickstart / "recipe.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import unicodedata
 
@@ -78,7 +79,7 @@ def test_language(text, language):
 
 
 def test_the_shipped_texts_have_the_languages_they_are_in():
-    poems = [json.loads(line)["text"] for line in (DATA / "poems.jsonl").read_bytes().split(b"\n")[:300]]
+    poems = [json.loads(line)["text"] for line in gzip.decompress((DATA / "poems.jsonl.gz").read_bytes()).split(b"\n")[:300]]
     assert {identify(poem) for poem in poems} == {"zh"}
     plays = (DATA / "shakespeare.txt").read_text(encoding="utf-8")
     assert {identify(plays[start : start + 2000]) for start in range(0, 200_000, 2000)} == {"en"}
@@ -151,7 +152,7 @@ def test_english_limits_would_reject_chinese_and_chinese_ones_keep_it():
 
 
 def test_prose_rules_keep_the_shipped_poems_and_plays_that_web_rules_reject():
-    poems = [json.loads(line)["text"] for line in (DATA / "poems.jsonl").read_bytes().split(b"\n")[:200]]
+    poems = [json.loads(line)["text"] for line in gzip.decompress((DATA / "poems.jsonl.gz").read_bytes()).split(b"\n")[:200]]
     plays = (DATA / "shakespeare.txt").read_text(encoding="utf-8")
     blocks = [plays[start : start + 2000] for start in range(0, 100_000, 2000)]
     for texts, language in ((poems, "zh"), (blocks, "en")):

@@ -29,12 +29,12 @@ from luban.foundation.messages import set_language
 
 
 def test_the_shipped_texts_become_a_corpus(tmp_path):
-    work = curate(tmp_path / "c", [DATA / "shakespeare.txt", DATA / "poems.jsonl"], quality="prose", split={"validation": 0.02, "test": 0.05})
+    work = curate(tmp_path / "c", [DATA / "shakespeare.txt", DATA / "poems.jsonl.gz"], quality="prose", split={"validation": 0.02, "test": 0.05})
     found = documents(tmp_path / "c")
     everything = sum(found.values(), [])
     assert work.metrics["records"] == len(everything) + work.metrics["set_aside"]
     assert {d.language for d in everything} == {"en", "zh"}
-    poem = next(d for d in everything if d.source == "poems.jsonl:1")
+    poem = next(d for d in everything if d.source == "poems.jsonl.gz:1")
     assert poem.metadata == {"title": "行宫", "author": "元稹"} and poem.text.startswith("行宫\n元稹\n\n寥落古行宫，")
     plays = "\n\n".join(d.text for d in sorted((d for d in everything if d.language == "en"), key=lambda d: int(d.source.split(":")[1])))
     original = (DATA / "shakespeare.txt").read_text(encoding="utf-8")

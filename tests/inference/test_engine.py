@@ -123,7 +123,7 @@ class Scripted(torch.nn.Module):
         self.longest_text = maximum
         self.script = torch.tensor(script)
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.states_dtype = torch.device("cpu"), torch.float32, torch.float32
 
     def forward(self, tokens, *, cache):
         empty = torch.zeros(len(tokens), self.shape.key_value_heads, tokens.shape[1], self.shape.head_dim)

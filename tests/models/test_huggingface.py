@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from luban.foundation.errors import DataError, LubanError
 from luban.models.decoder import Decoder
-from luban.models.huggingface import load_model, read_shape, save_model, stored_dtype, tensor_names
+from luban.models.huggingface import load_model, read_shape, save_model, stored_dtype
 from luban.models.shape import ShapeConfig
 
 SHAPE = ShapeConfig(vocabulary_size=61, layers=2, hidden_size=32, heads=4, key_value_heads=2, maximum_positions=64)
@@ -52,7 +52,6 @@ def configure(folder: Path, **changes: object) -> None:
 def test_a_tied_output_matrix_is_written_once(folder):
     names = set(load_file(folder / "model.safetensors"))
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
-    assert names == set(tensor_names(folder))
 
 
 def test_shards_with_an_index_open_in_luban_and_in_transformers(model, tmp_path):

@@ -236,6 +236,7 @@ def test_continuing_from_a_state_is_the_full_pass(name):
     cache = model.new_cache(5, 24)
     for tensor in cache.tensors:
         tensor.uniform_(-9, 9)
+    cache.begin(1, 3)
     prompts = [6, 2, 5]
     padded = torch.zeros(3, 6, dtype=torch.long)
     for row, size in enumerate(prompts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ SMALL = {"layers": 1, "hidden_size": 32, "heads": 2, "feed_forward_size": 64}
 def texts() -> list[str]:
     """Shakespeare's speeches and Chinese poems."""
     english = (DATA / "shakespeare.txt").read_text(encoding="utf-8")[:60_000]
-    with (DATA / "poems.jsonl").open(encoding="utf-8") as stream:
+    with gzip.open(DATA / "poems.jsonl.gz", "rt", encoding="utf-8") as stream:
         chinese = [json.loads(next(stream))["text"] for _ in range(60)]
     return [english[start : start + 600] for start in range(0, len(english), 600)] + chinese
 

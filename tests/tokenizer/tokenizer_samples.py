@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def english(characters: int = 200_000) -> list[str]:
 
 
 def chinese(count: int = 400) -> list[str]:
-    with (DATA / "poems.jsonl").open(encoding="utf-8") as stream:
+    with gzip.open(DATA / "poems.jsonl.gz", "rt", encoding="utf-8") as stream:
         return [json.loads(next(stream))["text"] for _ in range(count)]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.adapters.adapted import Wears, adapt, wearing
 from luban.adapters.method import Method
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model, named_generator
@@ -18,7 +18,7 @@ from luban.models.base import Model, named_generator
 FILED = "prompt_embeddings"  # peft's name of the one tensor of such an adapter
 
 
-class Before(nn.Module):
+class Learned(nn.Module):
     """What is learned: :meth:`forward` gives it as peft files it, [tokens, width]."""
 
     tokens: int
@@ -28,7 +28,7 @@ class Before(nn.Module):
         raise NotImplementedError
 
 
-class Table(Before):
+class Table(Learned):
     """The vectors themselves."""
 
     def __init__(self, tokens: int, width: int):
@@ -45,7 +45,7 @@ class Table(Before):
         return self.vectors
 
 
-class Made(Before):
+class Made(Learned):
     """Vectors that a network makes of others; both learn, and in the end only what comes out is kept."""
 
     def __init__(self, tokens: int, width: int, network: nn.Module):
@@ -67,49 +67,117 @@ class Made(Before):
         return self.network(self.starts)
 
 
+class Before(nn.Module):
+    """How what is learned comes before the texts of a model. Called as every adapter is, with the model's own forward beneath it."""
+
+    def __init__(self, learned: Learned):
+        super().__init__()
+        self.learned = learned
+
+    @property
+    def tokens(self) -> int:
+        """Places that it takes."""
+        return self.learned.tokens
+
+    def forward(self, beneath: Callable[..., Tensor], model: Model, tokens: Tensor, **context: Any) -> Tensor:
+        """The states of ``tokens`` that ``beneath`` gives when this stands before them; a cache holds it already."""
+        raise NotImplementedError
+
+    def encode(self, beneath: Callable[..., Tensor], model: Model, source: Tensor, source_segments: Tensor | None) -> Tensor:
+        """The states of an encoder–decoder's source."""
+        return beneath(source, source_segments)
+
+    def begin(self, beneath: Callable[..., Tensor], model: Model, cache: Any) -> None:
+        """Write what the model keeps of it into a new cache of one slot."""
+        raise NotImplementedError
+
+
+class Preceded(Wears):
+    """Before a model's own class: something learned stands before its texts. It may have several such by name, of which one is active or none."""
+
+    @property
+    def before(self) -> Before | None:
+        """The active one."""
+        return self.adapters[self.active[0]] if self.active else None
+
+    @property
+    def tokens_before(self) -> int:
+        """Places before each text that the active one takes."""
+        return self.before.tokens if self.active else 0
+
+    def forward(self, tokens: Tensor, **context: Any) -> Tensor:
+        """As the model's own, the active one before each document."""
+        if (before := self.before) is None:
+            return super().forward(tokens, **context)
+        return before(super().forward, self, tokens, **context)
+
+    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
+        """As the model's own, the active one before each document of the source where it belongs there."""
+        if (before := self.before) is None:
+            return super().encode(source, source_segments)
+        return before.encode(super().encode, self, source, source_segments)
+
+    @torch.no_grad()
+    def begin(self, name: str, cache: Any) -> Any:
+        """A new cache of one slot, which comes back with what is kept of the one named ``name``: a causal model keeps the same of it whatever the text is."""
+        with wearing(self, (name,)):
+            self.adapters[name].begin(super().forward, self, cache)
+        return cache
+
+
+def before_of(model: Model, names: tuple[str, ...] | None) -> str:
+    """The name of what stands before a text in a row that wears the adapters ``names`` (None: the active ones); empty where nothing does."""
+    if not isinstance(model, Preceded):
+        return ""
+    return next((name for name in (model.active if names is None else names) if name in model.adapters), "")
+
+
+def befores_of(model: Model) -> dict[str, int]:
+    """All that may stand before a model's texts: the places that each takes."""
+    return {name: before.tokens for name, before in model.adapters.items()} if isinstance(model, Preceded) else {}
+
+
 class BeforeText(Method):
-    """A method whose model is of a class that puts what is learned before every text; it wears one such at a time."""
+    """A method that puts what is learned before every text; one such is active at a time."""
 
     merges = False
     whole_prefix = "base_model."  # peft does not wrap the base of such an adapter
 
-    def make(self, model: Model) -> Before:
+    def make(self, model: Model) -> Learned:
         """What is learned, for this model. ConfigError where the model has no place for it."""
         raise NotImplementedError
 
-    def wearing(self, model: Model) -> type:
-        """The class that goes before the model's own."""
+    def kind(self, model: Model) -> type[Before]:
+        """How it comes before the texts of this model."""
         raise NotImplementedError
 
     def attach(self, model: Model, seed: int) -> None:
-        if isinstance(model, Wearing):
+        if model.tokens_before:
             raise ConfigError("the model has learned tokens before its text already", "only one prompt or prefix stands there", "take the first off, or train it on")
         made = self.make(model)
         if made.tokens >= model.shape.maximum_positions and model.shape.kind != "encoder_decoder":
             raise ConfigError("adapter.tokens: {tokens} leave no room for text", "the model is made for {limit} positions", "choose fewer", tokens=made.tokens, limit=model.shape.maximum_positions)
         made.first_values(named_generator(seed, f"{self.name}:before"))
-        model.__class__ = class_before(self.wearing(model), type(model))
-        model.before_text, model.tokens_before = made.to(model.device, model.dtype), made.tokens
+        adapt(model, self.name, self.kind(model)(made).to(model.device, model.dtype), Preceded)
 
-    def detach(self, model: Model) -> None:
-        model.__class__ = type(model).__bases__[1]
-        del model.before_text
-        model.tokens_before = 0
+    def made(self, model: Model) -> Learned:
+        """What is learned, of a model that has it."""
+        return model.adapters[self.name].learned
 
     def own(self, model: Model) -> list[tuple[str, str, Tensor]]:
-        return [("", FILED, model.before_text())]
+        return [("", FILED, self.made(model)())]
 
     def tensors(self, model: Model) -> dict[str, Tensor]:
-        return {FILED: model.before_text()}
+        return {FILED: self.made(model)()}
 
     def load(self, model: Model, tensors: Mapping[str, Tensor]) -> set[str]:
-        table = model.before_text.vectors
+        table = self.made(model).vectors
         if FILED in tensors and tensors[FILED].dim() == 2:
             tensors = {**tensors, FILED: tensors[FILED][: len(table)]}  # of an encoder–decoder peft files as many again, which nothing reads
         return {self.read(tensors, FILED, table)}
 
     def merge(self, model: Model) -> None:
-        self.merge_layer("", model, model.before_text)
+        self.merge_layer("", model, self.made(model))
 
     def counts(self, model: Model) -> dict[str, Any]:
         """What peft wants to know of the model. Without a task it would leave what stands before the text out: an encoder's own output goes as features."""
@@ -122,19 +190,6 @@ def tokens_of(plain: Mapping[str, Any]) -> int:
     if not isinstance(count := plain.get("num_virtual_tokens"), int) or count < 1:
         raise DataError("adapter_config.json: {name} is missing", "", "restore the file", name="num_virtual_tokens")
     return count
-
-
-class Wearing:
-    """Before a model's own class: something stands before its texts."""
-
-    before_text: Before
-    tokens_before: int
-
-
-@cache
-def class_before(wearing: type, cls: type) -> type:
-    """The class ``cls`` with ``wearing`` before it."""
-    return type(f"{wearing.__name__}{cls.__name__}", (wearing, cls), {})
 
 
 @dataclass(frozen=True)

@@ -88,13 +88,13 @@ def has_bias(module: nn.Module) -> bool:
     """Whether a module adds a bias to what it gives: a linear layer, a norm or a recurrent layer that has one."""
     if isinstance(module, nn.RNNBase):
         return module.bias
-    adds = is_linear(module) or "Norm" in type(module).__name__ or type(module).__name__.endswith("Conv1D")
+    adds = is_linear(module) or "Norm" in type(module).__name__
     return adds and isinstance(getattr(module, "bias", None), nn.Parameter)
 
 
 def _in_trunk(model: Model, place: str) -> bool:
-    """Heads learn whole as it is, and a pooler belongs to them."""
-    return not model.is_output(f"{place}.bias") and not any(part in (*EXPERTS, "pooler") for part in place.split("."))
+    """Heads learn whole as it is, and a pooler belongs to them; what other adapters are made of is theirs."""
+    return not model.is_output(f"{place}.bias") and not any(part in (*EXPERTS, "pooler", "adapters") for part in place.split("."))
 
 
 def give_biases(model: Model, places: list[str]) -> None:

@@ -89,5 +89,4 @@ def width_of(layer: nn.Module, model: Model) -> int:
     """The width of what a layer gives."""
     if isinstance(layer, nn.RNNBase):
         return layer.hidden_size * (2 if layer.bidirectional else 1)
-    width = getattr(layer, "out_features", None) or getattr(layer, "nf", None)  # nf: Conv1D of transformers
-    return width or model.embedding.weight.shape[1]
+    return getattr(layer, "out_features", model.embedding.weight.shape[1])

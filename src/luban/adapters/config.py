@@ -206,3 +206,10 @@ class MergeConfig(Config):
     density: Annotated[float, Field(gt=0, le=1)] = field(0.2, "Share of each change that is kept (ties, dare).")
     into: Literal["model", "adapter"] = field("model", "Write a whole model, or a LoRA adapter of the combined change.")
     rank: PositiveInt | Auto = field("auto", "Rank of that adapter; auto: the sum of the sources' ranks, which is exact for linear.")
+    dtype: Literal["float32", "bfloat16", "float16"] = field("float32", "Type of the numbers in the model that is written; all are computed in float32. bfloat16 and float16 halve it, and round.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MergeConfig:
+        if self.into == "adapter" and self.dtype != "float32":
+            raise ValueError(f"dtype {self.dtype} is of a whole model; an adapter is written in float32")
+        return self

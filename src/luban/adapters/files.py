@@ -28,9 +28,10 @@ from luban.models.auto import AutoModelAdapter
 from luban.models.base import Model
 from luban.models.config_json import config_json, head_from, read_config
 from luban.models.heads import Head
-from luban.models.huggingface import load_model, weight_files, write_tensors
+from luban.models.huggingface import load_model, write_tensors
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized_model import dequantize_model, load_quantized
+from luban.models.stored import weight_files
 from luban.tokenizer.tokenizer import Tokenizer
 
 SETTINGS, WEIGHTS, NOTE = "adapter_config.json", "adapter_model.safetensors", "luban_adapter.json"
@@ -134,7 +135,7 @@ def open_model(
     model = _load_base(base_of(folder, plain, note), dtype, device, own_head, own_head is None, seed, known, dequantized, quiet=True)
     wear(model, plain, note, tensors, other_head=own_head is not None and own_head != adapter_head(folder, plain, tensors))
     if not other_template:
-        _check_tokenizer(folder, note)
+        check_tokenizer(folder, note)
     return model.eval()
 
 
@@ -237,7 +238,7 @@ def adapter_head(folder: Path, plain: Mapping[str, Any], tensors: Mapping[str, T
     return Head(structure, {"sequence": "classification", "token": "tagging", "span": "question_answering"}[structure], () if structure == "span" else labels, "single_label" if structure == "sequence" else "")
 
 
-def _check_tokenizer(folder: Path, note: Mapping[str, Any]) -> None:
+def check_tokenizer(folder: Path, note: Mapping[str, Any]) -> None:
     """What the adapter learned to read and to stop at must be what it is given."""
     if not note.get("template_fingerprint") or not (folder / "tokenizer.json").exists():
         return

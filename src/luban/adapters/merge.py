@@ -1,72 +1,113 @@
-"""The verb merge: adapters, or models tuned from one base, become one model or one adapter."""
+"""The verb merge: adapters, or models tuned from one base, become one model or one adapter.
+
+Nothing is held whole: a layer is read from the base and from each source, changed, and written (see merging.py).
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from luban.adapters.attached import attach, settle
 from luban.adapters.config import LoraConfig, MergeConfig
-from luban.adapters.files import base_of, is_adapter, open_model, read_settings, save_adapter
-from luban.adapters.merging import changes, combined, thin
-from luban.adapters.targets import is_linear
+from luban.adapters.files import adapter_head, base_of, check_tokenizer, is_adapter, read_settings, read_tensors, save_adapter, wear
+from luban.adapters.merging import Merger, Source, place_of, thin
+from luban.adapters.targets import is_linear, stored_transposed
 from luban.foundation.artifacts import Work, listed
 from luban.foundation.config import build
-from luban.foundation.console import say
+from luban.foundation.console import progress, say
 from luban.foundation.errors import ConfigError, DataError
-from luban.models.base import Model
+from luban.models.config_json import head_from, read_config
+from luban.models.heads import Head
 from luban.models.huggingface import save_model
 from luban.models.quantization_config import QuantizationConfig
+from luban.models.quantized_model import open_dequantized
+from luban.models.stored import Stored, open_stored, put
 from luban.tokenizer.tokenizer import Tokenizer
 
 VERSION = 1
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+SHARD_BYTES = 2 * 10**9  # held until it is written
 
 
 def run(config: MergeConfig, work: Work) -> None:
-    """Open each source over the base, take what it changes, combine, and write."""
+    """Open each source over its base, and write layer by layer the base with what they change."""
     folders = [Path(getattr(source, "path", source)) for source in listed(work.inputs["sources"])]
     base = _base(work, folders)
     weights = config.weights or [1.0 / len(folders)] * len(folders)
     if len(weights) != len(folders):
         raise ConfigError("weights: {count} are given for {sources} sources", "each source has one", "give one for each, or none", count=len(weights), sources=len(folders))
-    held = [read_settings(folder)[1].get("quantization") if is_adapter(folder) else None for folder in folders]
-    if any(one != held[0] for one in held):
-        raise ConfigError("the sources stand on bases that are held in different bits", "their changes are of different numbers", "merge those that were trained on the same base")
-    models = [open_model(folder, dequantized=True) for folder in folders]
-    first = models[0]
-    _check_same_head(models, folders)
-    known = open_model(base, head=first.head, language_model=first.head is None, quantization=build(QuantizationConfig, held[0]) if held[0] else None, dequantized=True)
-    if known.shape.vocabulary_size < first.shape.vocabulary_size:
-        known.resize_vocabulary(first.shape.vocabulary_size)
-    for model in models if config.into == "model" else ():
-        if model.adapter:
-            model.adapter.make_room(model, known)
-    base_state = {name: value.detach() for name, value in known.named_parameters()}
-    parts = [_changes(model, base_state, folder) for model, folder in zip(models, folders, strict=True)]
-    new = set(known.fresh)  # a head's weights have no base: they are averaged
-    change: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        given = [part.get(name, torch.zeros_like(base_state[name])) for part in parts]
-        shares = [weight / sum(weights) for weight in weights] if name in new else weights
-        change[name] = combined(given, shares, "linear" if name in new or len(folders) == 1 else config.combine, config.density, work.seed, name)
+    directories = _Directories(folders)
+    sources = [directories.source(folder) for folder in folders]
+    known = directories.base(base)
+    size = max(source.model.shape.vocabulary_size for source in sources)
+    for stored in directories.opened:
+        if stored.model.shape.vocabulary_size < size:
+            stored.resize_vocabulary(size)
+    for source in sources if config.into == "model" else ():
+        if source.model.adapter:
+            source.model.adapter.make_room(source.model, known.model)
+    merger = Merger(Source(known, known.model), sources, weights, config.combine, config.density, work.seed)
+    for source, folder in zip(sources, folders, strict=True):
+        _check_shapes(source, known, folder)
     tokenizer = Tokenizer.load(folders[0])
+    parameters = dict(known.model.named_parameters())
     if config.into == "adapter":
-        _write_adapter(known, change, _rank(config, models), work.path, base, tokenizer)
+        _write_adapter(merger, _rank(config, sources), work.path, base, tokenizer)
     else:
-        with torch.no_grad():
-            for name, value in change.items():
-                base_state[name].add_(value)
-        save_model(known, work.path, end_ids=tokenizer.stop_ids, begin_id=tokenizer.begin_of_text_id, pad_id=tokenizer.pad_id)
+        ids = {"end_ids": tokenizer.stop_ids, "begin_id": tokenizer.begin_of_text_id, "pad_id": tokenizer.pad_id}
+        with progress("merging into {base}", total=len(parameters), base=base) as advance:
+
+            def read(name: str) -> torch.Tensor:
+                advance()
+                return merger.read(name)
+
+            save_model(known.model, work.path, dtype=getattr(torch, config.dtype), shard_bytes=SHARD_BYTES, read=read, **ids)
     for name in BESIDE:
         if (folders[0] / name).exists():
             shutil.copy(folders[0] / name, work.path / name)
-    work.metrics |= {"sources": len(folders), "tensors_changed": len(change), "parameters": sum(value.numel() for value in base_state.values())}
+    work.metrics |= {"sources": len(folders), "tensors_changed": len(merger.changed), "parameters": sum(value.numel() for value in parameters.values())}
     work.resolved |= {"template_fingerprint": tokenizer.fingerprint()}
-    say("{count} tensors changed by {sources} sources", count=len(change), sources=len(folders))
+    say("{count} tensors changed by {sources} sources", count=len(merger.changed), sources=len(folders))
+
+
+class _Directories:
+    """The model directories that the sources stand on, each opened once, all with the head of the first source and in the bits that the adapters were trained on."""
+
+    def __init__(self, folders: list[Path]):
+        self.opened: list[Stored] = []
+        self._known: dict[Path, Stored] = {}
+        self.head = _same_head(folders)
+        held = [read_settings(folder)[1].get("quantization") if is_adapter(folder) else None for folder in folders]
+        if any(one != held[0] for one in held):
+            raise ConfigError("the sources stand on bases that are held in different bits", "their changes are of different numbers", "merge those that were trained on the same base")
+        self.quantization = build(QuantizationConfig, held[0]) if held[0] else None
+
+    def base(self, folder: Path) -> Stored:
+        """The weights of a model directory."""
+        if (folder := folder.resolve()) not in self._known:
+            given: dict[str, Any] = {"head": self.head, "language_model": self.head is None, "quiet": True}
+            self._known[folder] = open_dequantized(folder, self.quantization, **given) if self.quantization else open_stored(folder, **given)
+            self.opened.append(self._known[folder])
+        return self._known[folder]
+
+    def source(self, folder: Path) -> Source:
+        """A model directory, or an adapter's on its base. ConfigError for an adapter whose method cannot be merged."""
+        if not is_adapter(folder):
+            stored = self.base(folder)
+            return Source(stored, stored.skeleton())
+        plain, note = read_settings(folder)
+        tensors, stored = read_tensors(folder), self.base(base_of(folder, plain, note))
+        model = stored.skeleton()
+        method = wear(model, plain, note, tensors)
+        if not method.merges:
+            method.merge(model)  # which says why not
+        check_tokenizer(folder, note)
+        return Source(stored, model, tensors)
 
 
 def _base(work: Work, folders: list[Path]) -> Path:
@@ -79,51 +120,52 @@ def _base(work: Work, folders: list[Path]) -> Path:
     return found.pop()
 
 
-def _check_same_head(models: list[Model], folders: list[Path]) -> None:
-    for model, folder in zip(models, folders, strict=True):
-        if (model.head is None) != (models[0].head is None) or (model.head and (model.head.structure, model.head.labels) != (models[0].head.structure, models[0].head.labels)):
+def _same_head(folders: list[Path]) -> Head | None:
+    """The head of all sources. ConfigError where one has another."""
+    heads = [adapter_head(folder, read_settings(folder)[0], read_tensors(folder)) if is_adapter(folder) else head_from(read_config(folder)) for folder in folders]
+    for head, folder in zip(heads, folders, strict=True):
+        if (head is None) != (heads[0] is None) or (head and (head.structure, head.labels) != (heads[0].structure, heads[0].labels)):
             raise ConfigError("{folder} has another head than {first}", "what one says cannot be added to what the other says", "merge models of one task with the same labels", folder=folder, first=folders[0])
+    return heads[0]
 
 
-def _changes(model: Model, base: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """What one source changes in the base's tensors."""
-    if model.adapter:
-        found, whole = changes(model), model.saved_whole
-    else:
-        found, whole = {}, [name for name, _ in model.named_parameters()]
-    own = dict(model.named_parameters())
-    for name in whole:
-        if name not in base or own[name].shape != base[name].shape:
+def _check_shapes(source: Source, known: Stored, folder: Path) -> None:
+    """What a source changes must be there in the base."""
+    base = {name: value.shape for name, value in known.model.named_parameters()}
+    for name, value in source.model.named_parameters():
+        if place_of(name) in source.places and base.get(name) != value.shape:
             raise DataError("{folder}: the tensor {name} is not one of the base", "it was made from another model", "merge models of one base", folder=folder, name=name)
-        if not torch.equal(own[name], base[name]):
-            found[name] = found.get(name, 0) + own[name].detach() - base[name]
-    return found
 
 
-def _rank(config: MergeConfig, models: list[Model]) -> int:
+def _rank(config: MergeConfig, sources: list[Source]) -> int:
     if config.rank != "auto":
         return config.rank
-    ranks = [getattr(model.adapter.config, "rank", None) if model.adapter else None for model in models]
+    ranks = [getattr(source.model.adapter.config, "rank", None) if source.model.adapter else None for source in sources]
     if None in ranks:
         raise ConfigError("rank: the sources have none of their own", "a LoRA of their change needs one", "give rank")
     return sum(ranks)
 
 
-def _write_adapter(model: Model, change: dict[str, Tensor], rank: int, folder: Path, base: Path, tokenizer: Tokenizer) -> None:
+def _write_adapter(merger: Merger, rank: int, folder: Path, base: Path, tokenizer: Tokenizer) -> None:
     """The change as a LoRA adapter: matrices of linear layers as thin products, everything else whole."""
-    linear = {f"{place}.weight": place for place, module in model.named_modules() if is_linear(module)}
-    places = [linear[name] for name in change if name in linear and name not in model.fresh]
-    before = set(map(id, model.parameters()))
-    attach(model, LoraConfig(targets=places, rank=rank, alpha=float(rank)), seed=0)
-    with torch.no_grad():
-        for name, value in change.items():
-            if (place := linear.get(name)) in places:
-                layer = model.get_submodule(place)
-                second, first = thin(value.t() if getattr(layer, "transposed", False) else value, rank)
-                adapter = layer.adapters["default"]
-                adapter.lora_A.weight.zero_()[: len(first)].copy_(first)
-                adapter.lora_B.weight.zero_()[:, : len(first)].copy_(second)
-            else:
-                model.get_parameter(name).add_(value)
-    settle(model, model.adapter, [name for name in change if linear.get(name) not in places], before)
+    model = merger.base.stored.skeleton()
+    linear = {f"{place}.weight": module for place, module in model.named_modules() if is_linear(module) and place not in merger.new}
+    products, whole = {}, {}
+    for place in dict.fromkeys(place_of(name) for name, _ in model.named_parameters()):
+        if merger.concerns(place):
+            before = merger.base.layer(place)
+            for name, change in merger.changes(place, before).items():
+                if name in linear:
+                    products[place] = thin(change.t() if stored_transposed(linear[name]) else change, rank)
+                else:
+                    whole[name] = before[name].add_(change)
+    own = set(map(id, model.parameters()))
+    attach(model, LoraConfig(targets=list(products), rank=rank, alpha=float(rank)), seed=0)
+    for place, (second, first) in products.items():
+        adapter = model.get_submodule(place).adapters["default"]
+        adapter.lora_A.weight = nn.Parameter(nn.functional.pad(first, (0, 0, 0, rank - len(first))))
+        adapter.lora_B.weight = nn.Parameter(nn.functional.pad(second, (0, rank - len(first))))
+    for name, value in whole.items():
+        put(model, name, value)
+    settle(model, model.adapter, list(whole), own)
     save_adapter(model, folder, base, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +86,19 @@ class Method:
 
     def make_room(self, *models: Model) -> None:
         """Give these models, the first of which wears the adapter, what a merged one has and they lack. ConfigError where their family has no place for it."""
+
+    @contextmanager
+    def filled(self, place: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The adapter of one layer of a model without values, with those of its file for as long as this lasts."""
+        adapter = layer.adapters[self.name].to_empty(device="cpu")
+        self.fill(place, adapter, tensors)
+        yield adapter
+        adapter.to("meta")
+
+    def fill(self, place: str, adapter: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Read the values of the adapter at ``place``."""
+        for leaf, value in adapter.state_dict(keep_vars=True).items():
+            self.read(tensors, f"{PEFT}{place}.{leaf}", value)
 
     def merge_layer(self, place: str, layer: nn.Module, adapter: nn.Module) -> None:
         raise ConfigError("an adapter of the method {method} cannot be merged", "what it adds is no weight of the base", "serve it as an adapter", method=self.config.method)

@@ -7,13 +7,12 @@ for otherwise no file of peft's could hold what was learned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from luban.adapters.before import Before, BeforeText, Made, Table, Wearing, tokens_of
+from luban.adapters.before import Before, BeforeText, Learned, Made, Table, tokens_of
 from luban.adapters.config import AdapterConfig, PrefixConfig
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
@@ -25,42 +24,44 @@ from luban.models.given import GivenKeys
 from luban.models.gpt2 import GPT2
 
 
-class Prefixed(Wearing):
-    """Before a model's class: every layer of attention finds learned keys and values before each document."""
+class Prefixed(Before):
+    """Every layer of attention finds learned keys and values before each document."""
 
-    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None, cache: Any = None, **context: Any) -> Tensor:
+    def forward(
+        self, beneath: Callable[..., Tensor], model: Model, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None, cache: Any = None,
+        **context: Any,
+    ) -> Tensor:  # fmt: skip
         """As the model's own; a cache of generation holds the prefix already."""
         if cache is not None:
-            return super().forward(tokens, positions=positions, segments=segments, cache=cache, **context)
-        if positions is None or self.shape.kind == "encoder_decoder":
+            return beneath(tokens, positions=positions, segments=segments, cache=cache, **context)
+        if positions is None or model.shape.kind == "encoder_decoder":
             positions = text_positions(tokens, segments, tokens.shape[1])
-        places = positions + self.tokens_before  # [rows or 1, seq]
-        self._check_length(places)
-        return super().forward(tokens, positions=places, segments=segments, cache=GivenKeys(self.prefix_pairs(), places), **context)
+        places = positions + self.tokens  # [rows or 1, seq]
+        self._check_length(model, places)
+        return beneath(tokens, positions=places, segments=segments, cache=GivenKeys(self.pairs(model), places), **context)
 
-    def prefix_pairs(self) -> list[tuple[Tensor, Tensor]]:
+    def pairs(self, model: Model) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, [heads, prefix, head_dim]."""
-        layers, heads, width = attention_of(self)
-        table = self.before_text().view(self.tokens_before, 2 * layers, heads, width).permute(1, 2, 0, 3)  # [2 * layers, heads, prefix, head_dim]
-        twice = 2 if self.shape.kind == "encoder_decoder" else 1
+        layers, heads, width = attention_of(model)
+        table = self.learned().view(self.tokens, 2 * layers, heads, width).permute(1, 2, 0, 3)  # [2 * layers, heads, prefix, head_dim]
+        twice = 2 if model.shape.kind == "encoder_decoder" else 1
         return [(table[first], table[first + 1]) for first in (2 * twice * layer % (2 * layers) for layer in range(layers))]
 
-    def _check_length(self, places: Tensor) -> None:
+    def _check_length(self, model: Model, places: Tensor) -> None:
         """DataError where a text and the prefix are longer than a table of learned positions."""
-        limit = self.shape.maximum_positions
-        if isinstance(self, (Bert, GPT2)) and places.shape[1] + self.tokens_before > limit and (longest := int(places.max()) + 1) > limit:
+        limit = model.shape.maximum_positions
+        if isinstance(model, (Bert, GPT2)) and places.shape[1] + self.tokens > limit and (longest := int(places.max()) + 1) > limit:
             raise DataError(
                 "a text of {count} tokens and a prefix of {tokens} are longer than the {limit} positions of the model", "it has learned no positions beyond",
-                "cut the text, or choose a shorter prefix", count=longest - self.tokens_before, tokens=self.tokens_before, limit=limit,
+                "cut the text, or choose a shorter prefix", count=longest - self.tokens, tokens=self.tokens, limit=limit,
             )  # fmt: skip
 
-    @torch.no_grad()
-    def begin(self, cache: Any) -> None:
-        """Write the prefix into a new cache, before every text."""
-        rows = cache.rows(0, cache.slots)
-        for layer, pair in enumerate(self.prefix_pairs()):
-            rows.update(layer, *(part.detach().expand(cache.slots, -1, -1, -1) for part in pair))
-        cache.begin_with(self.tokens_before)
+    def begin(self, beneath: Callable[..., Tensor], model: Model, cache: Any) -> None:
+        """The keys and values themselves."""
+        rows = cache.rows(0, 1)
+        for layer, pair in enumerate(self.pairs(model)):
+            rows.update(layer, *(part[None] for part in pair))
+        cache.advance(0, self.tokens)
 
 
 class Prefix(BeforeText):
@@ -72,10 +73,10 @@ class Prefix(BeforeText):
     def as_saved(self) -> Prefix:
         return Prefix(self.config.updated(projection=False), self.name)
 
-    def wearing(self, model: Model) -> type:
+    def kind(self, model: Model) -> type[Before]:
         return Prefixed
 
-    def make(self, model: Model) -> Before:
+    def make(self, model: Model) -> Learned:
         if not isinstance(model, (Decoder, GPT2, Bert, EncoderDecoder)):
             raise ConfigError(
                 "adapter: {architecture} has no prefix", "a prefix is keys and values of attention, which Luban has in its own transformers alone",

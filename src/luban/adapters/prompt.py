@@ -10,101 +10,102 @@ As in peft: an encoder–decoder has the prompt before its source; in an encoder
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.adapters.before import Before, BeforeText, Made, Table, Wearing, Wide, class_before, tokens_of
+from luban.adapters.adapted import adapt
+from luban.adapters.before import Before, BeforeText, Learned, Made, Table, Wide, tokens_of
 from luban.adapters.config import AdapterConfig, PromptConfig, PTuningConfig
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
 from luban.models.bert import Bert
 from luban.models.gpt2 import GPT2
-from luban.models.states import TextCache
 
 
-class Prompted(Wearing):
-    """Before the class of a decoder or an encoder: each document begins with the prompt."""
+class Prompted(Before):
+    """Of a decoder or an encoder: each document begins with the prompt."""
 
-    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None, cache: Any = None, **context: Any) -> Tensor:
+    def forward(
+        self, beneath: Callable[..., Tensor], model: Model, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None, cache: Any = None,
+        **context: Any,
+    ) -> Tensor:  # fmt: skip
         """As the model's own; with ``cache`` the text goes on after the prompt, which the cache holds already."""
         if cache is not None:
-            return super().forward(tokens, positions=positions, cache=cache, **context)
-        count = self.tokens_before
+            return beneath(tokens, positions=positions, cache=cache, **context)
+        count = self.tokens
         wide = Wide.of(tokens, segments, count)
         more = torch.arange(count, device=tokens.device)
-        self._check_length(wide, positions, segments)
+        self._check_length(model, wide, segments)
         named = {"segments": wide.segments, "positions": None if positions is None else wide.spread(positions + count, more)}
         named |= {name: wide.spread(value, 0) for name, value in context.items() if value is not None}
-        hidden = super().forward(wide.tokens, **{name: value for name, value in named.items() if value is not None})
+        hidden = beneath(wide.tokens, **{name: value for name, value in named.items() if value is not None})
         text = wide.text(hidden)
-        return torch.cat([hidden[:, :1], text[:, 1:]], dim=1) if self.shape.kind == "encoder" and _reads_first(self) else text
+        return torch.cat([hidden[:, :1], text[:, 1:]], dim=1) if model.shape.kind == "encoder" and _reads_first(model) else text
 
-    def _check_length(self, wide: Wide, positions: Tensor | None, segments: Tensor | None) -> None:
+    def _check_length(self, model: Model, wide: Wide, segments: Tensor | None) -> None:
         """DataError where a text and the prompt are longer than a table of learned positions."""
-        limit = self.shape.maximum_positions
-        if not isinstance(self, (Bert, GPT2)) or wide.tokens.shape[1] <= limit:
+        limit = model.shape.maximum_positions
+        if not isinstance(model, (Bert, GPT2)) or wide.tokens.shape[1] <= limit:
             return
         if segments is not None:
             runs = (torch.bincount(row[row >= 0]).max() for row in segments.long() if bool((row >= 0).any()))
             longest = int(max(runs, default=0))
         else:
             longest = wide.places.shape[1]
-        if longest + self.tokens_before > limit:
+        if longest + self.tokens > limit:
             raise DataError(
                 "a text of {count} tokens and a prompt of {tokens} are longer than the {limit} positions of the model", "it has learned no positions beyond",
-                "cut the text, or choose a shorter prompt", count=longest, tokens=self.tokens_before, limit=limit,
+                "cut the text, or choose a shorter prompt", count=longest, tokens=self.tokens, limit=limit,
             )  # fmt: skip
 
-    @torch.no_grad()
-    def begin(self, cache: Any) -> None:
-        """Write what the model keeps of the prompt into a new cache: a causal model keeps the same of it whatever the text is."""
-        if isinstance(cache, TextCache):
-            return  # such a model reads the whole text at each step, and the prompt with it
-        count = self.tokens_before
-        ids = -1 - torch.arange(count, device=self.device)[None]
-        super().forward(ids, cache=cache.rows(0, 1, [count]))
-        cache.begin_with(count)
+    def begin(self, beneath: Callable[..., Tensor], model: Model, cache: Any) -> None:
+        """The prompt read as a text is."""
+        ids = -1 - torch.arange(self.tokens, device=model.device)[None]
+        beneath(ids, cache=cache.rows(0, 1, [self.tokens]))
+        cache.advance(0, self.tokens)
 
 
-class PromptedSource(Wearing):
-    """Before the class of an encoder–decoder: each document of the source begins with the prompt."""
+class PromptedSource(Before):
+    """Of an encoder–decoder: each document of the source begins with the prompt."""
 
     def forward(
-        self, tokens: Tensor, *, source: Tensor | None = None, source_segments: Tensor | None = None, memory: Tensor | None = None,
-        segments: Tensor | None = None, **context: Any,
-    ) -> Tensor:
+        self, beneath: Callable[..., Tensor], model: Model, tokens: Tensor, *, source: Tensor | None = None, source_segments: Tensor | None = None,
+        memory: Tensor | None = None, segments: Tensor | None = None, **context: Any,
+    ) -> Tensor:  # fmt: skip
         """As the model's own; ``memory`` is what :meth:`encode` made, the prompt's places in it, ``source_segments`` are the source's without."""
         if source is not None:
-            memory = self.encode(source, source_segments)
+            memory = model.encode(source, source_segments)
         if memory is None:  # one text for a task head, which may read the encoder's states
-            hidden = super().forward(tokens, segments=segments, **context)
-            return hidden if hidden.shape[1] == tokens.shape[1] else Wide.of(tokens, segments, self.tokens_before).text(hidden)
+            hidden = beneath(tokens, segments=segments, **context)
+            return hidden if hidden.shape[1] == tokens.shape[1] else Wide.of(tokens, segments, self.tokens).text(hidden)
         if source_segments is not None and source_segments.shape[1] != memory.shape[1]:
-            source_segments = Wide.of(source_segments, source_segments, self.tokens_before).segments
-        return super().forward(tokens, memory=memory, source_segments=source_segments, segments=segments, **context)
+            source_segments = Wide.of(source_segments, source_segments, self.tokens).segments
+        return beneath(tokens, memory=memory, source_segments=source_segments, segments=segments, **context)
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
+    def encode(self, beneath: Callable[..., Tensor], model: Model, source: Tensor, source_segments: Tensor | None) -> Tensor:
         """The encoder's states [rows, width, dim] of source [rows, source_seq] and the prompt before each of its documents."""
-        wide = Wide.of(source, source_segments, self.tokens_before)
-        return super().encode(wide.tokens, wide.segments)
+        wide = Wide.of(source, source_segments, self.tokens)
+        return beneath(wide.tokens, wide.segments)
 
-    def begin(self, cache: Any) -> None:
+    def begin(self, beneath: Callable[..., Tensor], model: Model, cache: Any) -> None:
         """Nothing: the prompt is no part of what is written."""
 
 
-class Reading:
-    """Before the class of a token embedding: ids below zero are the prompt's."""
+class Reading(nn.Module):
+    """On a token embedding: ids below zero are the prompt's. ``scale`` is what the model multiplies embeddings with."""
 
-    prompt: tuple[Before, float]  # it, and what the model multiplies embeddings with; in a tuple, so that it is no part of the embedding
+    def __init__(self, prompt: Before, scale: float):
+        super().__init__()
+        self.prompt = (prompt, scale)  # in a tuple, so that it is no part of the embedding
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, beneath: Callable[..., Tensor], embedding: nn.Module, tokens: Tensor) -> Tensor:
         """[…, dim] of tokens […]."""
-        made, (prompt, scale) = super().forward(tokens.clamp(min=0)), self.prompt
-        vectors = F.embedding((-1 - tokens).clamp(min=0), prompt().to(made.dtype) / scale)
+        made, (prompt, scale) = beneath(tokens.clamp(min=0)), self.prompt
+        vectors = F.embedding((-1 - tokens).clamp(min=0), prompt.learned().to(made.dtype) / scale)
         return torch.where((tokens < 0)[..., None], vectors, made)
 
 
@@ -126,18 +127,16 @@ class Prompt(BeforeText):
     def as_saved(self) -> Prompt:
         return Prompt(self.config.updated(text=""), self.name)
 
-    def make(self, model: Model) -> Before:
+    def make(self, model: Model) -> Learned:
         return Table(self.config.tokens, model.embedding.embedding_dim)
 
-    def wearing(self, model: Model) -> type:
+    def kind(self, model: Model) -> type[Before]:
         return PromptedSource if model.shape.kind == "encoder_decoder" else Prompted
 
     def attach(self, model: Model, seed: int) -> None:
         super().attach(model, seed)
         self.begin_values(model, seed)
-        embedding = model.embedding
-        embedding.__class__ = class_before(Reading, type(embedding))
-        embedding.prompt = (model.before_text, _scale(model))
+        adapt(model.embedding, self.name, Reading(model.adapters[self.name], _scale(model)))
 
     def begin_values(self, model: Model, seed: int) -> None:
         """Embeddings of the text's tokens, over and over, or of tokens drawn at random."""
@@ -148,13 +147,7 @@ class Prompt(BeforeText):
         generator = torch.Generator().manual_seed(seed)
         chosen = [ids[place % len(ids)] for place in range(count)] if ids else torch.randint(0, model.shape.vocabulary_size, (count,), generator=generator).tolist()
         with torch.no_grad():
-            model.before_text.vectors.copy_(model.embedding(torch.tensor(chosen, device=model.device)) * _scale(model))
-
-    def detach(self, model: Model) -> None:
-        embedding = model.embedding
-        del embedding.prompt
-        embedding.__class__ = type(embedding).__bases__[1]
-        super().detach(model)
+            self.made(model).vectors.copy_(model.embedding(torch.tensor(chosen, device=model.device)) * _scale(model))
 
     def settings(self, model: Model) -> dict[str, Any]:
         # One set of vectors also for encoder–decoders: the second that peft would make is read by nothing.
@@ -180,7 +173,7 @@ class PTuning(Prompt):
     def read_text(self, tokenizer: Any) -> None:
         """There is none."""
 
-    def make(self, model: Model) -> Before:
+    def make(self, model: Model) -> Learned:
         config, dim = self.config, model.embedding.embedding_dim
         if self.learned:
             return Table(config.tokens, dim)

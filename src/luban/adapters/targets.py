@@ -31,7 +31,7 @@ def linear_layers(model: Model) -> list[str]:
 
 def every_layer(model: Model) -> list[str]:
     """The places of all such layers of the model itself; what adapters are made of is left out."""
-    return [place for place, module in model.named_modules() if has_matrices(module) and ".adapters." not in place]
+    return [place for place, module in model.named_modules() if has_matrices(module) and "adapters" not in place.split(".")]
 
 
 def find_targets(model: Model, wanted: Sequence[str] | str) -> list[str]:
@@ -47,10 +47,22 @@ def find_targets(model: Model, wanted: Sequence[str] | str) -> list[str]:
     for end in wanted:
         named = [place for place in everywhere if place == end or place.endswith(f".{end}")]
         if not named:
+            refuse_stacked(model, end)
             ends = sorted({place.rpartition(".")[2] for place in known})
             raise ConfigError("adapter.targets: {end!r} names no linear layer", "", "the model has: {known}", end=end, known=", ".join(ends))
         chosen.update(named)
     return [place for place in everywhere if place in chosen]
+
+
+def refuse_stacked(model: Model, end: str) -> None:
+    """ConfigError where ``end`` names matrices of experts that are one tensor [experts, …], as transformers' own mixtures hold them."""
+    wanted = f".{end}"
+    for name, value in model.named_parameters():
+        if value.dim() == 3 and (f".{name}".endswith(wanted) or f".{name.rpartition('.')[0]}".endswith(wanted)):
+            raise ConfigError(
+                "adapter.targets: {end!r} names no linear layer: {name} holds the matrices of {count} experts in one tensor", "an adapter sits on matrices that are layers of their own",
+                "adapt the attention and what all tokens share (targets: auto), or train the experts whole (also_train: [{part}])", end=end, name=name, count=len(value), part=name.rpartition(".")[2],
+            )  # fmt: skip
 
 
 def shortest_ends(places: Sequence[str], model: Model) -> list[str]:

@@ -25,10 +25,17 @@ class Projections(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int, seed: int):
         super().__init__()
-        generator = torch.Generator("cpu").manual_seed(seed)
+        self.seed = seed
         for name, size in (("vera_A", (rank, inputs)), ("vera_B", (outputs, rank))):
-            bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(size[1]))
-            self.register_buffer(name, torch.empty(size).uniform_(-bound, bound, generator=generator), persistent=False)
+            self.register_buffer(name, torch.empty(size), persistent=False)
+        self.draw()
+
+    def draw(self) -> None:
+        """Their values, from the seed."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        for matrix in (self.vera_A, self.vera_B):
+            bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(matrix.shape[1]))
+            matrix.copy_(torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator))
 
 
 class Scales(nn.Module):
@@ -96,6 +103,14 @@ class Vera(Method):
         """Files without the matrices (peft's save_projection: false) are those of their seed."""
         used, shared = super().load(model, tensors), self._shared(model)
         return used | {self.read(tensors, key, getattr(shared, name)) for name, key in SHARED.items() if key in tensors}
+
+    def fill(self, place: str, adapter: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().fill(place, adapter, tensors)
+        shared = next(module for module in adapter.modules() if isinstance(module, Projections))
+        shared.draw()
+        for name, key in SHARED.items():
+            if key in tensors:
+                self.read(tensors, key, getattr(shared, name))
 
     def _shared(self, model: Model) -> Projections:
         layer = next(iter(adapted_layers(model, self.name).values()))

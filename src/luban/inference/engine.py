@@ -9,13 +9,15 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from luban.adapters.adapted import Routes, active_names, groups_of, route
+from luban.adapters.adapted import Routes, active_names, route
+from luban.adapters.before import before_of, befores_of
 from luban.foundation.errors import ConfigError
 from luban.inference.cache import new_cache
 from luban.inference.config import SamplingConfig
@@ -104,24 +106,30 @@ class Engine:
         Raises ConfigError for an empty prompt, one that leaves no room for an answer, or unknown token ids.
         """
         ids = list(prompt_ids)
-        self.check(ids, sampling)
+        self.check(ids, sampling, adapters)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         request = Request(ids, sampling, on_token, seed=seed, decoding=self.tokenizer.stream(), matcher=StopMatcher(sampling.stop), adapters=adapters)
         self.waiting.append(request)
         return request
 
-    def check(self, ids: list[int], sampling: SamplingConfig) -> None:
+    def longest(self, adapters: tuple[str, ...] | None = None) -> int:
+        """Tokens that prompt and answer may have together in a request that wears ``adapters``: what a learned prompt or prefix takes is taken off."""
+        before = befores_of(self.model).get(before_of(self.model, adapters), 0)
+        return min(self.maximum_length, self.model.shape.maximum_positions - before)
+
+    def check(self, ids: list[int], sampling: SamplingConfig, adapters: tuple[str, ...] | None = None) -> None:
         """Raise ConfigError for a prompt that cannot be answered."""
         if not ids:
             raise ConfigError("the prompt is empty", "a model continues something", "give at least one token")
-        room = self.maximum_length - (1 if sampling.maximum_tokens else 0)
+        longest = self.longest(adapters)
+        room = longest - (1 if sampling.maximum_tokens else 0)
         if len(ids) > room:
             raise ConfigError(
                 "the prompt has {count} tokens, the context {limit}",
                 "prompt and answer share the context",
                 "shorten the prompt to {room} tokens or fewer",
                 count=len(ids),
-                limit=self.maximum_length,
+                limit=longest,
                 room=room,
             )
         size = self.model.shape.vocabulary_size
@@ -154,16 +162,21 @@ class Engine:
         return chosen
 
     def _prefill(self, requests: list[Request]) -> None:
-        """Read prompts, padded on the right, into the slots after the running ones, and choose their first tokens."""
+        """Read prompts, padded on the right, into the slots after the running ones, and choose their first tokens.
+
+        A slot begins with what the request's adapters put before its text: no token of the prompt, and nothing that its neighbours see.
+        """
         first = len(self.running)
+        for offset, request in enumerate(requests):
+            self.cache.begin(first + offset, 1, before_of(self.model, request.adapters))
         lengths = [len(request.prompt_ids) for request in requests]
         longest = max(lengths)
         tokens = torch.tensor([request.prompt_ids + [0] * (longest - size) for request, size in zip(requests, lengths, strict=True)])
         context = {}
         if self._both_sides:
             context["prefix"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(self.model.device)  # [rows, longest]
-        self._dress(requests)
-        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
+        with self._dressed(requests):
+            hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
         for offset, size in enumerate(lengths):
             self.cache.advance(first + offset, size)
         self.prompt_tokens += sum(lengths)
@@ -177,21 +190,19 @@ class Engine:
     def _decode(self) -> None:
         """One forward pass over the last token of every running request."""
         tokens = torch.tensor([[request.ids[-1]] for request in self.running])
-        self._dress(self.running)
-        hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(0, len(self.running)))  # [rows, 1, dim]
+        with self._dressed(self.running):
+            hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(0, len(self.running)))  # [rows, 1, dim]
         for slot in range(len(self.running)):
             self.cache.advance(slot, 1)
         self._choose(0, self.model.logits(hidden[:, -1]))
 
-    def _dress(self, requests: list[Request]) -> None:
-        """Let each row of the coming batch wear its request's adapters."""
+    def _dressed(self, requests: list[Request]) -> AbstractContextManager[None]:
+        """Inside, each row of the batch wears its request's adapters."""
         if all(request.adapters is None for request in requests):
-            if self._routes:
-                self._routes.groups = []
-            return
+            return nullcontext()
         self._routes = self._routes or route(self.model)
         worn = [active_names(self.model) if request.adapters is None else request.adapters for request in requests]
-        self._routes.groups = groups_of(worn, self.model.device)
+        return self._routes.worn(worn, self.model.device)
 
     def _choose(self, first: int, logits: Tensor) -> None:
         """Choose a token for the running requests from ``first`` on, and see which of them end."""
@@ -227,7 +238,7 @@ class Engine:
 
     def _limit(self, request: Request) -> int:
         """How many tokens the answer may have: what was asked for, as far as the context goes."""
-        return min(request.sampling.maximum_tokens, self.maximum_length - len(request.prompt_ids))
+        return min(request.sampling.maximum_tokens, self.longest(request.adapters) - len(request.prompt_ids))
 
     def _leave(self, slot: int, reason: FinishReason, piece: str = "") -> None:
         """Free a slot and let the last running request take it."""
@@ -236,7 +247,7 @@ class Engine:
         if slot != last:
             self.cache.move(last, slot)
             self.running[slot] = self.running[last]
-        self.cache.clear(last)
+        self.cache.begin(last, 1)
         self.running.pop()
         self._finish(request, reason, piece)
 

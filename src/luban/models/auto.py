@@ -25,6 +25,7 @@ from luban.foundation.errors import ConfigError, DataError, missing_extra
 from luban.models.auto_shape import AutoShapeConfig, from_json, refuse_code, transformers_classes, written_structure
 from luban.models.base import Model
 from luban.models.classic import vector
+from luban.models.gpt2 import Conv1D
 from luban.models.heads import Head, last_state, read_head
 from luban.models.states import TextCache, TextRows
 
@@ -51,7 +52,12 @@ class AutoModelAdapter(Model):
 
     def _wear(self, inner: nn.Module) -> None:
         """Take the modules of transformers' model for this one's own, so that names, devices and replaced modules are always the same."""
+        from transformers.pytorch_utils import Conv1D as TheirConv1D
+
         object.__setattr__(self, "inner", inner)
+        for module in inner.modules():
+            if type(module) is TheirConv1D:  # the same layer as ours, which says its sizes as every linear layer does
+                module.__class__, module.in_features, module.out_features = Conv1D, module.nx, module.nf
         for part in ("_modules", "_parameters", "_buffers"):
             object.__setattr__(self, part, getattr(inner, part))
         self.prefix = "" if inner.base_model is inner else f"{inner.base_model_prefix}."
@@ -62,18 +68,19 @@ class AutoModelAdapter(Model):
         return super().train(mode)
 
     @property
-    def recompute(self) -> bool:
-        return self.__dict__.get("_recompute", False)
+    def recompute(self) -> str:
+        return self.__dict__.get("_recompute", "none")
 
     @recompute.setter
-    def recompute(self, wanted: bool) -> None:
+    def recompute(self, mode: bool | str) -> None:
+        wanted = mode in (True, "full")
         # transformers 5.23 calls activation checkpointing what was gradient checkpointing before.
         name = "activation" if hasattr(self.inner, "activation_checkpointing_enable") else "gradient"
         if wanted:
             getattr(self.inner, f"{name}_checkpointing_enable")({"use_reentrant": False})
-        elif self.recompute:
+        elif self.recompute == "full":
             getattr(self.inner, f"{name}_checkpointing_disable")()
-        self.__dict__["_recompute"] = wanted
+        self.__dict__["_recompute"] = "full" if wanted else "none"
 
     # ---- hidden states -------------------------------------------------------------------------------------------------
 
@@ -86,7 +93,8 @@ class AutoModelAdapter(Model):
         ConfigError for ``segments`` [rows, seq] with several documents in a row. With ``cache`` the whole text so far is read again.
         """
         if cache is not None:
-            return cache.read(tokens, lambda text, kept: self(text, segments=kept, source_segments=source_segments, memory=memory))
+            # Not `self(…)`: what an adapter puts before a text stands in the cache already.
+            return cache.read(tokens, lambda text, kept: AutoModelAdapter.forward(self, text, segments=kept, source_segments=source_segments, memory=memory))
         mask = self._mask(segments)
         if self.shape.reads == "encoder_decoder":
             if source is None and memory is None:
@@ -162,6 +170,9 @@ class AutoModelAdapter(Model):
         finally:
             for module in asked:
                 del module.__dict__["forward"]
+
+    def output_product(self, hidden: Tensor) -> None:
+        return None
 
     def logits(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(1, -1, hidden.shape[-1])  # [1, states, dim]

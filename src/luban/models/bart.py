@@ -83,8 +83,8 @@ class Bart(EncoderDecoder):
             table = self._sinusoids[device] = torch.cat((angles.sin(), angles.cos()), dim=1).float().to(device)
         return table
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.output_weight) + self.final_logits_bias.detach()
+    def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return hidden, self.output_weight, self.final_logits_bias.detach()[0]
 
     def blocks(self) -> list[nn.Module]:
         return [*self.model.encoder.layers, *(self.model.decoder.layers if self.has_decoder() else ())]

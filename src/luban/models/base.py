@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from luban.foundation.errors import ConfigError
+from luban.models import recompute
 from luban.models.heads import Head
 from luban.models.own_heads import attach_own, own_scores
+from luban.models.products import product
 from luban.models.shape_base import BaseShapeConfig
 
 
@@ -34,6 +34,8 @@ class Model(nn.Module):
     prefix: ClassVar[str] = "model."  # of the trunk in transformers' names; files of a bare trunk lack it
     output_names: ClassVar[tuple[str, ...]] = ()  # ends of names of matrices that write to the residual stream
     optional: ClassVar[tuple[str, ...]] = ()  # beginnings of names that a file may lack: they are drawn anew, and said
+    tokens_before: int = 0  # places before each text that a learned prompt or prefix takes (luban.adapters.before)
+    recompute_modes: ClassVar[tuple[str, ...]] = recompute.MODES
     takes_prefix: ClassVar[bool] = False  # whether ``forward`` knows ``prefix``: tokens of a decoder that are seen from both sides
     shape: Any  # the family's own BaseShapeConfig
 
@@ -42,10 +44,10 @@ class Model(nn.Module):
         shape.require_resolved()
         self.shape = shape
         self.head: Head | None = None
-        self.recompute = False  # compute each block again in the backward pass: less memory, more time
+        self.recompute: bool | str | list[str] = "none"  # what is computed again in the backward pass (recompute.py): a mode, or one for each block
         self.fresh: list[str] = []  # parameters that no file gave: drawn for a new head, or for what the file lacked
+        self.narrow = False  # the matrices are in bfloat16 and learn (narrow.py)
         self.adapter: Any = None  # what `adapter` put on it (luban.adapters)
-        self.tokens_before = 0  # places before each text that a learned prompt or prefix takes
         self.unchanging: frozenset[str] = frozenset()  # parameters of a base under an adapter: training never changes them
 
     # ---- what a family defines -------------------------------------------------------------------------------------
@@ -65,7 +67,12 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of hidden states [..., dim]."""
-        return F.linear(hidden, self.output_weight)
+        return product(*self.output_product(hidden))
+
+    def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The states [..., dim], the matrix [vocabulary, dim] and the bias [vocabulary] whose product the logits are, so that a loss can take it in parts;
+        None where they are made otherwise."""
+        return hidden, self.output_weight, None
 
     def attach(self, head: Head) -> None:
         """Put the modules of ``head`` in the place of the language model's output. ConfigError where the family has none such."""
@@ -122,7 +129,13 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type that the matrices are held in."""
         return self.embedding.weight.dtype
+
+    @property
+    def states_dtype(self) -> torch.dtype:
+        """Type of the hidden states: the matrices' own, but float32 where these are held in fewer bits while they learn (narrow.py)."""
+        return torch.float32 if self.narrow else self.dtype
 
     def changing(self) -> dict[str, Tensor]:
         """The state that training may change: what a checkpoint holds."""
@@ -138,10 +151,8 @@ class Model(nn.Module):
         self.load_state_dict(tensors, strict=False)
 
     def through(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """A block's output, its activations dropped and computed again in the backward pass where ``recompute`` asks for it."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        """A block's output, its activations kept or dropped and computed again in the backward pass, as ``recompute`` asks for it."""
+        return recompute.run(recompute.mode_of(self.recompute, self.blocks(), (block, *inputs)), block, *inputs)
 
     def with_head(self, head: Head, seed: int = 0) -> Self:
         """This model with ``head`` attached, its new parameters drawn from ``seed``."""

@@ -76,10 +76,10 @@ class Bert(Model):
     def embedding(self) -> nn.Embedding:
         return self.trunk.embeddings.word_embeddings
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of hidden states [..., dim]: a dense layer, LayerNorm, the tied matrix and a bias for each token."""
+    def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A dense layer and LayerNorm, then the tied matrix and a bias for each token."""
         output = self._output
-        return F.linear(output.transform(hidden), self.output_weight, output.bias)
+        return output.transform(hidden), self.output_weight, output.bias
 
     @property
     def _output(self) -> _Predictions | _RobertaOutput:
@@ -165,7 +165,7 @@ class _Embeddings(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
         # A model with one kind of token has no use for types: RoBERTa's pairs are told apart by their separators.
-        kinds = self.token_type_embeddings.weight[0] if types is None or self.token_type_embeddings.num_embeddings == 1 else self.token_type_embeddings(types)
+        kinds = self.token_type_embeddings(positions.new_zeros(()) if types is None or self.token_type_embeddings.num_embeddings == 1 else types)
         return self.dropout(self.LayerNorm(self.word_embeddings(tokens) + kinds + self.position_embeddings(positions)))
 
 

@@ -104,7 +104,7 @@ class _Trunk(nn.Module):
 
 
 def visible(seq: int, segments: Tensor | None, window: int | None, device: torch.device, prefix: Tensor | None, cache: Cache | None) -> Tensor | None:
-    """:func:`attention_mask`, and before it the columns of what the cache holds."""
+    """:func:`attention_mask`, and beside it the columns of what the cache holds."""
     if cache is None:
         return attention_mask(seq, segments, window, device, prefix)
     mask = cache.mask(seq, window)  # [batch, 1, seq, held + seq]
@@ -114,7 +114,8 @@ def visible(seq: int, segments: Tensor | None, window: int | None, device: torch
     if mask is None or mask.shape[-1] == seq:
         return own
     rows = max(len(mask), len(own))
-    return torch.cat([mask[..., :-seq].expand(rows, -1, -1, -1), own.expand(rows, -1, -1, -1)], dim=-1)
+    columns = cache.columns(seq)[:, None, None]  # [batch or 1, 1, 1, seq]
+    return mask.expand(rows, -1, -1, -1).scatter(-1, columns.expand(rows, 1, seq, seq), own.expand(rows, -1, -1, -1))
 
 
 def attention_mask(

@@ -23,6 +23,10 @@ class GivenKeys:
         """Positions [rows or 1, length] of the tokens."""
         return self.places
 
+    def columns(self, length: int) -> Tensor:
+        """Where the tokens stand among the keys, [1, length]."""
+        return self.length + torch.arange(length, device=self.places.device)[None]
+
     def mask(self, length: int, window: int | None) -> Tensor:
         """[rows or 1, 1, length, given + length] of bool: what is given as far as the window reaches, and the tokens by the plain causal rule."""
         device = self.places.device

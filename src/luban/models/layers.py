@@ -18,6 +18,9 @@ class Cache(Protocol):
     def positions(self, length: int) -> Tensor:
         """Positions [batch, length] of the next tokens of each row."""
 
+    def columns(self, length: int) -> Tensor:
+        """Where the next tokens stand among the keys, [batch or 1, length]."""
+
     def mask(self, length: int, window: int | None) -> Tensor | None:
         """What the next tokens may see, [batch, 1, length, keys] of bool; None where a plain causal rule holds."""
 

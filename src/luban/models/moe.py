@@ -66,10 +66,10 @@ class SparseFeedForward(nn.Module):
             states = states * torch.empty_like(states).uniform_(1 - self.jitter, 1 + self.jitter)
         flat = states.reshape(-1, states.shape[-1])  # [tokens, dim]
         weights, routing = self.route(flat)
-        mixed = self._mix(flat, weights, routing.chosen)
+        mixed = self._mix(flat, weights, routing.chosen).view_as(states)
         if hasattr(self, "shared_expert"):
-            mixed = mixed + torch.sigmoid(self.shared_expert_gate(flat)) * self.shared_expert(flat)
-        return mixed.view_as(states), routing
+            mixed = mixed + torch.sigmoid(self.shared_expert_gate(states)) * self.shared_expert(states)
+        return mixed, routing
 
     def route(self, flat: Tensor) -> tuple[Tensor, Routing]:
         """Weights [tokens, experts_per_token] of the experts that are chosen for [tokens, dim]. Computed in float32 or wider."""

@@ -77,10 +77,7 @@ class QuantizedLinear(nn.Module):
         """A plain layer of the class that this one was made from, with the dequantised weight."""
         inputs, outputs = self.in_features, self.out_features
         with torch.device("meta"):
-            if self.made_from is nn.Linear:
-                plain = nn.Linear(inputs, outputs, bias=self.bias is not None)
-            else:  # transformers' Conv1D names its sizes the other way round
-                plain = self.made_from(*((inputs, outputs) if self.made_from is Conv1D else (outputs, inputs)))
+            plain = nn.Linear(inputs, outputs, bias=self.bias is not None) if self.made_from is nn.Linear else self.made_from(inputs, outputs)
         weight = self.dequantized().to(dtype)
         plain.weight = nn.Parameter(weight if self.made_from is nn.Linear else weight.t().contiguous())
         if self.bias is not None:
@@ -200,6 +197,5 @@ def _bitsandbytes() -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether this is a plain linear layer that can be quantised: nn.Linear, or a Conv1D of GPT-2, Luban's or transformers'; no subclass."""
-    kind = type(module)
-    return kind in (nn.Linear, Conv1D) or (kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils")
+    """Whether this is a plain linear layer that can be quantised: nn.Linear, or GPT-2's Conv1D; no subclass."""
+    return type(module) in (nn.Linear, Conv1D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from luban.models.huggingface import load_model, read_shape
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized import QuantizedLinear, is_linear
 from luban.models.shape_base import BaseShapeConfig
+from luban.models.stored import Stored, open_stored
 
-__all__ = ["dequantize_model", "load_quantized", "quantize_model", "quantized_layers", "random_quantized"]
+__all__ = ["dequantize_model", "load_quantized", "open_dequantized", "quantize_model", "quantized_layers", "random_quantized"]
 
 ROUTERS = ("gate", "router", "shared_expert_gate")  # of mixtures of experts: small, and a changed choice of experts is a large error
 
@@ -93,6 +95,21 @@ def load_quantized(
         return True
 
     return load_model(folder, dtype, device, check_finite, head=head, language_model=language_model, seed=seed, place=place, quiet=quiet)
+
+
+def open_dequantized(folder: Path, config: QuantizationConfig, *, head: Head | None = None, language_model: bool = False, quiet: bool = False) -> Stored:
+    """As :func:`luban.models.stored.open_stored`, with the numbers that the quantised weights stand for in the place of the directory's own."""
+    stored = open_stored(folder, head=head, language_model=language_model, quiet=quiet)
+    if not stored.places:
+        dequantize_model(quantize_model(stored.model, config))
+        return stored
+    for name, layer in quantizable_layers(stored.model, config).items():
+        stored.changes[f"{name}.weight"] = partial(_rounded, name=f"{name}.weight", config=config, made_from=type(layer))
+    return stored
+
+
+def _rounded(weight: Tensor, *, name: str, config: QuantizationConfig, made_from: type[nn.Module]) -> Tensor:
+    return QuantizedLinear.from_weight(weight, None, config, name, made_from).to_linear().weight.detach()
 
 
 @torch.no_grad()

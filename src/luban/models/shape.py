@@ -106,15 +106,7 @@ class ShapeConfig(BaseShapeConfig):
             values["query_key_norm"] = self.architecture == "qwen3"
         if self.hidden_size == "auto":
             return
-        if self.heads == "auto":
-            width = 64 if self.head_dim == "auto" else self.head_dim
-            if self.hidden_size % width:
-                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {width}; give heads")
-            values["heads"] = self.hidden_size // width
-        if self.head_dim == "auto":
-            if self.hidden_size % self.heads:
-                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}; give head_dim")
-            values["head_dim"] = self.hidden_size // self.heads
+        self._derive_heads(values)
         if self.key_value_heads == "auto":
             values["key_value_heads"] = self.heads
         if self.feed_forward_size == "auto":

@@ -52,6 +52,18 @@ class BaseShapeConfig(Config):
         "initializer_range": "initializer_deviation",
     }
 
+    def _derive_heads(self, values: dict[str, Any]) -> None:
+        """Set ``heads`` and ``head_dim`` where they are auto: 64 wide, or what divides the width. ValueError where neither does."""
+        if self.heads == "auto":
+            width = 64 if self.head_dim == "auto" else self.head_dim
+            if self.hidden_size % width:
+                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {width}; give heads")
+            values["heads"] = self.hidden_size // width
+        if self.head_dim == "auto":
+            if self.hidden_size % self.heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}; give head_dim")
+            values["head_dim"] = self.hidden_size // self.heads
+
     def resolved(self, *, depth: int | None = None, vocabulary_size: int | None = None, maximum_positions: int | None = None) -> Any:
         """The shape with every ``auto`` replaced: by the one dial ``depth``, the tokenizer's size and the length trained on.
 

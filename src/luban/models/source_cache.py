@@ -20,6 +20,7 @@ class SourceCache:
     def __init__(self, slots: int, maximum: int):
         self.slots, self.maximum = slots, maximum
         self.lengths = [0] * slots
+        self.beginnings: dict[str, SourceCache] = {}  # what a text may begin with, by name: caches of one slot
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, each [slots, heads, room, head_dim]
         self._sources: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, each [sources, heads, source_seq, head_dim]
 
@@ -33,9 +34,12 @@ class SourceCache:
         assert first == 0 and count == len(self.lengths)
         return self
 
-    def begin_with(self, tokens: int) -> None:
-        """Let every text begin with the keys and values that are held of so many ``tokens``."""
-        self.lengths = [tokens] * self.slots
+    def begin(self, first: int, count: int, name: str = "") -> None:
+        """Let all texts begin, with nothing or with what is kept under ``name``."""
+        assert first == 0 and count == self.slots
+        beginning = self.beginnings.get(name)
+        self.lengths = [beginning.length if beginning else 0] * self.slots
+        self._kept = {layer: tuple(block.expand(count, -1, -1, -1) for block in pair) for layer, pair in beginning._kept.items()} if beginning else {}
 
     def advance(self, slot: int, tokens: int) -> None:
         """Say that a slot holds this many more tokens."""

@@ -75,16 +75,19 @@ class StateCache:
         self.device, self.slots, self.maximum = tensors[0].device, len(tensors[0]), maximum
         self.lengths = [0] * self.slots
         self._read = [0] * self.slots
-        self.first: list[Tensor | int] = [0] * len(self.tensors)  # the states that a text begins with
+        self.beginnings: dict[str, StateCache] = {}  # what a text may begin with, by name: caches of one slot
 
     def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> StateRows:
         """Slots ``first`` … ``first + count - 1`` for one forward pass, in which each reads so many tokens (None: all of its row)."""
         return StateRows(self, first, count, lengths)
 
-    def begin_with(self, tokens: int) -> None:
-        """Let every text begin with the states of slot 0, in which it has read so many ``tokens`` that are no text."""
-        self.first = [tensor[0].clone() for tensor in self.tensors]
-        self.lengths, self._read = [0] * self.slots, [0] * self.slots
+    def begin(self, first: int, count: int, name: str = "") -> None:
+        """Let slots ``first`` … ``first + count - 1`` begin anew, with zeros or with what is kept under ``name``."""
+        beginning = self.beginnings.get(name)
+        for number, tensor in enumerate(self.tensors):
+            tensor[first : first + count] = beginning.tensors[number] if beginning else 0
+        for slot in range(first, first + count):
+            self.lengths[slot] = self._read[slot] = beginning.lengths[0] if beginning else 0
 
     def note(self, slot: int, tokens: int) -> None:
         """A forward pass has moved the slot's state on by so many tokens."""
@@ -95,15 +98,12 @@ class StateCache:
         self.lengths[slot] += tokens
         assert self.lengths[slot] == self._read[slot] <= self.maximum
 
-    def clear(self, slot: int) -> None:
-        self.lengths[slot] = self._read[slot] = 0
-
     def move(self, source: int, target: int) -> None:
         """Take over what ``source`` holds into ``target``, and free ``source``."""
         for tensor in self.tensors:
             tensor[target] = tensor[source]
         self.lengths[target], self._read[target] = self.lengths[source], self._read[source]
-        self.clear(source)
+        self.begin(source, 1)
 
     def select(self, slots: Sequence[int]) -> None:
         """Let slot i hold what ``slots[i]`` held: the beams that live on."""
@@ -122,10 +122,6 @@ class StateRows:
         assert lengths is None or min(lengths) > 0, "each row reads something"
         self.cache, self.first, self.end, self.new = cache, first, first + count, lengths
         self.lengths = cache.lengths[first : self.end]
-        for slot in range(first, self.end):
-            if cache.lengths[slot] == 0:  # whatever an earlier text left
-                for tensor, first in zip(cache.tensors, cache.first, strict=True):
-                    tensor[slot] = first
 
     def segments(self, seq: int) -> Tensor:
         """Which of the next tokens [rows, seq] are the text's: 0, and -1 for padding."""
@@ -133,7 +129,7 @@ class StateRows:
         return torch.where(torch.arange(seq, device=self.cache.device) < new[:, None], 0, -1)
 
     def read(self) -> list[Tensor]:
-        """The states [rows, …] so far; zeros, or what all texts begin with, for one that begins."""
+        """The states [rows, …] so far."""
         return [tensor[self.first : self.end] for tensor in self.cache.tensors]
 
     def write(self, states: Sequence[Tensor], seq: int) -> None:
@@ -151,6 +147,7 @@ class TextCache:
         self.slots, self.maximum, self.device = slots, maximum, device
         self.texts: list[list[int]] = [[] for _ in range(slots)]
         self.lengths = [0] * slots
+        self.beginnings: dict[str, TextCache] = {}  # what a text may begin with, by name: caches of one slot
 
     def rows(self, first: int, count: int, lengths: Sequence[int] | None = None) -> TextRows:
         """Slots ``first`` … ``first + count - 1`` for one forward pass; a row has so many new tokens (None: all)."""
@@ -161,13 +158,16 @@ class TextCache:
         self.lengths[slot] += tokens
         assert self.lengths[slot] == len(self.texts[slot]) <= self.maximum
 
-    def clear(self, slot: int) -> None:
-        self.texts[slot], self.lengths[slot] = [], 0
+    def begin(self, first: int, count: int, name: str = "") -> None:
+        """Let slots ``first`` … ``first + count - 1`` begin anew, empty or with what is kept under ``name``."""
+        own = self.beginnings[name].texts[0] if name in self.beginnings else []
+        for slot in range(first, first + count):
+            self.texts[slot], self.lengths[slot] = list(own), len(own)
 
     def move(self, source: int, target: int) -> None:
         """Take over what ``source`` holds into ``target``, and free ``source``."""
         self.texts[target], self.lengths[target] = self.texts[source], self.lengths[source]
-        self.clear(source)
+        self.begin(source, 1)
 
     def select(self, slots: Sequence[int]) -> None:
         """Let slot i hold what ``slots[i]`` held: the beams that live on."""

@@ -6,7 +6,6 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.models.base import draw
@@ -50,10 +49,10 @@ class T5(EncoderDecoder):
         crossing = cross_mask(segments, source_segments)
         return self.trunk.decoder(self, self.trunk.shared(tokens), mask, memory, crossing, cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.shape.scaled_output:
             hidden = hidden * self.shape.hidden_size**-0.5
-        return F.linear(hidden, self.output_weight)
+        return hidden, self.output_weight, None
 
     def blocks(self) -> list[nn.Module]:
         trunk = self.trunk

@@ -65,15 +65,7 @@ class T5ShapeConfig(EncoderDecoderShapeConfig):
         return self
 
     def _derive_widths(self, values: dict[str, Any]) -> None:
-        if self.heads == "auto":
-            width = 64 if self.head_dim == "auto" else self.head_dim
-            if self.hidden_size % width:
-                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {width}; give heads")
-            values["heads"] = self.hidden_size // width
-        if self.head_dim == "auto":
-            if self.hidden_size % self.heads:
-                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}; give head_dim")
-            values["head_dim"] = self.hidden_size // self.heads
+        self._derive_heads(values)
         if self.feed_forward_size == "auto":
             values["feed_forward_size"] = -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated else 4 * self.hidden_size
 

@@ -252,7 +252,7 @@ def _tokenize(service: Served) -> Handler:
         body = parse(TokenizeBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
         ids = await asyncio.to_thread(service.tokenize, body)
         return JSONResponse(
-            {"count": len(ids), "max_model_len": service.maximum_length, "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]}
+            {"count": len(ids), "max_model_len": service.longest(body.model), "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]}
         )
 
     return handle

@@ -34,6 +34,7 @@ def _route(service: Served, path: str, kind: type[Body], make_order: Callable[[A
         service.predictions.check_endpoint(path)
         body = parse(kind, read_json(raw))
         service.check_model(body.model)
+        service.check_predicts(body.model)
         if getattr(body, "stream_options", None) is not None and not body.stream:
             raise ApiError(400, "{param} needs stream to be true", param="stream_options", code="invalid_value")
         order = await asyncio.to_thread(make_order, body)

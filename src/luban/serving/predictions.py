@@ -17,6 +17,7 @@ from luban.inference.predictor import Predictor
 from luban.serving.batching import Job, Outcome, PredictionThread, refused
 from luban.serving.config import ServeConfig
 from luban.serving.errors import ApiError
+from luban.serving.patience import received
 from luban.serving.protocol import EmbeddingBody, PredictBody, RerankBody
 from luban.tokenizer.tokenizer import Tokenizer
 
@@ -190,20 +191,11 @@ class Predictions:
     async def outcomes(self, order: PredictionOrder, patience: float | None = None) -> AsyncIterator[tuple[int, Outcome] | None]:
         """Each item's prediction or error as it comes; None after each ``patience`` seconds without one."""
         while order.open:
-            left = order.deadline - time.monotonic()
-            try:
-                async with asyncio.timeout(max(0.0, min(left, patience or left))):
-                    index, outcome = await order.job.channel.get()
-            except TimeoutError:
-                if time.monotonic() >= order.deadline:
-                    raise ApiError(
-                        504,
-                        "the answer took longer than {seconds} s (request_seconds of this server)",
-                        code="timeout",
-                        seconds=f"{self.config.request_seconds:g}",
-                    ) from None
+            item = await received(order.job.channel, order.deadline, patience, self.config.request_seconds)
+            if item is None:
                 yield None
                 continue
+            index, outcome = item
             if index < 0:  # the server stops
                 raise outcome
             order.open.discard(index)

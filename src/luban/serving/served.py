@@ -72,6 +72,18 @@ class Served:
                 name=", ".join(map(repr, [self.name, *self.adapters])),
             )
 
+    def check_predicts(self, name: str | None) -> None:
+        """Predictions are the base's: an adapter may have been trained for another task, which its own folder tells."""
+        if name in self.adapters:
+            raise ApiError(
+                400,
+                "{model} is an adapter, which answers {right} alone here; for its predictions serve its folder by itself",
+                param="model",
+                code="adapter_does_not_predict",
+                model=name,
+                right=", ".join(self.predictions.others),
+            )
+
     def check_ids(self, ids: list[int], param: str) -> None:
         for id in ids:
             if not 0 <= id < self.tokenizer.vocabulary_size:
@@ -115,7 +127,13 @@ class Served:
 
     def listed(self) -> list[dict[str, Any]]:
         """What /v1/models lists: the model, and its adapters under their names."""
-        return [self.describe(), *({**self.describe(), "id": name, "parent": self.name} for name in self.adapters)]
+        base = self.describe()
+        own = {"parent": self.name, "luban": {**base["luban"], "endpoints": self.predictions.others}}
+        return [base, *({**base, **own, "id": name, "max_model_len": self.longest(name)} for name in self.adapters)]
+
+    def longest(self, model: str | None) -> int | None:
+        """Tokens of the longest text under this name of the model."""
+        return self.maximum_length
 
     def describe(self) -> dict[str, Any]:
         """The model as /v1/models shows it; what the page needs stands under `luban`."""

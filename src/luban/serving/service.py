@@ -17,6 +17,7 @@ from luban.serving.answers import ChatAnswer, CompletionAnswer, Echo
 from luban.serving.config import ServeConfig
 from luban.serving.errors import ApiError
 from luban.serving.metrics import Metrics
+from luban.serving.patience import received
 from luban.serving.predictions import Predictions
 from luban.serving.protocol import ChatBody, CompletionBody, GenerationBody
 from luban.serving.served import Served
@@ -135,7 +136,7 @@ class Service(Served):
             record = {
                 "top_logprobs": top,
                 "prompt_logprobs": echo is not None and top is not None,
-                "maximum_tokens": self._room(ids, maximum_tokens, answer_class),
+                "maximum_tokens": self._room(ids, maximum_tokens, answer_class, self.longest(body.model)),
             }
             samplings.append(self._sampling(body).model_copy(update=record))
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -146,12 +147,19 @@ class Service(Served):
             for choice in range(count):
                 answer.echoes[len(sequences)] = echo
                 own = sampling if sampling.seed is None else sampling.model_copy(update={"seed": (sampling.seed + choice) % 2**63})
-                sequences.append(Sequence(len(sequences), ids, own, channel, adapters=self.adapters.get(body.model, () if self.adapters else None)))
+                sequences.append(Sequence(len(sequences), ids, own, channel, adapters=self.worn(body.model)))
         return Order(answer, sequences, channel, time.monotonic() + self.config.request_seconds)
 
-    def _room(self, ids: list[int], asked: int | None, answer_class: type[CompletionAnswer]) -> int:
+    def worn(self, model: str | None) -> tuple[str, ...] | None:
+        """The adapters of a request that names ``model``; None: those that the model opened with."""
+        return self.adapters.get(model, () if self.adapters else None)
+
+    def longest(self, model: str | None) -> int:
+        return self.thread.engine.longest(self.worn(model))
+
+    def _room(self, ids: list[int], asked: int | None, answer_class: type[CompletionAnswer], longest: int) -> int:
         """Tokens to generate: what was asked for, or as many as the default says and fit."""
-        room = self.maximum_length - len(ids)
+        room = longest - len(ids)
         param = "messages" if answer_class is ChatAnswer else "prompt"
         if asked is None and room < 1 or room < 0:
             raise ApiError(
@@ -160,7 +168,7 @@ class Service(Served):
                 param=param,
                 code="context_length_exceeded",
                 length=len(ids),
-                limit=self.maximum_length,
+                limit=longest,
             )
         if asked is not None and asked > room:
             raise ApiError(
@@ -170,7 +178,7 @@ class Service(Served):
                 code="context_length_exceeded",
                 length=len(ids),
                 asked=asked,
-                limit=self.maximum_length,
+                limit=longest,
             )
         return min(self.config.sampling.maximum_tokens, room) if asked is None else asked
 
@@ -216,20 +224,11 @@ class Service(Served):
     async def pieces(self, order: Order, patience: float | None = None) -> AsyncIterator[tuple[int, Piece] | None]:
         """The pieces of all sequences as they come; None after each ``patience`` seconds without one."""
         while order.open:
-            left = order.deadline - time.monotonic()
-            try:
-                async with asyncio.timeout(max(0.0, min(left, patience or left))):
-                    sequence, piece = await order.channel.get()
-            except TimeoutError:
-                if time.monotonic() >= order.deadline:
-                    raise ApiError(
-                        504,
-                        "the answer took longer than {seconds} s (request_seconds of this server)",
-                        code="timeout",
-                        seconds=f"{self.config.request_seconds:g}",
-                    ) from None
+            item = await received(order.channel, order.deadline, patience, self.config.request_seconds)
+            if item is None:
                 yield None
                 continue
+            sequence, piece = item
             if piece.finish_reason or piece.error:
                 order.open.discard(sequence.index)
                 self.open_sequences -= 1

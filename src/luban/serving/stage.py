@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from luban.adapters.adapted import adapted_layers, set_active
-from luban.adapters.files import base_of, is_adapter, open_model, read_settings, read_tensors, wear
+from luban.adapters.adapted import adapted_layers, route, set_active
+from luban.adapters.files import adapter_head, base_of, is_adapter, open_model, read_settings, read_tensors, wear
 from luban.foundation.artifacts import Artifact, Work, listed
 from luban.foundation.console import count_text, say
 from luban.foundation.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from luban.inference.predictor import ENSEMBLE, PREDICTORS, Predictor
 from luban.models.base import Model
 from luban.models.config_json import read_config
 from luban.models.counts import parameters
+from luban.models.heads import Head
 from luban.serving.batching import PredictionThread, on_thread
 from luban.serving.config import ServeConfig
 from luban.serving.defaults import sampling_of
@@ -89,13 +90,28 @@ def _put_on(model: Model, tokenizer: Tokenizer, folders: Sequence[Path]) -> dict
         if note.get("template_fingerprint") not in (None, tokenizer.fingerprint()):
             raise DataError("{folder}: the tokenizer or its chat template is not the one that the adapter was trained with", "the model would read another format than it learned", "serve it with the base it was trained on", folder=folder)
         base_of(folder, plain, note)
-        method = wear(model, plain, note, read_tensors(folder), f"served_{len(found)}")
+        tensors = read_tensors(folder)
+        if _reads_both_sides(adapter_head(folder, plain, tensors)) != _reads_both_sides(model.head):
+            raise ConfigError("{folder}: a prompt is read in another way than by the base", "one of the two was trained to see all of a prompt from both sides", "serve its folder by itself", folder=folder)
+        method = wear(model, plain, note, tensors, f"served_{len(found)}")
         if not adapted_layers(model, method.name) or model.saved_whole:
             raise ConfigError("{folder}: an adapter of the method {method} cannot share a batch with others", "it changes more than single layers", "serve its folder by itself, or merge it", folder=folder, method=method.config.method)
         found[name] = (method.name,)
-    set_active(model, ())
+        set_active(model, ())  # a learned prompt or prefix that is active leaves no place for another
+        _check_rows(model, method.name)
     model.eval()
     return found
+
+
+def _reads_both_sides(head: Head | None) -> bool:
+    return head is not None and head.task == "prefix"
+
+
+@torch.inference_mode()
+def _check_rows(model: Model, name: str) -> None:
+    """Let one of two rows wear the adapter: ConfigError where that cannot be, in place of a wrong answer later."""
+    with route(model).worn([(name,), ()], model.device):
+        model(torch.zeros(2, 3, dtype=torch.long, device=model.device))
 
 
 def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service:

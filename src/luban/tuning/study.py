@@ -28,6 +28,7 @@ try:
     from optuna.trial import FrozenTrial, Trial, TrialState
 except ImportError:
     raise missing_extra("optuna", "tune") from None
+from luban.tuning.cma_es import CmaEs
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 GRID_POINTS = 5  # of a range without step
@@ -39,7 +40,9 @@ def open_study(problem: Problem) -> optuna.Study:
     """The study of this search, made if it is not there yet."""
     direction = "maximize" if problem.maximize else "minimize"
     with _storage_errors(problem):
-        return optuna.create_study(study_name=study_name(problem), storage=_storage(problem), sampler=optuna.samplers.RandomSampler(seed=0), pruner=_pruner(problem), direction=direction, load_if_exists=True)
+        study = optuna.create_study(study_name=study_name(problem), storage=_storage(problem), sampler=optuna.samplers.RandomSampler(seed=0), direction=direction, load_if_exists=True)
+        study.pruner = _pruner(problem, study)
+        return study
 
 
 def open_trial(problem: Problem, number: int) -> tuple[Trial, set[int]]:
@@ -94,12 +97,15 @@ def _storage_errors(problem: Problem) -> Iterator[None]:
         raise LubanError("tune.storage: {address} cannot be opened: {error}", "", "check the address, and that the database runs", address=problem.config.storage or problem.tune_folder, error=str(error).splitlines()[0]) from None
 
 
-def _pruner(problem: Problem) -> optuna.pruners.BasePruner:
+def _pruner(problem: Problem, study: optuna.Study) -> optuna.pruners.BasePruner:
     config = problem.config
     if config.pruner == "asha":  # Li et al., arXiv:1810.05934
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=config.grace, reduction_factor=config.reduction)
     if config.pruner == "hyperband":  # Li et al., arXiv:1603.06560
-        return optuna.pruners.HyperbandPruner(min_resource=config.grace, reduction_factor=config.reduction)
+        # The first complete trial tells how many validations there are, until then nothing is pruned. Optuna's own count takes steps to begin at 0.
+        longest = next((trial.last_step for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trial.last_step), 0)
+        if longest >= config.grace:
+            return optuna.pruners.HyperbandPruner(min_resource=config.grace, max_resource=longest, reduction_factor=config.reduction)
     if config.pruner == "median":  # a trial is compared from its `grace`-th validation on, once two others are complete
         return optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=config.grace - 1)
     return optuna.pruners.NopPruner()
@@ -133,11 +139,7 @@ def sampler_for(problem: Problem, number: int, seed: int) -> BaseSampler:
     if config.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
     if config.sampler == "cma_es":
-        try:
-            import cmaes  # noqa: F401
-        except ImportError:
-            raise missing_extra("cmaes", "tune") from None
-        return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False)
+        return CmaEs(seed, max(1, startup))
     if config.sampler == "grid":
         return Given(grid(problem.spaces)[number], seed)
     return optuna.samplers.RandomSampler(seed=seed)

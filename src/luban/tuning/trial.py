@@ -163,7 +163,7 @@ class Watcher:
         index = -(-run.step // validator.every)
         value = current(run.history["after"], self.problem.metric, run.history["best_metric"])
         if value is not None:
-            self._report(index, value)
+            self._report(index, value, whole=run.finished)
         if self.order.until is not None and index >= self.order.until and not run.finished and not run.stop_reason:
             save(run)
             raise Paused
@@ -178,8 +178,8 @@ class Watcher:
             if known:
                 self._report(len(done), sum(known) / len(known))
 
-    def _report(self, index: int, value: float) -> None:
-        """``index`` counts validations, or folds, from 1: rungs are of equal length whatever a trial's batch is."""
+    def _report(self, index: int, value: float, whole: bool = False) -> None:
+        """``index`` counts validations, or folds, from 1: rungs are of equal length whatever a trial's batch is. A ``whole`` training has cost all that it can: it is complete."""
         self.value = value
         if self.trial is None:
             from luban.tuning.study import open_trial  # only here: a trial of a stage that has no validations needs no study
@@ -188,7 +188,7 @@ class Watcher:
         if index not in self.reported:
             self.reported.add(index)
             self.trial.report(value, index)
-        if self.problem.config.pruner != "none" and index >= self.problem.config.grace and self.trial.should_prune():
+        if self.problem.config.pruner != "none" and not whole and index >= self.problem.config.grace and self.trial.should_prune():
             raise Pruned
 
 

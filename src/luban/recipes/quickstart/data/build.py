@@ -9,6 +9,7 @@ The quickstart does not run this file; it reads what this file wrote. See README
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import re
@@ -323,7 +324,7 @@ def main() -> None:
     shakespeare = arguments.shakespeare.read_text("utf-8")
     (arguments.output / "shakespeare.txt").write_text(shakespeare, "utf-8")
     poems = read_poems(arguments.poetry)
-    write_lines(arguments.output / "poems.jsonl", [poem_record(poem) for poem in poems])
+    write_lines(arguments.output / "poems.jsonl.gz", [poem_record(poem) for poem in poems])
 
     chance = random.Random(0)
     identity = identity_chats(arguments.identity)
@@ -342,7 +343,8 @@ def messages(chat: list[tuple[str, str]]) -> dict:
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(text, 9, mtime=0) if path.suffix == ".gz" else text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Methods of adapting a model, compared on the data that ships."""
