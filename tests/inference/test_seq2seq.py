@@ -265,3 +265,14 @@ def test_a_saved_model_writes_the_same(tmp_path):
     save_model(model, tmp_path, end_ids=[2], pad_id=1)
     settings = GenerationConfig(beams=3, maximum_tokens=8)
     assert generate_from(load_model(tmp_path), SOURCES, settings) == generate_from(model, SOURCES, settings)
+
+
+def test_texts_of_one_call_do_not_share_their_chances():
+    model = made("t5")
+    with torch.no_grad():  # every source gives the same even distribution
+        for parameter in model.parameters():
+            parameter.zero_()
+    settings = GenerationConfig(temperature=1.0, seed=0, maximum_tokens=12)
+    sources = [[5, 6, 1], [7, 8, 1], [5, 6, 1]]
+    first, second, again = generate_from(model, sources, settings)
+    assert first == again != second and generate_from(model, sources[1:2], settings) == [second] == [list(stream_from(model, sources[1], settings))]

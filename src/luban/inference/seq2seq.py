@@ -6,6 +6,8 @@ Greedy, by chance, or by beam search; many sources at once, each with the result
 from __future__ import annotations
 
 import secrets
+import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -39,7 +41,7 @@ def answers_from(
     """``settings.answers`` texts for each source with their scores: found by beam search, the best first, or drawn one by one."""
     settings = settings or GenerationConfig()
     ends = _checked(model, sources, end_ids)
-    seed = secrets.randbits(63) if settings.seed is None else settings.seed
+    seed = _seed(settings)
     copies = settings.beams if settings.beams > 1 else settings.answers
     order = sorted(range(len(sources)), key=lambda number: -len(sources[number]))
     size = max(1, rows // copies)
@@ -60,7 +62,7 @@ def _batch(model: Model, sources: list[Sequence[int]], settings: GenerationConfi
     repeated = [source for source in sources for _ in range(settings.answers)]
     texts: list[list[int]] = [[] for _ in repeated]
     totals = [0.0] * len(repeated)
-    for chosen in _written(model, repeated, settings, ends, [seed + copy for _ in sources for copy in range(settings.answers)]):
+    for chosen in _written(model, repeated, settings, ends, [_of_source(seed, source) + copy for source in sources for copy in range(settings.answers)]):
         for row, token, nats in chosen:
             texts[row].append(token)
             totals[row] -= nats
@@ -77,9 +79,17 @@ def stream_from(model: Model, source: Sequence[int], settings: GenerationConfig 
     if settings.beams > 1:
         raise ConfigError("a beam search cannot be streamed", "which text is the best is known at its end", "set beams to 1")
     ends = _checked(model, [source], end_ids)
-    seed = secrets.randbits(63) if settings.seed is None else settings.seed
-    for chosen in _written(model, [source], settings, ends, [seed]):
+    for chosen in _written(model, [source], settings, ends, [_of_source(_seed(settings), source)]):
         yield chosen[0][1]
+
+
+def _seed(settings: GenerationConfig) -> int:
+    return secrets.randbits(63) if settings.seed is None else settings.seed
+
+
+def _of_source(seed: int, source: Sequence[int]) -> int:
+    """A source's own seed, a function of both: two sources of one call do not share their chances."""
+    return seed ^ zlib.crc32(array("q", source).tobytes()) << 16
 
 
 def _written(

@@ -86,7 +86,7 @@ def end_ids(tokenizer: Tokenizer, kind: str) -> list[int]:
 def write(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     """For ``{"input": …}`` (or ``{"text": …}``), with the controls the model knows by their names or under ``"controls"``: ``{"text"}``.
 
-    Greedy, or by as many beams as the model's note says; an item whose input was cut says so in ``"cut_tokens"``.
+    Greedy, by chance or by as many beams, as the model's note says; the same item gets the same text. An item whose input was cut says so in ``"cut_tokens"``.
     """
     settings = dict(model.head.settings) if model.head else {}
     kind = model.shape.kind
@@ -97,7 +97,8 @@ def write(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], r
         ids, cut = source_ids(tokenizer, _input_of(item, number, settings), controls, settings, kind)
         sources.append(ids)
         cuts.append(cut)
-    chosen = GenerationConfig(beams=settings.get("beams", 1), maximum_tokens=settings.get("maximum_output", LONGEST_OUTPUT))
+    noted = {name: settings[name] for name in ("beams", "temperature", "top_p") if name in settings}
+    chosen = GenerationConfig(**noted, seed=0, maximum_tokens=settings.get("maximum_output", LONGEST_OUTPUT))
     written = generate_from(model, sources, chosen, end_ids=end_ids(tokenizer, kind), rows=rows)
     return [{"text": tokenizer.decode(ids).strip(), **({"cut_tokens": cut} if cut else {})} for ids, cut in zip(written, cuts, strict=True)]
 

@@ -134,7 +134,15 @@ class TextPairsConfig(Config):
     label_smoothing: Share = field(0.0, SMOOTHING)
     maximum_output: PositiveInt | Auto = field("auto", "Longest output; auto: what 99 % of the training outputs need.", unit="tokens")
     beams: PositiveInt = field(1, "Beams of the search when outputs are scored and predicted.", unit="beams")
+    temperature: NonNegativeFloat = field(0.0, "How outputs are drawn when they are scored and predicted: 0 takes the likeliest token, which is right where one output is right; writing that has many good outputs wants 0.7 to 1.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Drawn from the likeliest tokens that together reach this probability.")
     run_code: bool = field(False, "generation: run each written Python program against the tests of its control column `test`, in a process with limits, and report pass@1. It executes what the model wrote.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TextPairsConfig:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beams above 1 search for the likeliest text; they need temperature 0")
+        return self
 
 
 class EmbeddingConfig(Config):

@@ -60,6 +60,7 @@ class TextPairs(TaskObjective):
         room = data.sequence_length - (0 if self.kind == "encoder_decoder" else longest)
         settings = {
             "prompt": self._prompt(controls, language), "controls": controls, "maximum_input": room, "maximum_output": longest, "beams": self.config.beams,
+            "temperature": self.config.temperature, "top_p": self.config.top_p,
             "source_language": self.config.source_language, "target_language": self.config.target_language,
         }  # fmt: skip
         return Head("language_model", self.name, settings=settings)
