@@ -14,21 +14,27 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
+def lacking() -> list[str]:
+    """What browser tests need and the system has not."""
+    return [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+
+
+def pytest_configure() -> None:
+    if lacking() and os.environ.get("CI"):
+        raise pytest.UsageError(f"{', '.join(lacking())} must be installed for the browser tests")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Browser tests need Chromium. A person without it is told what was left out; where CI is set it is a failure."""
-    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     browser = [item for item in items if item.get_closest_marker("browser")]
-    if missing and browser:
-        if os.environ.get("CI"):
-            raise pytest.UsageError(f"{', '.join(missing)} must be installed for the browser tests")
-        config.left_out = f"left out: {len(browser)} browser tests ({', '.join(missing)} not installed)"
+    if lacking() and browser:
         items[:] = [item for item in items if item not in browser]
         config.hook.pytest_deselected(items=browser)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if left_out := getattr(config, "left_out", ""):
-        terminalreporter.write_line(left_out)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lacking():
+        terminalreporter.write_line(f"left out: the browser tests ({', '.join(lacking())} not installed)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -208,6 +208,9 @@ def test_a_mixture_keeps_its_shares_and_its_stores_orders(tmp_path):
     for name, documents in (("one", 12), ("other", 6)):  # each store is read epoch by epoch
         for epoch in range(5):
             assert len(set(taken[name][epoch * documents : (epoch + 1) * documents])) == documents
+    seen = rows[: 37 * 64]
+    assert loader.consumed(37) == {"one/train": sum(row < 2000 for row in seen), "other/train": sum(row >= 2000 for row in seen)}
+    assert loader.rows_by_source() == {"one/train": 12, "other/train": 6}
     assert loader.repeats(64) == {"one/train": 256.0, "other/train": pytest.approx(1024 / 6)}
     assert {source.split("/")[0] for source in loader.step(0).sources} == {"one", "other"}
     assert Counter(source for batch in loader.pass_once() for source in batch.sources).most_common(1)[0][1] == 1
@@ -223,6 +226,9 @@ def test_any_weights_give_consecutive_rows_of_each_store(weights, block):
         assert abs(after[k] - share * 1024 * (block + 1)) <= len(weights)
         rows = [number for store, number in (mixture.choose(1024 * block + row) for row in range(1024)) if store == k]
         assert rows == list(range(before[k], after[k]))
+    place = 1024 * block + 389  # in the middle of a block
+    counted = Counter(mixture.choose(row)[0] for row in range(1024 * block, place))
+    assert mixture.given(place) == [before[k] + counted[k] for k in range(len(weights))]
 
 
 def test_mistakes_are_told(tmp_path):

@@ -19,6 +19,7 @@ VERBS = {
     "compare": "Train by several methods, or from several bases, and see what each costs.",
     "lr-find": "Find a learning rate for a train stage, with its plot.",
     "check": "Walk through a recipe and the machine, and tick each step.",
+    "board": "Watch training runs in a browser, live, and compare them.",
     "chat": "Talk to a model in the terminal.",
     "predict": "Predict with a model: labels, spans, answers, texts, vectors, as JSON lines.",
     "show": "Show an artifact, a run, a model or a data file.",

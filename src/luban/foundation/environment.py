@@ -48,6 +48,12 @@ def secret(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def refuse_telemetry() -> None:
+    """Ask packages that would report their use to their makers not to; what the user has set stands."""
+    for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "true")
+
+
 def in_notebook() -> bool:
     """True inside a Jupyter kernel, where a live terminal display would not work."""
     shell = sys.modules.get("IPython")

@@ -38,9 +38,10 @@ class Workspace:
         return buffer[:size].view(shape)
 
     def give_back(self, gradient: Tensor) -> None:
-        """A gradient that came from :meth:`take` is used up. What is much smaller than its memory gives that back all the same."""
+        """A gradient is used up: all the memory that it stands in, which may be more than it filled. The two largest are kept."""
         storage = gradient.untyped_storage()
-        self.free.append(torch.empty(0, device=gradient.device).set_(storage, 0, (storage.nbytes() // 4,), (1,)))
+        whole = torch.empty(0, device=gradient.device).set_(storage, 0, (storage.nbytes() // 4,), (1,))
+        self.free = sorted([*self.free, whole], key=Tensor.numel)[-2:]
 
 
 def workspace_of(weight: Tensor) -> Workspace | None:

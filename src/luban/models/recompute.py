@@ -11,7 +11,6 @@ Recurrent cells are one kernel and no product, so there selective keeps as much 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -133,9 +132,8 @@ def measure(model: nn.Module, forward: Callable[[], Any], modes: Sequence[Mode] 
         module = next((item for item in (block, *inputs) if any(item is one for one in blocks)), None)
         key = _likeness(block, inputs, module)
         if key not in known:
-            counted = {mode: _kept_bytes(mode, block, inputs, weights) for mode in modes}
-            with torch.no_grad():
-                known[key] = counted, block(*inputs)
+            counts = {mode: _kept_bytes(mode, block, inputs, weights) for mode in modes}
+            known[key] = {mode: size for mode, (size, _) in counts.items()}, counts["none"][1]
         counted, made = known[key]
         if module is not None:
             found[id(module)] = {mode: counted[mode] + found.get(id(module), {}).get(mode, 0) for mode in modes}
@@ -159,7 +157,8 @@ def _likeness(block: Callable[..., Any], inputs: Sequence[Any], module: nn.Modul
     return type(owner), parameters, tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf is None for leaf in tree_leaves(list(inputs)))
 
 
-def _kept_bytes(mode: Mode, block: Callable[..., Any], inputs: Sequence[Any], weights: set[int]) -> int:
+def _kept_bytes(mode: Mode, block: Callable[..., Any], inputs: Sequence[Any], weights: set[int]) -> tuple[int, Any]:
+    """Bytes that the block keeps, and where it was run its output, without a graph."""
     kept: dict[int, Tensor] = {}  # by storage; the tensors are held until all are counted, so that no place is used a second time
 
     def pack(tensor: Tensor) -> Tensor:
@@ -167,22 +166,17 @@ def _kept_bytes(mode: Mode, block: Callable[..., Any], inputs: Sequence[Any], we
             kept[_place(tensor)] = tensor
         return tensor
 
-    inputs = [_as_stream(item) for item in inputs]
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        if mode == "none":
-            made = block(*inputs)
-        else:
-            contexts = _contexts()
-            made = checkpoint(block, *inputs, use_reentrant=False, context_fn=(lambda: contexts) if mode == "selective" else _nothing)
-            for tensor in tree_leaves(contexts[0].results):
-                if tensor is not None:
-                    pack(tensor)
-    del made
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def _nothing() -> tuple[Any, Any]:
-    return nullcontext(), nullcontext()
+    made, inputs, keep = None, [_as_stream(item) for item in inputs], _Keep()
+    if mode == "none":
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            made = tree_map_only(Tensor, Tensor.detach, block(*inputs))
+    elif mode == "selective":
+        with torch.no_grad(), keep:
+            block(*inputs)
+    for tensor in tree_leaves([keep.results, [] if mode == "none" else list(inputs)]):
+        if isinstance(tensor, Tensor):
+            pack(tensor)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), made
 
 
 def _as_stream(item: Any) -> Any:

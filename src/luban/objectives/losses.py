@@ -10,9 +10,12 @@ import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
 
 from luban.models.base import Model
+from luban.objectives.chunks import chunked_sum
 from luban.tokens.batch import Batch
 
-LARGEST_LOGITS = 1 << 27  # elements; above it the logits are made chunk by chunk and again in the backward pass
+LARGEST_LOGITS = 1 << 27  # elements; above it logits are made chunk by chunk and again in the backward pass, where a loss is made of them in some way of its own
+# Cross-entropy needs nothing twice (chunks.py). Above so many elements, and so many tokens, it is taken chunk by chunk: as fast as all at once, and in bounded memory.
+CHUNK_LOGITS, CHUNK_TOKENS = 1 << 23, 256
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -32,8 +35,11 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
         hidden = hidden.index_select(0, scored)
     targets = batch.targets.reshape(-1).index_select(0, scored)
     weights = batch.weights.reshape(-1).index_select(0, scored)
+    chunk = max(CHUNK_TOKENS, CHUNK_LOGITS // model.shape.vocabulary_size)
+    if len(hidden) > chunk and (factors := model.output_product(hidden)) is not None:
+        return chunked_sum(*factors, targets, weights, label_smoothing, chunk)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
-    if hidden.shape[0] <= rows:
+    if len(hidden) <= rows:
         return _weighted_sum(model, hidden, targets, weights, label_smoothing)
     parts = zip(hidden.split(rows), targets.split(rows), weights.split(rows), strict=True)
     return torch.stack([checkpoint(_weighted_sum, model, *part, label_smoothing, use_reentrant=False) for part in parts]).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ class OnePass:
 class TorchEngine:
     """Accumulates over micro-batches of rows; each backward is scaled once, by weight over the step's count."""
 
+    name = "torch"
+    lacks: ClassVar[dict[str, str]] = {}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
     micro_batch_tokens = 4096  # where ``micro_batch_rows`` is 0: rows are as many as this holds of the step's width
 
     def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None):
@@ -53,8 +55,9 @@ class TorchEngine:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
 
-    def forward_backward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised."""
+    def forward_backward(self, batch: Batch, factor: float = 1.0) -> dict[str, torch.Tensor]:
+        """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised. ``factor`` of the peak learning rate is for engines that
+        use gradients as they appear."""
         counts = {"tokens": _tokens(batch)} | self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
         for part in self._parts(batch):
@@ -77,10 +80,15 @@ class TorchEngine:
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
         """One backward pass of ``share`` times the terms' loss; returns each term's part of the step's mean."""
-        means = {name: term.sum / max(counts.get(name, counts[term.counted_by]), 1.0) for name, term in terms.items()}
+        means = self.means(terms, counts)
         loss = sum(terms[name].weight * mean for name, mean in means.items() if terms[name].weight)
         self.scaler.scale(loss * share).backward()
         return {name: mean.detach() for name, mean in means.items()}
+
+    @staticmethod
+    def means(terms: dict[str, Term], counts: dict[str, float]) -> dict[str, torch.Tensor]:
+        """Each term's part of the step's mean."""
+        return {name: term.sum / max(counts.get(name, counts[term.counted_by]), 1.0) for name, term in terms.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
@@ -105,10 +113,15 @@ class TorchEngine:
         wanted = self.micro_batch_rows or self.micro_batch_tokens // (width + (0 if batch.source is None else batch.source.shape[1]))
         whole = self.objective.scope == "batch"
         size = rows if whole else max(1, wanted // batch.group) * batch.group
-        for start in range(0, rows, size):
+        for part in self._cut(batch, size):
+            yield replace(part, micro_rows=max(1, wanted)) if whole else part
+
+    def _cut(self, batch: Batch, size: int) -> Iterator[Batch]:
+        """``size`` rows at a time on the device, padding trimmed; where nothing is scored a part is left out."""
+        for start in range(0, len(batch.inputs), size):
             part = batch.rows(start, start + size, trim=True)
             if part.weights.any():
-                yield replace(part, micro_rows=max(1, wanted)).to(self.device) if whole else part.to(self.device)
+                yield part.to(self.device)
 
     def clip(self, largest: float) -> torch.Tensor:
         """The gradient's norm; gradients above ``largest`` (if not 0) are scaled down to it."""

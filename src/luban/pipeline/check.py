@@ -23,6 +23,7 @@ from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.runner import plan
 from luban.planning.resolve import resolve_train, train_facts
 from luban.tokenizer.algorithms import automatic_vocabulary_size
+from luban.training.config import OPTIMIZERS
 
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
 
@@ -159,7 +160,7 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         unit, in_step = "tokens", config.batch_tokens
         steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
     rows = max(1, 2048 // config.sequence_length) if config.micro_batch_rows == "auto" else config.micro_batch_rows
-    need = memory(shape, rows=rows, sequence_length=config.sequence_length, recompute=config.recompute)["total"] + rows * config.sequence_length * shape.vocabulary_size * 8
+    need = _memory(shape, rows, config)
     yield Tick(
         need < 0.9 * memory_bytes,
         t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need)),
@@ -171,6 +172,22 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * tokens / (rows * config.sequence_length))))
     if config.objective_name == "instruction":
         yield from _template(recipe, stage)
+
+
+def _memory(shape: ShapeConfig, rows: int, config: Any) -> int:
+    """Bytes that a training stage takes at the most, about."""
+    if config.engine == "layerwise":
+        rows = config.batch_examples if _task(config) else config.batch_tokens // config.sequence_length
+    parts = memory(shape, rows=rows, sequence_length=config.sequence_length, recompute=config.recompute == "full")
+    parts["optimizer"] = int(parameters(shape)["total"] * OPTIMIZERS[config.optimizer.name]["state_bytes"])
+    largest = 4 * max(shape.vocabulary_size * shape.hidden_size, parameters(shape)["total"] // max(1, shape.layers) // 4)  # bytes of one matrix in float32, about
+    if config.weights == "bfloat16":
+        parts["weights"] = parts["weights"] // 2 + largest  # a widened copy of one
+    if config.engine == "layerwise":
+        parts["gradients"] = largest
+    if not isinstance(config.recompute, str):
+        parts["activations"] = min(parts["activations"], int(config.recompute))
+    return sum(value for name, value in parts.items() if name != "total") + rows * config.sequence_length * shape.vocabulary_size * 8
 
 
 SHARE_OF_PEAK = 0.4  # of a processor's large matrix product that training small models reaches (docs/notebook.md)

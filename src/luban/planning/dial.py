@@ -100,6 +100,27 @@ def adapter_rates(rates: dict[str, float], method: str) -> dict[str, float]:
     return {name: value if name == "matrix_learning_rate" else _two_digits(min(value * multiple, highest)) for name, value in rates.items()}
 
 
+# AdamW's rate times this. Lion: between the third and the tenth of its paper (Chen et al. 2023, arXiv:2302.06675, section 5), as its every update has root mean square 1.
+# SGD's updates are as large as the gradients, not as the rate, so its rate is of another kind: about 0.1 where AdamW takes 3e-3 (customary since He et al. 2016); better measured.
+# Adafactor's updates are bounded as AdamW's are, so their rates are the same (docs/notebook.md).
+SHARES = {"lion": 0.2, "sgd": 30.0}
+
+
+def optimizer_rates(rates: dict[str, float], optimizer: str) -> dict[str, float]:
+    """AdamW's rates turned into another optimizer's; Muon's matrices have their own."""
+    share = SHARES.get(optimizer, 1.0)
+    return {name: value if name == "matrix_learning_rate" else _two_digits(value * share) for name, value in rates.items()}
+
+
+def relative_rates(rates: dict[str, float], width: int, objective: str, from_model: bool) -> dict[str, float]:
+    """Adafactor's with ``relative_step``, shares of each parameter's size, so that they know no width: 0.01 for a new model (Shazeer & Stern 2018, arXiv:1804.04235, section 8), 0.001 in
+    tuning (Raffel et al. 2020, arXiv:1910.10683, section 3.1.2), on preferences as much less as AdamW's."""
+    rate = 1e-3 if from_model else 1e-2
+    if objective in ON_PREFERENCES:
+        rate = 1e-2 * rates["learning_rate"] / (3e-3 * math.sqrt(192 / width))
+    return {name: value if name == "matrix_learning_rate" else _two_digits(rate) for name, value in rates.items()}
+
+
 def batch_tokens(tokens: int, sequence_length: int, objective: str) -> int:
     """Tokens a step for a run that reads ``tokens``: 2,048 at a million, 0.3 M at ten billion; whole rows."""
     wanted = 2048 * (tokens / 1e6) ** 0.55

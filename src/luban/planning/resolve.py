@@ -40,12 +40,17 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=step, sequence=sequence)
     optimizer = {**config.optimizer.explicit(), **_rates(config, shape, bool(work.inputs.get("model")))}
     chosen = {"shape": shape.model_dump(), "depth": shape.layers, "sequence_length": sequence, "batch_tokens": step, "batch_examples": 32 if config.batch_examples == "auto" else config.batch_examples, "optimizer": optimizer}
+    chosen["gradient_clip"] = (0.0 if config.engine == "layerwise" else 1.0) if config.gradient_clip == "auto" else config.gradient_clip
     said = {name: value for name, value in (("depth", shape.layers), ("sequence_length", sequence), ("batch_tokens", step)) if getattr(config, name) == "auto"}
     if config.optimizer.learning_rate == "auto":
         said["optimizer.learning_rate"] = optimizer["learning_rate"]
     if said:
         say("auto: {choices}", choices=", ".join(f"{name} {value}" for name, value in said.items()))
-    return config.updated(**chosen)
+    from luban.training.engines import check_engine  # with torch, which showing a plan does without until here
+
+    config = config.updated(**chosen)
+    check_engine(config, config.batch_examples if task else config.batch_tokens // sequence)
+    return config
 
 
 def _learned(config: Any) -> str:
@@ -57,11 +62,14 @@ def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, f
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
     suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model)
+    if optimizer.name == "adafactor" and optimizer.relative_step:
+        suggested = dial.relative_rates(suggested, shape.hidden_size, _learned(config), from_model)
     if config.adapter:
         suggested = dial.adapter_rates(suggested, config.adapter.method)
-    if optimizer.learning_rate != "auto" and optimizer.name == "adamw":
+    suggested = dial.optimizer_rates(suggested, optimizer.name)
+    if optimizer.learning_rate != "auto" and optimizer.name != "muon":
         suggested["embedding_learning_rate"] = optimizer.learning_rate
-    suggested["weight_decay"] = 0.1 if optimizer.name == "adamw" else 0.0
+    suggested |= {name: optimizer.settled(name) for name in ("betas", "momentum", "weight_decay")}
     return {name: value for name, value in suggested.items() if getattr(optimizer, name) == "auto"}
 
 

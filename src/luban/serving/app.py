@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luban.serving.answers import event
 from luban.serving.errors import ApiError
 from luban.serving.http import PING_SECONDS, JSONResponse, read_body, while_connected
+from luban.serving.listen import is_rebound, place_of
 from luban.serving.metrics import TEXT_FORMAT
 from luban.serving.prediction_routes import prediction_routes
 from luban.serving.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse, read_json
@@ -29,7 +29,6 @@ from luban.serving.service import Order, Service
 
 log = logging.getLogger("luban.serving")
 PROBES = ("/health", "/ready", "/metrics")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -107,30 +106,16 @@ class Gate:
         config, host = self.service.config, headers.get(b"host", b"").decode("latin-1")
         if self.service.draining and not probe:
             return self.service.stopping_error()
-        if config.host in LOOPBACK and _name_of("//" + host) not in LOOPBACK:
+        if is_rebound(config.host, host):
             return ApiError(403, "the host {host} is not this machine's own address", code="wrong_host", host=ascii(host))
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and scope["method"] != "OPTIONS" and _place_of(origin) != host.lower() and not {origin, "*"} & set(config.cors_origins):
+        if origin and scope["method"] != "OPTIONS" and place_of(origin) != host.lower() and not {origin, "*"} & set(config.cors_origins):
             return ApiError(
                 403,
                 "web pages of {origin} may not call this server; cors_origins names those that may",
                 code="wrong_origin",
                 origin=ascii(origin),
             )
-        return None
-
-
-def _name_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _place_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).netloc.lower()
-    except ValueError:
         return None
 
 

@@ -11,38 +11,14 @@ from types import FrameType
 import uvicorn
 
 from luban.foundation.console import say, warn
-from luban.foundation.errors import LubanError
-from luban.serving.app import LOOPBACK, make_app
+from luban.serving.app import make_app
+from luban.serving.listen import LOOPBACK, listen, url_of
 from luban.serving.served import Served
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that holds the address but does not listen yet, so that a taken port is known before the model loads."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Only on sockets that name TCP does asyncio set TCP_NODELAY; without it the first token waits 40 ms for an acknowledgement.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise LubanError(
-            "{host}: no such address ({error})",
-            "",
-            "give host an address of this machine; 127.0.0.1 is reached from it only",
-            host=host,
-            error=error.strerror or error,
-        ) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise LubanError(
-            "cannot listen on {host}:{port} ({error})",
-            "another program may have the port already",
-            "choose another port; port=0 takes a free one",
-            host=host,
-            port=port,
-            error=error.strerror or error,
-        ) from None
+    """A socket that holds the address, known before the model loads; who may reach it is said."""
+    listener = listen(host, port)
     if host not in LOOPBACK:
         warn(
             "{host} can be reached from other machines, and this server has no access control yet: anyone who reaches it may use the model",
@@ -108,9 +84,7 @@ class Server(uvicorn.Server):
 
     def _announce(self) -> None:
         service = self.service
-        host, port = self.listener.getsockname()[:2]
-        shown = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{port}"
+        url = url_of(self.listener)
         path, body = service.example()
         say("{name} is ready at {url}/v1 (Ctrl-C stops it)", name=service.name, url=url)
         if service.page == "page.html":

@@ -140,6 +140,20 @@ class PackedLoader(_Loader):
             for store, share, order in zip(self.stores, self._mixture.weights, self._orders, strict=True)
         }
 
+    def consumed(self, steps: int) -> dict[str, int]:
+        """Rows of each store in the first so many steps."""
+        found: dict[str, int] = {}
+        for store, rows in zip(self.stores, self._mixture.given(steps * self.rows_per_step), strict=True):
+            found[store.name] = found.get(store.name, 0) + rows
+        return found
+
+    def rows_by_source(self) -> dict[str, int]:
+        """Rows of each store when it is read once."""
+        found: dict[str, int] = {}
+        for store, order in zip(self.stores, self._orders, strict=True):
+            found[store.name] = found.get(store.name, 0) + order.rows_per_epoch
+        return found
+
     def pass_once(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
         """Every document of every store once, store after store."""
         share = self.rows_per_step // ranks

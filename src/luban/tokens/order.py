@@ -238,6 +238,14 @@ class Mixture:
             numbers[chosen] = start + np.arange(int(chosen.sum()))
         return stores, numbers
 
+    def given(self, rows: int) -> list[int]:
+        """How many of the first ``rows`` rows each store has given."""
+        if len(self.weights) == 1:
+            return [rows]
+        block, rest = divmod(rows, _MIXTURE_ROWS)
+        inside = np.bincount(self._block(block)[0][:rest], minlength=len(self.weights)) if rest else np.zeros(len(self.weights), int)
+        return [int(before + more) for before, more in zip(self._given(block), inside, strict=True)]
+
     def choose(self, row: int) -> tuple[int, int]:
         """Store and row number in that store's own stream, for a row of the mixture."""
         if len(self.weights) == 1:

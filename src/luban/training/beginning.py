@@ -14,6 +14,9 @@ from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.families import build_model
+from luban.models.heads import Head
+from luban.models.huggingface import load_model
+from luban.models.narrow import hold_narrow, new_narrow, place_narrow
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.shape_base import BaseShapeConfig
 from luban.models.vector_files import read_vectors
@@ -54,16 +57,17 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
     if not (source := work.inputs["model"]):
         if config.adapter or config.quantization:
             raise ConfigError("adapter needs a model to sit on", "a new model has learned nothing that could stay as it is", "name one as model, or leave adapter out")
-        model = build_model(for_tokenizer(config.shape, tokenizer)).initialize(work.seed)
+        shape = for_tokenizer(config.shape, tokenizer)
+        model = new_narrow(shape, work.seed) if config.weights == "bfloat16" else build_model(shape).initialize(work.seed)
         if work.inputs.get("embeddings"):
             _begin_embeddings(model, tokenizer, Path(str(getattr(work.inputs["embeddings"], "path", work.inputs["embeddings"]))), work.seed)
-        return model.with_head(head, work.seed) if head else model
+        return _held(model.with_head(head, work.seed) if head else model, config)
     folder = getattr(source, "path", source)
     if config.adapter and is_adapter(folder):
         raise ConfigError("model is an adapter, and adapter asks for a new one on top of it", "", "leave adapter out to go on with the one that is there, or make it part of its base first (luban merge)")
     if config.quantization and not (config.adapter or is_adapter(folder)):
         raise ConfigError("quantization is for a base that stays as it is", "rounded weights cannot learn", "add adapter: lora, or leave quantization out")
-    model = open_model(folder, head=head, language_model=head is None, seed=work.seed, quantization=config.quantization)
+    model = _open(config, folder, head, work.seed)
     if (folder / "tokenizer.json").exists():
         own = Tokenizer.load(folder)
         _check_same_words(own, tokenizer, folder)
@@ -75,7 +79,20 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
                 raise ConfigError("{count} new tokens cannot be learned by an adapter alone", "their embeddings are part of the base, which stays as it is", "add also_train: [embeddings, output] to adapter", count=len(added))
     if config.adapter:
         attach(model, config.adapter, work.seed, tokenizer=tokenizer)
-    return model
+    return _held(model, config)
+
+
+def _open(config: TrainConfig, folder: Path, head: Head | None, seed: int) -> Model:
+    if config.weights != "bfloat16":
+        return open_model(folder, head=head, language_model=head is None, seed=seed, quantization=config.quantization)
+    if is_adapter(folder):
+        raise ConfigError("weights: bfloat16 is for training all of a model, and {folder} is an adapter", "", "make it part of its base first (luban merge), or leave weights out", folder=folder)
+    return load_model(folder, torch.bfloat16, head=head, language_model=head is None, seed=seed, place=place_narrow)
+
+
+def _held(model: Model, config: TrainConfig) -> Model:
+    """The model with its weights in the type that the config asks for."""
+    return hold_narrow(model) if config.weights == "bfloat16" else model
 
 
 def base_folder(work: Work) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from luban.adapters.config import NAMES as ADAPTERS
 from luban.adapters.config import AnyAdapter
@@ -17,18 +17,41 @@ from luban.models.shapes import AnyShape
 from luban.objectives.config import AnyObjective, CausalConfig
 from luban.training.regularization import RegularizationConfig
 
+# What `auto` is for each optimizer, and the bytes of state that it holds for a parameter of a matrix. Lion's are its paper's (arXiv:2302.06675): rates three to ten times smaller than AdamW's, decay as much larger.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.95), "momentum": 0.0, "weight_decay": 0.1, "state_bytes": 8.0},
+    "adamw_8bit": {"betas": (0.9, 0.95), "momentum": 0.0, "weight_decay": 0.1, "state_bytes": 2.03},
+    "adafactor": {"betas": (0.9, 0.95), "momentum": 0.0, "weight_decay": 0.0, "state_bytes": 0.0},
+    "lion": {"betas": (0.9, 0.99), "momentum": 0.0, "weight_decay": 0.5, "state_bytes": 4.0},
+    "muon": {"betas": (0.9, 0.95), "momentum": 0.95, "weight_decay": 0.0, "state_bytes": 4.0},
+    "sgd": {"betas": (0.9, 0.95), "momentum": 0.9, "weight_decay": 0.0, "state_bytes": 4.0},
+}
+
+
+def _former_recompute(value: Any) -> Any:
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
+Recompute = Annotated[Literal["none", "selective", "full"] | ByteSize, BeforeValidator(_former_recompute)]
+
 
 class OptimizerConfig(Config):
     """How gradients become steps."""
 
-    name: Literal["adamw", "muon"] = field("adamw", "adamw; or muon: Muon on the hidden matrices, AdamW on embeddings, norms and the head.")
-    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of AdamW; auto follows the model's width and the objective.")
-    embedding_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of the embeddings and the head; auto: learning_rate with adamw, ten times it with muon.")
+    name: Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"] = field("adamw", "adamw; adamw_8bit: its moments in a byte each; adafactor: a row and a column of moments for a matrix; lion: one moment; muon: Muon on the hidden matrices, AdamW on embeddings, norms and the head; sgd: momentum alone.")
+    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate; auto follows the optimizer, the model's width and the objective.")
+    embedding_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of the embeddings and the head; auto: learning_rate, with muon ten times it.")
     matrix_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of Muon's matrices (with muon only).")
-    weight_decay: NonNegativeFloat | Auto = field("auto", "Decoupled weight decay, on matrices only; auto: 0.1 with adamw, 0 with muon.")
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = field((0.9, 0.95), "AdamW's decay rates of the first and second moment.")
+    weight_decay: NonNegativeFloat | Auto = field("auto", "Decoupled weight decay, on matrices only; auto: 0.1 with adamw and adamw_8bit, 0.5 with lion, 0 with the others.")
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] | Auto = field("auto", "Decay rates of AdamW's first and second moment (auto: 0.9, 0.95), or Lion's two (auto: 0.9, 0.99).")
     epsilon: PositiveFloat = field(1e-8, "AdamW's term against division by zero.")
-    momentum: NonNegativeFloat = field(0.95, "Muon's momentum.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | Auto = field("auto", "Momentum of Muon (auto: 0.95), SGD (auto: 0.9) and Adafactor (auto: 0, which holds no state for it).")
+    nesterov: bool = field(True, "SGD looks ahead along its momentum.")
+    relative_step: bool = field(False, "Adafactor's rates are shares of each parameter's own root mean square (0.001 at least), as in its paper; otherwise absolute, as AdamW's.")
+
+    def settled(self, name: str) -> Any:
+        """``betas``, ``momentum`` or ``weight_decay``, as written or what auto means for this optimizer."""
+        return OPTIMIZERS[self.name][name] if (value := getattr(self, name)) == "auto" else value
 
 
 class ScheduleConfig(Config):
@@ -68,12 +91,32 @@ class SamplesConfig(Config):
     sampling: SamplingConfig = field(SamplingConfig(maximum_tokens=48), "How the samples are drawn; also written into generation_config.json, so that chat and serve use the same settings.")
 
 
+class AlertsConfig(Config):
+    """When a run speaks up, and to whom. Each rule is a threshold; 0 turns it off."""
+
+    loss_not_finite: NonNegativeInt = field(0, "Alert after so many steps in a row whose loss or gradient is not finite.", unit="steps", role="machine")
+    no_step_minutes: NonNegativeFloat = field(0.0, "Alert when no step has ended for so long; a validation counts as no step.", unit="minutes", role="machine")
+    throughput: Annotated[float, Field(ge=0, le=1)] = field(0.0, "Alert when the tokens a second of the last 20 steps are below this share of what the run usually makes; 0.5 is half.", role="machine")
+    validation_rising: NonNegativeInt = field(0, "Alert after so many validations in a row whose loss is higher than the one before.", unit="validations", role="machine")
+    disk_free: ByteSize = field(ByteSize(0), "Alert when the disk of the run has less space left, such as 5 GiB.", role="machine")
+    webhook: str = field("", "Address (http or https) that gets each alert as a JSON POST.", role="machine", pattern=r"^(https?://\S+)?$")
+    webhook_variable: str = field("", "Name of the environment variable that holds the address, where the address itself is a secret.", role="machine")
+    command: str = field("", "Command that is started for each alert and gets it as JSON on standard input; split into words as a shell would, and run without one.", role="machine")
+    repeat_minutes: PositiveFloat = field(60.0, "How long a rule that has spoken stays silent while its cause lasts.", unit="minutes", role="machine")
+
+
 class TrackConfig(Config):
     """Where the numbers go beside the terminal and training/log.jsonl."""
 
     every: PositiveInt = field(10, "Steps between the printed lines; the log file has every step.", unit="steps", role="machine")
     tensorboard: bool = field(True, "Write TensorBoard event files to training/events.", role="machine")
     wandb: str = field("", "Name of a Weights & Biases project to report to; empty reports nowhere.", role="machine")
+    mlflow: str = field("", "Name of an MLflow experiment to report to; empty reports nowhere.", role="machine")
+    mlflow_server: str = field("", "Where MLflow keeps it: the address of a tracking server, or sqlite:///file.db; empty: what MLflow itself is set to.", role="machine")
+    trackio: str = field("", "Name of a trackio project to report to; empty reports nowhere.", role="machine")
+    prometheus: str = field("", "Serve Prometheus metrics while the run lasts, such as 127.0.0.1:9400; port 0 takes a free one.", role="machine", pattern=r"^(.+:\d{1,5})?$")
+    prometheus_file: str = field("", "Write the same metrics to this file, ending in .prom, for node_exporter's textfile collector.", role="machine")
+    alerts: AlertsConfig = field(AlertsConfig(), "When the run speaks up, and to whom.")
 
 
 class ReplayConfig(Config):
@@ -106,12 +149,14 @@ class TrainConfig(Config):
     packing: Literal["auto", "concatenate", "best_fit", "none"] = field("auto", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits; none gives each a row of its own. auto: concatenate for causal, best_fit for the others, which do not know concatenate.")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
-    gradient_clip: NonNegativeFloat = field(1.0, "Largest gradient norm; larger ones are scaled down; 0 never clips.")
+    gradient_clip: NonNegativeFloat | Auto = field("auto", "Largest gradient norm; larger ones are scaled down; 0 never clips. auto: 1, and 0 with engine: layerwise, which never holds all gradients.")
     regularization: RegularizationConfig = field(RegularizationConfig(), "What makes small data go further: dropout, freezing, averaging, R-Drop, mixup, adversarial training.")
     replay: ReplayConfig = field(ReplayConfig(), "Old data to mix in.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
     determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")
-    recompute: bool = field(False, "Compute each layer's activations again in the backward pass: far less memory, about a third more time.", role="machine")
+    engine: Literal["torch", "layerwise"] = field("torch", "torch; or layerwise: the optimizer steps inside the backward pass, so that no gradients are held, with no clipping by the global norm and no accumulation.")
+    weights: Literal["float32", "bfloat16"] = field("float32", "How the weights are held while they learn; bfloat16 halves them, with stochastic rounding (optimizers adafactor, adamw_8bit, lion, sgd).")
+    recompute: Recompute = field("none", "Activations that are computed again in the backward pass: none; selective, all but the results of products and attention; full, each block from its input, a third more time; or a budget such as 2 GiB that the blocks' activations must fit.", role="machine")
     compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
     threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic; auto is one a core.", unit="threads", role="machine")
     validation: ValidationConfig = field(ValidationConfig(), "Scoring held-out data during the run.")
@@ -150,7 +195,7 @@ class TrainConfig(Config):
         "evaluation_strategy": "validation.every",
         "early_stopping_patience": "validation.patience",
         "logging_steps": "track.every",
-        "report_to": "track.tensorboard, track.wandb",
+        "report_to": "track.tensorboard, track.wandb, track.mlflow, track.trackio, track.prometheus",
         "bf16": "precision: bfloat16",
         "fp16": "precision: float16",
         "torch_compile": "compile",

@@ -13,6 +13,7 @@ import torch
 from luban.foundation.console import say, warn
 from luban.foundation.errors import LubanError
 from luban.tokens.batch import Batch
+from luban.training.log import GUARD
 from luban.training.run import Run
 
 TOO_MANY = 10  # skipped steps in a row
@@ -22,7 +23,7 @@ class Guard:
     """Refuses a step with a loss or gradient that is not finite, and keeps the batch's documents for a look."""
 
     def __init__(self, folder: Path):
-        self.file = folder / "guard.jsonl"
+        self.file = folder / GUARD
         self.in_a_row = 0
 
     def accepts(self, step: int, means: dict[str, torch.Tensor], norm: torch.Tensor, batch: Batch) -> bool:

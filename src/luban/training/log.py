@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LOG = "log.jsonl"
+GUARD = "guard.jsonl"  # steps that were skipped, and why
+ALERTS = "alerts.jsonl"  # only ever added to: an alert stays when its step is retracted
+ABOUT = "about.json"  # what the run is, beside its log
+MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")  # columns that tell of the machine; the others are the same whenever the run is repeated
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The entries of a training log; a half-written line of a killed run is passed over."""
@@ -16,7 +21,16 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(entry, dict):
                 yield entry
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a run wrote about itself in its training folder; nothing where it is missing or damaged."""
+    try:
+        found = json.loads((folder / ABOUT).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -16,10 +16,11 @@ def train(run: Run, guard: Guard) -> None:
         # ------------------------------------------------------------------ one step
         batch = run.loaders.train.step(run.step)
         batch = run.objective.prepare(batch, run.model)
-        means = run.engine.forward_backward(batch)
+        factor = run.schedule.factor(run.step)
+        means = run.engine.forward_backward(batch, factor)
         norm = run.engine.clip(run.config.gradient_clip)
         if guard.accepts(run.step, means, norm, batch):
-            run.engine.step(run.schedule.factor(run.step), run.step + 1)
+            run.engine.step(factor, run.step + 1)
         else:
             run.engine.drop_gradients()
         # ---------------------------------------------------------------------------
@@ -30,7 +31,7 @@ def train(run: Run, guard: Guard) -> None:
         run.last = {
             **{name: float(mean) for name, mean in means.items()},
             "gradient_norm": float(norm),
-            "learning_rate": run.engine.optimizer.peak * run.schedule.factor(run.step - 1),
+            "learning_rate": run.engine.optimizer.peak * factor,
             "tokens_per_second": batch.inputs.numel() / spent,
         }
         for hook in run.hooks:

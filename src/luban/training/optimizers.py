@@ -2,65 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
+from luban.training.adafactor import Adafactor
+from luban.training.adamw_8bit import AdamW8bit
 from luban.training.config import OptimizerConfig
+from luban.training.lion import Lion
 from luban.training.muon import Muon
 from luban.training.regularization import RegularizationConfig
+from luban.training.sgd import SGD
+
+# Each from its groups (of "params", "peak", "weight_decay" and what is its own) and the config. AdamW: Loshchilov & Hutter, arXiv:1711.05101.
+MAKERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=0.0, betas=config.settled("betas"), eps=config.epsilon, fused=_fusible(groups)),
+    "adamw_8bit": lambda groups, config: AdamW8bit(groups, lr=0.0, betas=config.settled("betas"), eps=config.epsilon),
+    "adafactor": lambda groups, config: Adafactor(groups, lr=0.0, momentum=config.settled("momentum"), relative=config.relative_step),
+    "lion": lambda groups, config: Lion(groups, lr=0.0, betas=config.settled("betas")),
+    "muon": lambda groups, config: Muon(groups, lr=0.0, momentum=config.settled("momentum")),
+    "sgd": lambda groups, config: SGD(groups, lr=0.0, momentum=config.settled("momentum"), nesterov=config.nesterov),
+}
+ROUNDING = ("adamw_8bit", "adafactor", "lion", "sgd")  # those that can write to weights in bfloat16: they round stochastically
+
+
+def _fusible(groups: list[dict[str, Any]]) -> bool:
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
 
 
 class Optimizers:
-    """One or two torch optimizers that step together, with state addressed by parameter name.
+    """Torch optimizers that step together, with state addressed by parameter name. Weight decay acts on matrices only.
 
-    AdamW: Loshchilov & Hutter, arXiv 1711.05101. Muon: see muon.py. Weight decay acts on matrices only.
+    As a rule there are one or two (Muon leaves some parameters to AdamW). With ``apart`` each parameter has one of its own and can be moved alone, by
+    :meth:`step_one`: what an engine needs that uses a gradient as soon as it is there.
     """
 
-    def __init__(self, model: Model, config: OptimizerConfig, regularization: RegularizationConfig | None = None):
+    def __init__(self, model: Model, config: OptimizerConfig, regularization: RegularizationConfig | None = None, apart: bool = False):
         regularization = regularization or RegularizationConfig()
         freeze(model, regularization.freeze)
         self.names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not self.names:
             raise ConfigError("regularization.freeze leaves nothing that learns", "", "freeze less")
+        if config.name not in ROUNDING and any(parameter.dtype == torch.bfloat16 for parameter in self.names):
+            raise ConfigError("optimizer.name: {name} cannot learn weights in bfloat16", "its changes are smaller than the distance of two neighbours there, and would be lost", "choose one that rounds stochastically: {known}; or set weights: float32", name=config.name, known=", ".join(ROUNDING))
         depths = layer_depths(model)
         top = len(model.blocks()) + 1
         tables = {id(model.embedding.weight), *([] if model.head is not None and model.head.replaces_output else [id(model.output_weight)])}
-        adamw: dict[tuple[float, float], list[nn.Parameter]] = {}
-        muon: dict[float, list[nn.Parameter]] = {}
+        groups: dict[tuple[str, float, float, bool], list[nn.Parameter]] = {}
         for parameter, name in self.names.items():
             depth = depths[name]
             share = regularization.layer_decay ** (top - depth) * (regularization.head_rate if depth == top and model.head is not None else 1.0)
             share *= getattr(parameter, "rate", 1.0)  # an adapter may want parts of it to learn faster
             table = id(parameter) in tables or (parameter.ndim == 2 and "embed" in name)
-            if config.name == "muon" and parameter.ndim == 2 and not table:
-                muon.setdefault(config.matrix_learning_rate * share, []).append(parameter)
-                continue
-            rate = config.embedding_learning_rate if table else config.learning_rate
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            adamw.setdefault((rate * share, decay), []).append(parameter)
+            name, rate = config.name, config.embedding_learning_rate if table else config.learning_rate
+            if name == "muon":
+                name, rate = ("muon", config.matrix_learning_rate) if parameter.ndim == 2 and not table else ("adamw", rate)
+            decay = config.settled("weight_decay") if parameter.ndim >= 2 else 0.0
+            groups.setdefault((name, rate * share, decay, name == "adamw_8bit" and parameter is model.embedding.weight), []).append(parameter)
         self.parts: list[torch.optim.Optimizer] = []
-        if adamw:
-            fused = all(p.device.type in ("cpu", "cuda") for p in self.names)
-            groups = [{"params": parameters, "peak": peak, "weight_decay": decay} for (peak, decay), parameters in adamw.items()]
-            self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=fused))
-        if muon:
-            groups = [{"params": parameters, "peak": peak} for peak, parameters in muon.items()]
-            self.parts.append(Muon(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay))
+        self.part_of: dict[nn.Parameter, torch.optim.Optimizer] = {}
+        for name in sorted({name for name, *_ in groups}):
+            made = [_group(parameters, *key) for key, parameters in groups.items() if key[0] == name]
+            alone = [{**group, "params": [parameter]} for group in made for parameter in group["params"]]
+            self.parts += [MAKERS[name]([group], config) for group in alone] if apart else [MAKERS[name](made, config)]
+        if apart:
+            self.part_of = {part.param_groups[0]["params"][0]: part for part in self.parts}
         self.l1 = regularization.l1
         self.peak = config.matrix_learning_rate if config.name == "muon" else config.learning_rate  # the one shown in the log
 
     def step(self, factor: float) -> None:
         """One step at ``factor`` times each part's peak learning rate. The L1 penalty's gradient is added here, after clipping."""
-        if self.l1:
-            for parameter in self.names:
-                if parameter.grad is not None and parameter.ndim >= 2:
-                    parameter.grad.add_(parameter.detach().sign(), alpha=self.l1)
+        for parameter in self.names if self.l1 else ():
+            self._penalise(parameter)
         for optimizer in self.parts:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            optimizer.step()
+            self._step(optimizer, factor)
+
+    def step_one(self, parameter: nn.Parameter, factor: float) -> None:
+        """:meth:`step` of one parameter; only where they are ``apart``."""
+        if self.l1:
+            self._penalise(parameter)
+        self._step(self.part_of[parameter], factor)
+
+    def _penalise(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is not None and parameter.ndim >= 2:
+            parameter.grad.add_(parameter.detach().sign(), alpha=self.l1)
+
+    @staticmethod
+    def _step(optimizer: torch.optim.Optimizer, factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        optimizer.step()
 
     def zero_grad(self) -> None:
         for optimizer in self.parts:
@@ -86,6 +121,10 @@ class Optimizers:
                 for parameter in group["params"]:
                     if slots := by_name.get(self.names[parameter]):
                         optimizer.state[parameter] = {slot: value.to(parameter.device) if value.ndim else value.clone() for slot, value in slots.items()}
+
+
+def _group(parameters: list[nn.Parameter], name: str, peak: float, decay: float, embedding: bool) -> dict[str, Any]:
+    return {"params": parameters, "peak": peak, "weight_decay": decay, **({"bits": 32 if embedding else 8} if name == "adamw_8bit" else {})}
 
 
 def layer_depths(model: Model) -> dict[str, int]:

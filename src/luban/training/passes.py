@@ -21,7 +21,6 @@ from luban.tokens.batch import Batch
 from luban.training.averaging import MeanTeacher
 from luban.training.regularization import AdversarialConfig, RegularizationConfig
 
-
 SHARE = 0.02  # of the norm of an example's embeddings: how far they are moved where the recipe does not say
 
 

@@ -8,7 +8,7 @@ import torch
 
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
-from luban.foundation.hardware import cores, keep_freed_memory
+from luban.foundation.hardware import cores, keep_freed_memory, resident_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,6 +48,11 @@ def prepare_machine(threads: int | str, strict: bool) -> int:
     if strict:
         torch.backends.cudnn.benchmark = False
     return count
+
+
+def held_bytes() -> int:
+    """Memory in use now: what torch has reserved on a GPU, else what this process holds."""
+    return torch.cuda.memory_reserved() if torch.cuda.is_initialized() else resident_bytes()
 
 
 PROCESSOR_PRODUCT = 1024  # rows and columns of the product that a processor is measured with

@@ -22,19 +22,18 @@ from luban.models.heads import Head
 from luban.models.huggingface import save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.objectives.config import ON_TEXT
-from luban.parallel.engine import TorchEngine
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
 from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import BEST, Checkpointer, restore
 from luban.training.config import TrainConfig
+from luban.training.engines import ENGINES, choose_recompute, make_engine
 from luban.training.folds import cross_validate
 from luban.training.forgetting import Memory, general_text, remembers
 from luban.training.guards import Guard, StopSignals
 from luban.training.hooks import Callback, Follower, Sampler, Validator
 from luban.training.loop import train
-from luban.training.optimizers import Optimizers
 from luban.training.parity import check_parity
 from luban.training.passes import make_passes, make_teacher
 from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
@@ -92,7 +91,7 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
             if isinstance(hook, Unfreezer):
                 hook.set(training.model, training.step)
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
-    tracker.open(training.step)
+    tracker.open(training)
     memory = _memory(config, work, training, choices, fold)
     _introduce(training, choices)
     try:
@@ -137,6 +136,8 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example
         # Measured on processors: micro-batches of about 2,048 tokens stay in cache and are the fastest.
         # Rows of examples are only as wide as the longest of a step, so there the engine counts tokens itself (0).
         rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if not by_example else 0
+        if "accumulate" in ENGINES[config.engine].lacks:
+            rows = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
     choices = {"device": device.type, "threads": threads, "precision": name, "micro_batch_rows": rows}
     write_json(file, choices)
     return choices
@@ -176,16 +177,16 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
     step_tokens = (config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
     total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens)) if objective.learns else 0
     precision = DTYPES[choices["precision"]]
-    model.recompute = config.recompute
+    model.recompute = choose_recompute(config, model, choices["micro_batch_rows"] or 1)
     set_dropout(model, config.regularization)
     add_noise(model, config.regularization.neftune)
     if model.adapter:
         model.adapter.before_training(model, total)
-    optimizer = Optimizers(model, config.optimizer, config.regularization)
     if config.compile:
         for block in model.blocks():
             block.compile()  # in place: parameter names stay
     teacher = make_teacher(config.regularization.adversarial, model)
+    engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher))
     made = Run(
         config=config,
         folder=folder,
@@ -193,7 +194,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         tokenizer=tokenizer,
         objective=objective,
         loaders=loaders,
-        engine=TorchEngine(model, optimizer, objective, choices["micro_batch_rows"], precision, make_passes(config.regularization, objective, model, teacher)),
+        engine=engine,
         schedule=make_schedule(config.schedule, total, step_tokens, round(loaders.train.epoch_steps * step_tokens)),
         step_tokens=step_tokens,
         flops_per_token=flops_per_token(model.shape, config.sequence_length) - _unused_flops(model),

@@ -1,0 +1,1 @@
+"""The board: a local web page over one training run or many, live."""
