@@ -13,8 +13,6 @@ from pathlib import Path
 
 import httpx
 
-WORDS = ["loss", "gradient_norm", "learning_rate", "tokens_per_second", "peak_share", "memory_bytes"]
-
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +29,16 @@ def entries(first: int, last: int, seed: int = 1, level: float = 3.0) -> str:
     made = []
     for step in range(first, last + 1):
         chance = random.Random(seed * 10**7 + step)
-        made.append(line(step=step, tokens=512 * step, loss=level + 4 * math.exp(-step / 60) + chance.gauss(0, 0.1), gradient_norm=1 + chance.random(), learning_rate=1e-3 / step, tokens_per_second=9000 + chance.gauss(0, 200), peak_share=0.4, memory_bytes=700 * 2**20, seconds=step * 0.25))
+        entry = {"step": step, "tokens": 512 * step, "loss": level + 4 * math.exp(-step / 60) + chance.gauss(0, 0.1), "gradient_norm": 1 + chance.random(), "learning_rate": 1e-3 / step}
+        made.append(line(**entry, tokens_per_second=9000 + chance.gauss(0, 200), peak_share=0.4, memory_bytes=700 * 2**20, seconds=step * 0.25))
     return "".join(made)
 
 
 def make_run(folder: Path, steps: int = 100, *, about: dict | None = None, config: dict | None = None, more: str = "", **made: object) -> Path:
     """A train stage's folder: log, about.json and, unless it is a ``.partial``, a manifest."""
     write(folder / "training" / "log.jsonl", entries(1, steps, **made) + more)
-    told = {"identity": "x-1", "steps": 2 * steps, "objective": "causal", "parameters": 12345, "config": config or {"sequence_length": 64, "optimizer": {"name": "adamw"}}, "rows": {"books/train": 50, "web/train": 400}}
+    config = config or {"sequence_length": 64, "optimizer": {"name": "adamw"}}
+    told = {"identity": "x-1", "steps": 2 * steps, "objective": "causal", "parameters": 12345, "config": config, "rows": {"books/train": 50, "web/train": 400}}
     write(folder / "training" / "about.json", json.dumps({**told, **(about or {})}, ensure_ascii=False))
     if not folder.name.endswith(".partial"):
         write(folder / "manifest.json", json.dumps({"format": 1, "kind": "train", "fingerprint": "0", "metrics": {"steps": steps}, "files": {}}))

@@ -36,8 +36,7 @@ def test_every_word_of_the_page_has_its_chinese_and_none_is_left_over():
     words, script = json.loads(asset("zh.json")), asset("board.js")
     used = set(re.findall(r'\bt\("((?:[^"\\]|\\.)+)"', script)) | set(re.findall(r"data-t>([^<]+)<", asset("page.html")))
     for table in ("NAMES", "RULES", "STATES"):
-        used |= set(re.findall(r': "([^"]+)"', re.search(rf"const {table} = \{{(.*?)\}};", script, re.S).group(1)))
-    used |= {"step", "run", "what", "when", "detail"}  # heads of the table of events
+        used |= set(re.findall(r': "([^"]+)"', re.search(rf"const {table} = (?:bare\()?\{{(.*?)\}}\)?;", script, re.S).group(1)))
     spoken = {node.value for node in ast.walk(ast.parse(asset("server.py"))) if isinstance(node, ast.Constant)}
     assert used <= set(words) and set(words) <= used | spoken
 
@@ -93,8 +92,8 @@ class Page:
 
 @pytest.mark.browser
 def test_a_run_is_seen_as_it_goes(browser, board, shelf, tmp_path):
-    samples = line(step=60, samples=[{"prompt": "ROMEO:\n", "text": "first"}]) + line(step=60, validation={"loss": 3.5, "bits_per_byte": 2.1}) + line(step=60, data={"books/train": 30, "web/train": 90})
-    folder = make_run(shelf / "seen/base.partial", 80, more=samples)
+    scores = line(step=60, validation={"loss": 3.5, "bits_per_byte": 2.1}) + line(step=60, data={"books/train": 30, "web/train": 90})
+    folder = make_run(shelf / "seen/base.partial", 80, more=scores + line(step=60, samples=[{"prompt": "ROMEO:\n", "text": "first"}]))
     page = Page(browser, board, ["seen/base"])
     assert page.tile("step") == "80 / 160" and page.tile("validation") == "3.5" and page.find("#name").text == "seen/base"
     assert {"loss", "validation: bits a byte", "learning rate", "gradient norm", "tokens a second", "share of peak", "memory"} == {text for text in page.texts("#charts figcaption b")}
@@ -154,7 +153,8 @@ def test_looking_closer_by_pointer_and_by_keys(browser, board, shelf):
     plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
     spoken = page.find("#status").get_property("textContent")
     assert spoken.startswith("30. loss:")
-    at = page.run("const line = document.querySelector('#charts figure').spec.lines[0]; let best = 0; line.x.forEach((x, i) => { if (Math.abs(x - 30) < Math.abs(line.x[best] - 30)) best = i; }); return line.line[best]")
+    steps, losses = page.run("const line = document.querySelector('#charts figure').spec.lines[0]; return [line.x, line.line]")
+    at = losses[min(range(len(steps)), key=lambda index: abs(steps[index] - 30))]
     assert float(re.search(r"loss: (\S+)", spoken)[1].rstrip(",")) == pytest.approx(at, rel=1e-3)
     assert len(set(page.run("return [...document.querySelectorAll('.cursor')].map(node => node.getAttribute('x1'))"))) == 1  # in all curves at once
     plot.send_keys("+")
@@ -167,14 +167,21 @@ def test_looking_closer_by_pointer_and_by_keys(browser, board, shelf):
 @pytest.mark.browser
 def test_markup_in_files_and_names_is_text(browser, board, shelf):
     evil = "<img src=x onerror=document.title='owned'>"
-    folder = make_run(shelf / evil.replace("/", "") / "base", 20, about={"objective": evil, "host": evil}, config={evil: evil}, more=line(step=20, samples=[{"prompt": evil, "text": evil}]) + line(step=20, **{evil: 1.0, "loss": 2.0}))
-    write(folder / "training" / "guard.jsonl", line(step=3, event=evil, text=evil))
+    more = line(step=20, samples=[{"prompt": evil, "text": evil}]) + line(step=20, **{evil: 1.0, "loss": 2.0})
+    for step in (21, 22):
+        more += line(step=step, **{"constructor": step, "__proto__": step, "loss": 2.0}) + line(step=step, **{"__proto__": {"constructor": step, "toString": step}})
+    folder = make_run(shelf / evil / "base", 20, about={"objective": evil, "host": evil}, config={evil: evil}, more=more)
+    write(folder / "training" / "guard.jsonl", line(step=3, event=evil, text=evil) + line(step=4, event="constructor") + line(step=5, event="__proto__"))
     write(folder.parent / "recipe.resolved.yaml", evil)
     page = Page(browser, board, [f"{evil}/base"])
     page.find("#filter").send_keys("<IMG")
     assert any(text == f"{evil}/base" for text in page.texts("#runs button"))
     page.until(lambda: "<img" in page.find("#name").text and page.texts(".sample p") == [evil])
     assert page.count("img, main script, main a") == 0 and "owned" not in browser.title
+    page.find("#language").click()  # words are looked up by the file's own names
+    assert {"constructor", "  proto  ", "  proto  ：constructor"} <= set(page.texts("#charts figcaption b")) and page.run("return Object.keys(Object.prototype).length + Object.keys({}).length") == 0
+    page.find("#language").click()
+    assert page.clean()
     assert evil in page.texts("#events td") and evil in page.texts("#recipe td") and page.texts("#recipe pre") == [evil]
 
 
@@ -191,7 +198,8 @@ def test_chinese_dark_and_usable_without_a_mouse(browser, board, shelf):
     page.find("#theme").click()
     page.find("#language").click()
     assert "learning rate" in page.texts("#charts figcaption b")
-    unnamed = page.run("return [...document.querySelectorAll('button, input, select, [tabindex=\"0\"]')].filter(node => !(node.textContent.trim() || node.getAttribute('aria-label') || node.labels?.length)).map(node => node.outerHTML)")
+    named = "node => node.textContent.trim() || node.getAttribute('aria-label') || node.labels?.length"
+    unnamed = page.run(f"const named = {named}; return [...document.querySelectorAll('button, input, select, [tabindex=\"0\"]')].filter(node => !named(node)).map(node => node.outerHTML)")
     assert unnamed == []
     page.run("document.body.focus()")
     reached = set()
@@ -200,7 +208,8 @@ def test_chinese_dark_and_usable_without_a_mouse(browser, board, shelf):
         reached.add(page.run("const node = document.activeElement; return node.id || node.className || node.tagName"))
     assert {"filter", "axis", "smooth", "log", "live", "theme", "language", "plot"} <= reached
     contrast = page.run(
-        "const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };"
+        "const part = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;"
+        "const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(v => part(v / 255)); return .2126 * r + .7152 * g + .0722 * b; };"
         "const pair = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };"
         "const found = []; for (const theme of ['light', 'dark']) { document.documentElement.dataset.theme = theme; const sheet = getComputedStyle(document.querySelector('.tile')).backgroundColor;"
         "for (const name of ['.tile small', '.tile strong', '.key', '.tick', '#runs small']) found.push(pair(getComputedStyle(document.querySelector(name)).color, sheet)); } return found"

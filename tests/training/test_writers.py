@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_alerts import made, train  # noqa: F401  (a module's fixture)
 
+from luban.board.library import Library
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, LubanError
 from luban.training import writers
@@ -47,9 +48,11 @@ def test_prometheus_pulls_what_the_log_holds(made, tmp_path, capsys):  # noqa: F
 
 def test_a_run_tells_about_itself_before_it_ends(made, tmp_path):  # noqa: F811
     found: list[dict] = []
+    seen: list[dict] = []
 
     def look(run) -> None:
         found.append(json.loads((run.folder / "about.json").read_bytes()))
+        seen.append(Library(tmp_path).series("out", 100, None, {}))
 
     artifact = train(made, tmp_path, look, length="4 steps", track={"tensorboard": False})
     about = found[0]
@@ -57,6 +60,10 @@ def test_a_run_tells_about_itself_before_it_ends(made, tmp_path):  # noqa: F811
     entries = [json.loads(line) for line in (artifact.path / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [entry["data"]["tokens/train"] for entry in entries if "data" in entry][-1] == 4 * 2  # two rows a step
     assert about["rows"]["tokens/train"] > 0
+    assert [one["tables"][""]["places"]["step"][-1] for one in seen] == [1, 2, 3, 4]  # the board over the same run, while it lasts and after
+    assert seen[2]["run"]["state"] == "running" and seen[2]["run"]["steps"] == 4 and Library(tmp_path).runs()[0]["state"] == "finished"
+    losses = Library(tmp_path).series("out", 100, None, {})["tables"][""]["series"]["loss"][0]
+    assert losses == [pytest.approx(entry["loss"], rel=1e-6) for entry in entries if "loss" in entry]
 
 
 def test_a_taken_port_and_a_useless_file_are_errors(tmp_path):

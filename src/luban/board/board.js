@@ -9,14 +9,22 @@ const memory = { // what the reader chose, if the browser keeps it
 };
 const asked = new URLSearchParams(location.search), kept = new URLSearchParams(location.hash.slice(1));
 let language = (asked.get("lang") || memory.get("language") || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en")) === "zh" ? "zh" : "en";
-let words = {}, runs = [], chosen = kept.getAll("run"), axis = kept.get("axis") || "step", range = null, cursor = null, live = true, folder = "";
+let words = Object.create(null), runs = [], chosen = kept.getAll("run"), axis = kept.get("axis") || "step", range = null, cursor = null, live = true, folder = "";
 const held = new Map(); // run id -> what is known of it
 
 // ---- words and numbers
 
+// A log may name anything, "constructor" and "__proto__" too: what is looked up by such a name is in objects that inherit nothing.
+const bare = (values = {}) => Object.assign(Object.create(null), values);
 const t = (text, values = {}) => ((language === "zh" && words[text]) || text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
-const NAMES = { loss: "loss", learning_rate: "learning rate", gradient_norm: "gradient norm", tokens_per_second: "tokens a second", peak_share: "share of peak", memory_bytes: "memory", bits_per_byte: "bits a byte", validation: "validation" };
-const RULES = { not_finite: "loss or gradient not finite", loss_not_finite: "alert: loss not finite", no_step: "alert: no step", throughput: "alert: slow", validation_rising: "alert: validation rising", disk_free: "alert: disk low" };
+const NAMES = bare({
+  loss: "loss", learning_rate: "learning rate", gradient_norm: "gradient norm", tokens_per_second: "tokens a second", peak_share: "share of peak",
+  memory_bytes: "memory", bits_per_byte: "bits a byte", validation: "validation",
+});
+const RULES = bare({
+  not_finite: "loss or gradient not finite", loss_not_finite: "alert: loss not finite", no_step: "alert: no step", throughput: "alert: slow",
+  validation_rising: "alert: validation rising", disk_free: "alert: disk low",
+});
 const EXACT = ["learning_rate", "memory_bytes"]; // nothing in them is chance
 const STATES = { running: "running", stopped: "stopped", finished: "finished" };
 const named = name => t(NAMES[name] || name.replaceAll("_", " "));
@@ -35,9 +43,14 @@ function bytes(value) {
 }
 function time(seconds) {
   const s = Math.round(seconds), m = Math.floor(s / 60), h = Math.floor(m / 60);
-  return seconds < 10 ? `${+seconds.toFixed(1)}s` : s < 60 ? `${s}s` : m < 60 ? `${m}m${String(s % 60).padStart(2, "0")}s` : h < 48 ? `${h}h${String(m % 60).padStart(2, "0")}m` : `${Math.floor(h / 24)}d${h % 24}h`;
+  if (seconds < 60) return `${seconds < 10 ? +seconds.toFixed(1) : s}s`;
+  const two = number => String(number).padStart(2, "0");
+  return m < 60 ? `${m}m${two(s % 60)}s` : h < 48 ? `${h}h${two(m % 60)}m` : `${Math.floor(h / 24)}d${h % 24}h`;
 }
-const shown = (name, value) => !finite(value) ? "–" : name === "memory_bytes" ? bytes(value) : name === "peak_share" ? `${+(100 * value).toFixed(1)} %` : short(value);
+function shown(name, value) {
+  if (!finite(value)) return "–";
+  return name === "memory_bytes" ? bytes(value) : name === "peak_share" ? `${+(100 * value).toFixed(1)} %` : short(value);
+}
 const place = value => axis === "seconds" ? time(value) : short(value);
 
 function make(tag, properties = {}, ...children) {
@@ -57,24 +70,25 @@ const put = (node, ...children) => { node.replaceChildren(...children); return n
 async function get(path, values = {}) {
   const answer = await fetch(`${path}?${new URLSearchParams(values)}`);
   if (!answer.ok) throw new Error(answer.status);
-  return answer.json();
+  return JSON.parse(await answer.text(), (key, value) => value && typeof value === "object" && !Array.isArray(value) ? bare(value) : value);
 }
 
 function known(data) {
-  const tables = {};
+  const tables = bare();
   for (const [name, table] of Object.entries(data.tables)) tables[name] = [table.level, table.first, table.rows];
   return JSON.stringify({ generation: data.generation, tables, events: data.eventCount, samples: data.sampleCount });
 }
 
 async function refresh(id) {
-  const window = range, data = held.get(id) || { tables: {}, events: [], samples: [], eventCount: 0, sampleCount: 0 };
+  const window = range, data = held.get(id) || { tables: bare(), events: [], samples: [], eventCount: 0, sampleCount: 0 };
   const part = await get("api/series", { run: id, points: POINTS, known: known(data), ...(window ? { from: window[0], to: window[1] } : {}) });
   if (window !== range) return;
-  if (part.generation !== data.generation) Object.assign(data, { tables: {}, events: [], samples: [] });
+  if (part.generation !== data.generation) Object.assign(data, { tables: bare(), events: [], samples: [] });
   if (part.generation !== data.generation || part.run.state !== data.run?.state) data.details = await get("api/run", { run: id }); // begun anew, or ended
-  for (const [name, given] of Object.entries(part.tables)) merge(data.tables[name] ||= { places: {}, series: {} }, given);
+  for (const [name, given] of Object.entries(part.tables)) merge(data.tables[name] ||= { places: bare(), series: bare() }, given);
   data.events.push(...part.events.items); data.samples.push(...part.samples.items);
-  Object.assign(data, { generation: part.generation, reading: part.reading, broken: part.broken, eventCount: part.events.count, sampleCount: part.samples.count, last: part.last, run: part.run });
+  const { generation, reading, broken, last, run } = part;
+  Object.assign(data, { generation, reading, broken, last, run, eventCount: part.events.count, sampleCount: part.samples.count });
   runs = runs.map(run => run.id === id ? part.run : run);
   held.set(id, data);
 }
@@ -101,7 +115,10 @@ async function tick() {
       choose();
       list();
     }
-    const due = chosen.filter(id => runs.some(run => run.id === id)).filter(id => { const data = held.get(id); return !data || data.window !== range || data.reading < 1 || data.run.state !== "finished" || state(id) !== data.run.state; });
+    const due = chosen.filter(id => {
+      const data = held.get(id), now = state(id);
+      return now && (!data || data.window !== range || data.reading < 1 || now !== "finished" || now !== data.run.state);
+    });
     await Promise.all(due.map(async id => { await refresh(id); if (held.has(id)) held.get(id).window = range; }));
     notice(remark);
     if (due.length || !document.body.dataset.ready) { list(); render(); }
@@ -143,15 +160,20 @@ function list() {
     name.setAttribute("aria-current", String(slot === 0));
     dot.className = "state " + run.state; dot.title = t(STATES[run.state]);
     bar.hidden = !(run.steps && run.state !== "finished"); bar.max = run.steps || 1; bar.value = run.step || 0;
-    about.textContent = [t(STATES[run.state]), run.step === null ? "" : t("step {step}", { step: run.step }), run.loss === null ? "" : `${t("loss")} ${short(run.loss)}`].filter(Boolean).join(" · ");
+    const at = run.step === null ? "" : t("step {step}", { step: run.step }), loss = run.loss === null ? "" : `${t("loss")} ${short(run.loss)}`;
+    about.textContent = [t(STATES[run.state]), at, loss].filter(Boolean).join(" · ");
     return row;
   });
   if (rows.length !== $("runs").children.length || rows.some((row, index) => row !== $("runs").children[index])) put($("runs"), ...rows);
 }
 function line(id) {
-  const cut = id.lastIndexOf("/") + 1, row = make("li", {}, make("input", { type: "checkbox" }), make("button", { type: "button" }, make("span", { textContent: id.slice(0, cut) }), id.slice(cut)), make("i"), make("progress"), make("small"));
+  const cut = id.lastIndexOf("/") + 1, name = make("button", { type: "button" }, make("span", { textContent: id.slice(0, cut) }), id.slice(cut));
+  const row = make("li", {}, make("input", { type: "checkbox" }), name, make("i"), make("progress"), make("small"));
   row.dataset.id = id;
-  row.children[0].onchange = event => { chosen = event.target.checked ? [...chosen, id].slice(-MOST) : chosen.filter(other => other !== id); choose(); list(); again(); };
+  row.children[0].onchange = event => {
+    chosen = event.target.checked ? [...chosen, id].slice(-MOST) : chosen.filter(other => other !== id);
+    choose(); list(); again();
+  };
   row.children[1].onclick = () => { chosen = [id]; range = null; list(); again(); };
   return row;
 }
@@ -163,7 +185,10 @@ function smooth(values, count) { // an exponential average over `count` points, 
   const keepShare = 1 - 1 / count, pass = order => {
     const out = new Array(values.length).fill(null);
     let average = 0, weight = 0;
-    for (const i of order) if (finite(values[i])) { average = keepShare * average + (1 - keepShare) * values[i]; weight = keepShare * weight + 1 - keepShare; out[i] = average / weight; }
+    for (const i of order) if (finite(values[i])) {
+      average = keepShare * average + (1 - keepShare) * values[i]; weight = keepShare * weight + 1 - keepShare;
+      out[i] = average / weight;
+    }
     return out;
   };
   const order = [...values.keys()], one = pass(order), other = pass(order.reverse());
@@ -175,29 +200,35 @@ function lines(group, column, style = "") {
   return chosen.flatMap((id, slot) => {
     const table = held.get(id)?.tables[group], x = table?.places[axis], series = table?.series[column];
     if (!x || !series || !series[0].some(finite)) return [];
-    return [{ id, slot, style, x, mean: series[0], low: series[1], high: series[2], line: style || EXACT.includes(column) ? series[0] : smooth(series[0], share() * series[0].length), rows: 1 << table.level }];
+    const line = style || EXACT.includes(column) ? series[0] : smooth(series[0], share() * series[0].length);
+    return [{ id, slot, style, x, mean: series[0], low: series[1], high: series[2], line }];
   });
 }
 
 // Every chart there is something to draw for, in a fixed order: the usual ones first, then whatever else a log holds.
 function specs() {
-  const columns = group => [...new Set(chosen.flatMap(id => Object.keys(held.get(id)?.tables[group]?.series || {})))];
-  const groups = [...new Set(chosen.flatMap(id => Object.keys(held.get(id)?.tables || {})))].filter(group => !["", "data", "validation"].includes(group));
+  const tables = id => held.get(id)?.tables || {}, unique = lists => [...new Set(lists)];
+  const columns = group => unique(chosen.flatMap(id => Object.keys(tables(id)[group]?.series || {})));
+  const groups = unique(chosen.flatMap(id => Object.keys(tables(id)))).filter(group => !["", "data", "validation"].includes(group));
   const usual = ["learning_rate", "gradient_norm", "tokens_per_second", "peak_share", "memory_bytes"], own = columns("");
   const made = [{ key: "loss", title: t("loss"), tall: true, lines: [...lines("", "loss"), ...lines("validation", "loss", "validation")] }];
-  for (const name of columns("validation")) if (name !== "loss") made.push({ key: "validation/" + name, name, title: t("{group}: {name}", { group: named("validation"), name: named(name) }), lines: lines("validation", name, "validation") });
-  for (const name of [...usual.filter(name => own.includes(name)), ...own.filter(name => name !== "loss" && !usual.includes(name))]) made.push({ key: name, name, title: named(name), zero: usual.includes(name), lines: lines("", name) });
-  for (const group of groups) for (const name of columns(group)) made.push({ key: `${group}/${name}`, name, title: t("{group}: {name}", { group: named(group), name: named(name) }), lines: lines(group, name) });
+  const add = (group, name, style) => made.push({ key: `${group}/${name}`, name, title: t("{group}: {name}", { group: named(group), name: named(name) }), lines: lines(group, name, style) });
+  for (const name of columns("validation")) if (name !== "loss") add("validation", name, "validation");
+  for (const name of [...usual.filter(name => own.includes(name)), ...own.filter(name => name !== "loss" && !usual.includes(name))])
+    made.push({ key: name, name, title: named(name), zero: usual.includes(name), lines: lines("", name) });
+  for (const group of groups) for (const name of columns(group)) add(group, name);
   return made.filter(spec => spec.lines.length);
 }
 
 function ticks(low, high, about = 4) {
   if (!(high > low)) high = low + (Math.abs(low) || 1);
   const raw = (high - low) / about, scale = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 2.5, 5, 10].find(f => f * scale >= raw * .999) * scale;
-  return Array.from({ length: Math.ceil(high / step - 1e-9) - Math.floor(low / step + 1e-9) + 1 }, (_, i) => +((Math.floor(low / step + 1e-9) + i) * step).toPrecision(12));
+  const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
+  return Number.isFinite(last - first) ? Array.from({ length: last - first + 1 }, (_, i) => +((first + i) * step).toPrecision(12)) : [low, high];
 }
 function extent(spec, logarithmic) { // the range worth showing: a lone spike far above the rest does not flatten the curve
-  const values = spec.lines.flatMap(line => [...line.line, ...(line.style ? [] : [...(line.low || line.mean), ...(line.high || [])])]).filter(value => finite(value) && (!logarithmic || value > 0)).sort((a, b) => a - b);
+  const all = spec.lines.flatMap(line => line.style ? line.line : [line.line, line.low || line.mean, line.high || []].flat());
+  const values = all.filter(value => finite(value) && (!logarithmic || value > 0)).sort((a, b) => a - b);
   if (!values.length) return null;
   let low = values[0], high = values[values.length - 1];
   const usual = values[Math.floor(.99 * (values.length - 1))];
@@ -208,9 +239,10 @@ function extent(spec, logarithmic) { // the range worth showing: a lone spike fa
 
 let seen = [0, 1]; // ends of the horizontal axis
 function ends() {
-  const marks = chosen.flatMap(id => { const x = held.get(id)?.tables[""]?.places[axis] || []; return [x.find(finite), x.findLast(finite)]; }).filter(finite);
   if (range && axis === "step") return range;
-  return marks.length ? [range ? Math.min(...marks) : Math.min(0, ...marks), Math.max(...marks, 1e-9)] : [0, 1];
+  const marks = chosen.flatMap(id => { const x = held.get(id)?.tables[""]?.places[axis] || []; return [x.find(finite), x.findLast(finite)]; }).filter(finite);
+  const first = Math.min(...marks), last = Math.max(...marks, 1e-9);
+  return marks.length ? [range || first > last / 2 ? first : Math.min(0, first), last] : [0, 1]; // a branch of a long run begins where it begins
 }
 
 function chart(spec) {
@@ -230,30 +262,57 @@ function chart(spec) {
   const across = value => (value - left) / (right - left), up = value => Math.min(1.03, Math.max(-.03, (map(value) - bottom) / (top - bottom)));
   const svg = draw("svg", { viewBox: "0 0 1000 400", preserveAspectRatio: "none", "aria-hidden": "true" }), parts = [];
   for (const mark of marks) {
-    const y = up(mark); svg.append(draw("line", { class: "grid", x1: 0, x2: 1000, y1: 400 - 400 * y, y2: 400 - 400 * y }));
-    const label = make("span", { className: "tick y", textContent: shown(spec.name, mark) }); label.style.bottom = `${100 * y}%`; parts.push(label);
+    const y = up(mark);
+    svg.append(draw("line", { class: "grid", x1: 0, x2: 1000, y1: 400 - 400 * y, y2: 400 - 400 * y }));
+    parts.push(at(make("span", { className: "tick y", textContent: shown(spec.name, mark) }), null, y));
   }
-  for (const mark of ticks(left, right, spec.tall ? 8 : 4).filter(mark => mark >= left && mark <= right)) { const label = make("span", { className: "tick x", textContent: place(mark) }); label.style.left = `${100 * across(mark)}%`; parts.push(label); }
-  const path = (x, values) => { let pen = "M"; return x.map((at, i) => { if (!finite(values[i]) || !finite(at) || (logarithmic && values[i] <= 0)) { pen = "M"; return ""; } const point = `${pen}${(1000 * across(at)).toFixed(1)} ${(400 - 400 * up(values[i])).toFixed(1)}`; pen = "L"; return point; }).join(""); };
+  for (const mark of ticks(left, right, spec.tall ? 8 : 4)) if (mark >= left && mark <= right) parts.push(at(make("span", { className: "tick x", textContent: place(mark) }), across(mark)));
+  const path = (x, values) => {
+    let pen = "M";
+    return x.map((at, i) => {
+      if (!finite(values[i]) || !finite(at) || (logarithmic && values[i] <= 0)) { pen = "M"; return ""; }
+      const point = `${pen}${(1000 * across(at)).toFixed(1)} ${(400 - 400 * up(values[i])).toFixed(1)}`;
+      pen = "L";
+      return point;
+    }).join("");
+  };
   for (const line of spec.lines) {
     const of = (kind, data) => data && svg.append(draw("path", { class: `${kind} c${line.slot}`, d: data }));
     if (line.style) {
       of("validation", path(line.x, line.mean));
-      if (line.x.length <= 120) line.x.forEach((at, i) => { if (!finite(line.mean[i]) || at < left || at > right) return; const dot = make("b", { className: `dot c${line.slot}` }); dot.style.left = `${100 * across(at)}%`; dot.style.bottom = `${100 * up(line.mean[i])}%`; parts.push(dot); });
+      const dots = line.x.length > 120 ? [] : [...line.x.keys()].filter(i => finite(line.mean[i]) && line.x[i] >= left && line.x[i] <= right);
+      parts.push(...dots.map(i => at(make("b", { className: `dot c${line.slot}` }), across(line.x[i]), up(line.mean[i]))));
     } else {
       if (line.low) of("band", band(line, path)); else if (share() > 0) of("raw", path(line.x, line.mean));
       of("smooth", path(line.x, line.line));
     }
   }
   const drawn = new Set();
-  for (const event of events()) { const at = Math.round(1000 * across(event.x)); if (at >= 0 && at <= 1000 && !drawn.has(at)) { drawn.add(at); svg.append(draw("line", { class: `event ${/not_finite/.test(event.kind) ? "not_finite" : ""}`, x1: at, x2: at, y1: 0, y2: 400 })); } }
+  for (const event of events()) {
+    const x = Math.round(1000 * across(event.x));
+    if (!(x >= 0 && x <= 1000) || drawn.has(x)) continue;
+    drawn.add(x);
+    svg.append(draw("line", { class: `event ${/not_finite/.test(event.kind) ? "not_finite" : ""}`, x1: x, x2: x, y1: 0, y2: 400 }));
+  }
   svg.append(draw("line", { class: "cursor", y1: 0, y2: 400, visibility: "hidden" }));
   put(node.lastChild, ...parts, svg);
   caption(node);
   return node;
 }
-const powers = (low, high) => { const found = []; for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) for (const f of high / low > 1e3 ? [1] : high / low > 20 ? [1, 3] : [1, 1.5, 2, 3, 5, 7]) if (f * 10 ** e >= low && f * 10 ** e <= high) found.push(f * 10 ** e); return found.length ? found : [low, high]; };
-const band = (line, path) => { const there = [...line.x.keys()].filter(i => finite(line.low[i]) && finite(line.high[i])), back = [...there].reverse(); return there.length < 2 ? "" : path([...there, ...back].map(i => line.x[i]), [...there.map(i => line.high[i]), ...back.map(i => line.low[i])]) + "Z"; };
+function at(node, x, y) { // puts a tick or dot at a place in the plot, in shares of it
+  if (x !== null) node.style.left = `${100 * x}%`;
+  if (y !== undefined) node.style.bottom = `${100 * y}%`;
+  return node;
+}
+function powers(low, high) {
+  const factors = high / low > 1e3 ? [1] : high / low > 20 ? [1, 3] : [1, 1.5, 2, 3, 5, 7], found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) found.push(...factors.map(f => f * 10 ** e).filter(mark => mark >= low && mark <= high));
+  return found.length ? found : [low, high];
+}
+function band(line, path) { // along the highest, and back along the lowest
+  const there = [...line.x.keys()].filter(i => finite(line.low[i]) && finite(line.high[i])), back = [...there].reverse();
+  return there.length < 2 ? "" : path([...there, ...back].map(i => line.x[i]), [...there.map(i => line.high[i]), ...back.map(i => line.low[i])]) + "Z";
+}
 
 // Title, and each run's value at the cursor or at the end.
 function caption(node) {
@@ -297,7 +356,11 @@ function steer(plot) {
     const [a, b] = [from, at(event)].sort((x, y) => x - y).map(x => 1000 * (x - seen[0]) / (seen[1] - seen[0]));
     picked?.remove(); picked = draw("rect", { class: "picked", x: a, y: 0, width: b - a, height: 400 }); plot.querySelector("svg").append(picked);
   });
-  plot.addEventListener("pointerup", event => { const to = at(event), start = from; from = null; picked?.remove(); if (start !== null && Math.abs(to - start) > (seen[1] - seen[0]) / 100) look(start, to); });
+  plot.addEventListener("pointerup", event => {
+    const to = at(event), start = from;
+    from = null; picked?.remove();
+    if (start !== null && Math.abs(to - start) > (seen[1] - seen[0]) / 100) look(start, to);
+  });
   plot.addEventListener("pointercancel", () => { from = null; picked?.remove(); });
   plot.addEventListener("pointerleave", () => { if (from === null && document.activeElement !== plot) point(null); });
   plot.addEventListener("dblclick", () => look(null));
@@ -319,7 +382,8 @@ function steer(plot) {
 function events() {
   return chosen.flatMap((id, slot) => {
     const data = held.get(id), table = data?.tables[""], x = table?.places[axis] || [];
-    return (data?.events || []).map(event => { const i = axis === "step" || !table ? -1 : table.places.step.findIndex(step => step >= event.step); return { ...event, slot, id, x: axis === "step" ? event.step : x[i] }; });
+    const across = step => axis === "step" || !table ? step : x[table.places.step.findIndex(other => other >= step)];
+    return (data?.events || []).map(event => ({ ...event, slot, id, x: across(event.step) }));
   });
 }
 // Names of the chosen runs without the folders that all of them share, at either end.
@@ -331,7 +395,10 @@ function brief(id) {
   return chosen.length > 1 ? parts.slice(from, parts.length - end).join("/") : id;
 }
 const chip = slot => make("i", { className: `chip c${slot}` });
-const row = (cells, tag = "td") => make("tr", {}, ...cells.map(cell => { const node = make(tag); if (cell instanceof Array) node.className = cell[1]; node.append(...[cell instanceof Array ? cell[0] : cell].flat()); return node; }));
+// A row of a table; a cell is a text, or [what it holds, its class].
+function row(cells, tag = "td") {
+  return make("tr", {}, ...cells.map(cell => cell instanceof Array ? make(tag, { className: cell[1] }, ...[cell[0]].flat()) : make(tag, {}, cell)));
+}
 const head = (id, slot) => [[chip(slot), brief(id)], ""];
 function fill(id, rows, shows = rows.length > 1) { // what is the same is left alone: somebody may be reading or copying it
   const table = $(id).querySelector("table"), mark = chosen.concat(rows.map(line => line.textContent)).join("\n");
@@ -342,10 +409,13 @@ function fill(id, rows, shows = rows.length > 1) { // what is the same is left a
 function tiles(data) {
   const last = data.last[""] || {}, told = data.details.about, run = data.run, validation = data.last.validation || {};
   const left = run.state === "running" && told.steps > last.step && last.step > 0 ? last.seconds / last.step * (told.steps - last.step) : null;
-  const found = [[t("loss"), short(last.loss)], [t("step"), finite(last.step) ? told.steps ? `${short(last.step)} / ${short(told.steps)}` : short(last.step) : null], [t("validation"), finite(validation.loss) ? short(validation.loss) : null],
-    [t("tokens read"), finite(last.tokens) ? short(last.tokens) : null], [t("tokens a second"), finite(last.tokens_per_second) ? short(last.tokens_per_second) : null], [t("share of peak"), finite(last.peak_share) ? shown("peak_share", last.peak_share) : null],
-    [t("memory"), finite(last.memory_bytes) ? bytes(last.memory_bytes) : null], [t("time"), finite(last.seconds) ? time(last.seconds) : null], [t("left"), left === null ? null : time(left)]];
-  put($("tiles"), ...found.filter(([, text]) => text !== null).map(([label, text], index) => make("div", { className: index ? "tile" : "tile first" }, make("small", { textContent: label }), make("strong", { textContent: text }))));
+  const step = told.steps ? `${short(last.step)} / ${short(told.steps)}` : short(last.step), of = (name, show = short) => finite(last[name]) ? show(last[name]) : null;
+  const found = [
+    [t("loss"), short(last.loss)], [t("step"), finite(last.step) ? step : null], [t("validation"), finite(validation.loss) ? short(validation.loss) : null], [t("tokens read"), of("tokens")],
+    [t("tokens a second"), of("tokens_per_second")], [t("share of peak"), of("peak_share", value => shown("peak_share", value))], [t("memory"), of("memory_bytes", bytes)],
+    [t("time"), of("seconds", time)], [t("left"), left === null ? null : time(left)],
+  ].filter(([, text]) => text !== null);
+  put($("tiles"), ...found.map(([label, text], index) => make("div", { className: index ? "tile" : "tile first" }, make("small", { textContent: label }), make("strong", { textContent: text }))));
 }
 
 function difference() {
@@ -357,10 +427,17 @@ function difference() {
 function sections(data) {
   difference();
   const happened = events().sort((a, b) => b.step - a.step).slice(0, 300);
-  fill("events", [row([["step", "n"], ...(chosen.length > 1 ? ["run"] : []), "what", "when", "detail"].map(cell => cell instanceof Array ? [t(cell[0]), cell[1]] : t(cell)), "th"), ...happened.map(event => row([[String(event.step), "n"], ...(chosen.length > 1 ? [head(event.id, event.slot)] : []), t(RULES[event.kind] || event.kind.replaceAll("_", " ")), event.time ? new Date(event.time).toLocaleString(language) : "", event.text || event.detail]))]);
+  const many = chosen.length > 1, titles = row([[t("step"), "n"], ...(many ? [t("run")] : []), t("what"), t("when"), t("detail")], "th");
+  const when = event => event.time ? new Date(event.time).toLocaleString(language) : "", what = event => t(RULES[event.kind] || event.kind.replaceAll("_", " "));
+  const told = event => row([[String(event.step), "n"], ...(many ? [head(event.id, event.slot)] : []), what(event), when(event), event.text || event.detail]);
+  fill("events", [titles, ...happened.map(told)]);
   const sources = chosen.flatMap((id, slot) => {
-    const one = held.get(id), read = Object.entries(one?.last.data || {}).filter(([name]) => name !== "step"), total = read.reduce((sum, [, rows]) => sum + rows, 0), whole = one?.details.rows || {}, width = +(one?.details.config.sequence_length || 0);
-    return read.map(([name, rows]) => { const bar = make("meter", { min: 0, max: 1, value: total ? rows / total : 0 }); bar.setAttribute("aria-label", name); return row([[[chip(slot), name], ""], [[bar, ` ${total ? (100 * rows / total).toFixed(1) : 0} %`], ""], [short(rows), "n"], [width ? short(rows * width) : "–", "n"], [whole[name] ? (rows / whole[name]).toFixed(2) : "–", "n"]]); });
+    const one = held.get(id), read = Object.entries(one?.last.data || {}).filter(([name]) => name !== "step"), total = read.reduce((sum, [, rows]) => sum + rows, 0) || 1;
+    const whole = one?.details.rows || {}, width = +one?.details.config.sequence_length;
+    return read.map(([name, rows]) => {
+      const bar = make("meter", { min: 0, max: 1, value: rows / total, ariaLabel: name }), times = whole[name] ? (rows / whole[name]).toFixed(2) : "–";
+      return row([[[chip(slot), name], ""], [[bar, ` ${(100 * rows / total).toFixed(1)} %`], ""], [short(rows), "n"], [short(rows * width), "n"], [times, "n"]]);
+    });
   });
   fill("data", [row([t("source"), t("share"), [t("rows"), "n"], [t("tokens"), "n"], [t("times read"), "n"]], "th"), ...sources]);
   const prompts = new Map();
@@ -368,13 +445,16 @@ function sections(data) {
   $("samples").hidden = !prompts.size;
   if ($("samples").count !== `${chosen[0]} ${data.sampleCount} ${language}`) { // left alone while a person reads
     $("samples").count = `${chosen[0]} ${data.sampleCount} ${language}`;
-    put($("samples").lastElementChild, ...[...prompts].flatMap(([prompt, texts]) => [make("p", { className: "prompt", textContent: prompt.trim() || "·" }), make("div", { className: "written", tabIndex: texts.length > 3 ? 0 : -1 }, ...texts.slice(0, 60).map(([step, text]) => make("div", { className: "sample" }, make("span", { textContent: t("step {step}", { step }) }), make("p", { textContent: text.trim() }))))]));
+    const written = ([step, text]) => make("div", { className: "sample" }, make("span", { textContent: t("step {step}", { step }) }), make("p", { textContent: text.trim() }));
+    const block = texts => make("div", { className: "written", tabIndex: texts.length > 3 ? 0 : -1 }, ...texts.slice(0, 60).map(written));
+    put($("samples").lastElementChild, ...[...prompts].flatMap(([prompt, texts]) => [make("p", { className: "prompt", textContent: prompt.trim() || "·" }), block(texts)]));
   }
   const settings = Object.entries(data.details.config);
   fill("recipe", settings.map(([key, value]) => row([[key, "name"], [value, "value"]])), settings.length > 0);
   $("recipe").querySelector("details").hidden = !data.details.recipe; $("recipe").querySelector("pre").textContent = data.details.recipe;
   const { host, started, parameters, objective } = data.details.about;
-  $("foot").textContent = [objective, parameters && t("{count} parameters", { count: short(parameters) }), started && new Date(started).toLocaleString(language), host, ...Object.entries(data.details.versions || {}).map(pair => pair.join(" "))].filter(Boolean).join(" · ");
+  const facts = [objective, parameters && t("{count} parameters", { count: short(parameters) }), started && new Date(started).toLocaleString(language), host];
+  $("foot").textContent = [...facts, ...Object.entries(data.details.versions || {}).map(pair => pair.join(" "))].filter(Boolean).join(" · ");
 }
 
 function render() {
@@ -414,6 +494,6 @@ $("smooth").oninput = render; $("log").onchange = render;
 $("whole").onclick = () => look(null);
 addEventListener("visibilitychange", tick);
 (async () => {
-  try { words = await get("words.json"); } catch { words = {}; } // then the page is in English
+  try { words = await get("words.json"); } catch { words = bare(); } // then the page is in English
   label(); await tick(); setInterval(tick, EVERY);
 })();

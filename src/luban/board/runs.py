@@ -153,7 +153,7 @@ def summary(place: Place) -> dict[str, Any]:
         changed = place.log.stat().st_mtime
     except OSError:
         changed = 0.0
-    return {"id": place.identity, "state": state_of(place), "step": last, "steps": told.get("steps"), "loss": loss, "changed": changed, "objective": told.get("objective"), "parameters": told.get("parameters")}
+    return {"id": place.identity, "state": state_of(place), "step": last, "steps": told.get("steps"), "loss": loss, "changed": changed}
 
 
 def details(place: Place) -> dict[str, Any]:

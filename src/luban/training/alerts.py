@@ -108,8 +108,9 @@ class Alerts:
             free = shutil.disk_usage(self.folder).free
         except OSError:
             return  # of a disk that cannot be asked nothing is known; the run itself will say so
-        if free < self.config.disk_free:
-            self._speak("disk_free", free, self.config.disk_free, t("{name}: {free} are left on the disk, less than {limit}", name=self.name, free=bytes_text(free), limit=bytes_text(self.config.disk_free)))
+        limit = self.config.disk_free
+        if free < limit:
+            self._speak("disk_free", free, limit, t("{name}: {free} are left on the disk, less than {limit}", name=self.name, free=bytes_text(free), limit=bytes_text(limit)))
 
     # ---- speaking
 

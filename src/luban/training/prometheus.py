@@ -21,7 +21,12 @@ class PrometheusWriter:
 
         self.name, self.file = name, Path(config.prometheus_file) if config.prometheus_file else None
         if self.file and (self.file.suffix != ".prom" or not self.file.parent.is_dir()):
-            raise ConfigError("track.prometheus_file: {file} is no file that node_exporter would read", "its folder must exist, and its name end in .prom", "name one in the folder that node_exporter is started with", file=self.file)
+            raise ConfigError(
+                "track.prometheus_file: {file} is no file that node_exporter would read",
+                "its folder must exist, and its name end in .prom",
+                "name one in the folder that node_exporter is started with",
+                file=self.file,
+            )
         self.registry, self._gauge = CollectorRegistry(), Gauge
         self.gauges: dict[str, Gauge] = {}
         self.steps = Counter("luban_train_steps", "Steps done by this process.", ["run"], registry=self.registry).labels(name)
@@ -67,6 +72,12 @@ def _listen(address: str, registry):
     try:
         server, _ = start_http_server(int(port), host, registry)
     except (OSError, OverflowError) as error:
-        raise LubanError("track.prometheus: cannot listen on {address} ({error})", "another program may have the port already", "choose another port; port 0 takes a free one", address=address, error=getattr(error, "strerror", None) or error) from None
+        raise LubanError(
+            "track.prometheus: cannot listen on {address} ({error})",
+            "another program may have the port already",
+            "choose another port; port 0 takes a free one",
+            address=address,
+            error=getattr(error, "strerror", None) or error,
+        ) from None
     say("metrics: http://{host}:{port}/metrics", host=f"[{host}]" if ":" in host else host, port=server.server_address[1])
     return server
