@@ -65,7 +65,7 @@ def test_both_sides_learn_the_task_from_one_start_and_are_scored_alike(bench: Op
     assert low <= result["differences"]["peer"]["value"] <= high
     start, ours, theirs = (load_file(bench.work / row.name / part / "model.safetensors") for part in ("start", "luban/tuned", "peer"))
     assert start.keys() == ours.keys() == theirs.keys()
-    assert not torch.equal(start["classifier.weight"], ours["classifier.weight"]) and not torch.equal(ours["classifier.weight"], theirs["classifier.weight"])
+    assert not torch.equal(start["classifier.weight"], ours["classifier.weight"]) and torch.allclose(ours["classifier.weight"], theirs["classifier.weight"], atol=1e-4)  # the same draws
     (tmp_path / f"{row.name}.json").write_text(json.dumps(result | {"machine": {"processor": "p", "cores": 1, "threads": 1, "python": "3", "versions": {"luban": "1"}}}))
     english, chinese = table(tmp_path, "en"), table(tmp_path, "zh")
     assert f"| {result['scores']['luban']['value']:.3f} ±" in english and "majority" in english and "多数类" in chinese

@@ -213,7 +213,7 @@ def write_model(folder, architecture, head=None, template=None, **changes):
     model = build_model(build(family_of(architecture).shape, {**plain, **changes})).initialize(3).eval()
     if architecture == "t5":
         with torch.no_grad():
-            model.embedding.weight[257] *= 3
+            model.embedding.weight[257] *= 5
     if head:
         model.head = head
     save_model(model, folder, end_ids=[257], pad_id=256)
