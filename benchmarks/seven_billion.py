@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a step, in one row")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--activations", type=float, default=2.0, help="GiB that the blocks' activations may take; 0 computes all again")
+    parser.add_argument("--activations", type=float, default=1.25, help="GiB that the blocks' activations may take; 0 computes all again")
     parser.add_argument("--optimizer", default="adafactor", choices=("adafactor", "lion", "sgd", "adamw_8bit"))
     parser.add_argument("--rate", type=float, default=1e-2, help="learning rate; adafactor's is a share of each matrix's size")
     parser.add_argument("--threads", type=int, default=0, help="0: one a core")
