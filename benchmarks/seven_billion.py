@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -171,7 +171,8 @@ def main() -> None:
     if not arguments.no_lora:
         print(f"4-bit LoRA of llama-2-7b, {arguments.tokens} tokens:", flush=True)
         other = Path(__file__).with_name("quantized_step.py")
-        subprocess.run([sys.executable, str(other), "--sequence", str(arguments.tokens), "--steps", str(arguments.steps)], check=True)
+        # In this process's place, so that the model of the first half is gone: both do not fit side by side.
+        os.execv(sys.executable, [sys.executable, str(other), "--sequence", str(arguments.tokens), "--steps", str(arguments.steps)])
 
 
 if __name__ == "__main__":
