@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 recording: $(VENV)/.installed
 	$(BIN)/python scripts/recording.py
 
-# Full-parameter steps of a Llama-2-7B shape in bfloat16, then 4-bit LoRA steps: 18 GiB of memory, all cores, some twenty minutes on two.
+# Full-parameter steps of a Llama-2-7B shape in bfloat16, then 4-bit LoRA steps: 19 GiB of memory, all cores, some twenty minutes on two.
 bench-7b: $(VENV)/.installed
 	$(BIN)/python benchmarks/seven_billion.py
 

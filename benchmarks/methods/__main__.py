@@ -27,8 +27,8 @@ SETS: dict[str, tuple[str, str, tuple[str, str], list[str]]] = {
     "topics-zh": (
         "topics-zh", "topics", ("Chinese: 650 titles of papers, 13 subjects, multilingual-e5-small (12 layers)", "中文：650 个论文标题，13 个学科，multilingual-e5-small（12 层）"),
         [
-            "topics.validation_data={data}/test.tsv.gz", f"topics.{SCORED}", "topics.optimizer.learning_rate=auto", "topics.model={encoder}", "topics.shape={{}}",
-            "topics.length=4 epochs", "topics.regularization={{}}",
+            "topics.validation_data={data}/test.tsv.gz", f"topics.{SCORED}", "topics.optimizer.learning_rate=auto", "topics.model={encoder}", "topics.shape={}",
+            "topics.length=4 epochs", "topics.regularization={}",
         ],
     ),
     "chat": ("quickstart", "chat", ("English and Chinese: 1,771 short conversations, the quickstart's base (4 layers)", "中英文：1771 段短对话，快速上手的基座（4 层）"), ["chat.samples.prompts=[]"]),
@@ -44,12 +44,19 @@ def run(name: str, asked: argparse.Namespace) -> None:
     recipe, stage, _, changes = SETS[name]
     values = {"data": RECIPES / recipe / "data", "encoder": asked.encoder}
     folder = asked.work / name
-    command = [sys.executable, "-m", "luban.cli.main", "compare", str(RECIPES / recipe / "recipe.yaml"), *(change.format(**values) for change in changes)]
+    command = [sys.executable, "-m", "luban.cli.main", "compare", str(RECIPES / recipe / "recipe.yaml"), *(filled(change, values) for change in changes)]
     command += [f"{stage}.threads={asked.threads}", "--methods", asked.methods, "--seeds", str(asked.seeds), "--stage", stage, "--out", str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(asked.threads)})
     found = json.loads((folder / "compare" / "results.json").read_bytes())
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / f"{name}.json").write_text(json.dumps({"seeds": asked.seeds, "threads": asked.threads, **found}, indent=1) + "\n", encoding="utf-8")
+
+
+def filled(change: str, values: dict[str, object]) -> str:
+    """An override with its places filled; other braces are YAML's."""
+    for name, value in values.items():
+        change = change.replace(f"{{{name}}}", str(value))
+    return change
 
 
 def table(out: Path, language: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from importlib import resources
 from urllib.parse import quote
 
 import pytest
 from board_lab import entries, line, make_run, write
+from browsing import chromium
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -43,14 +43,8 @@ def test_every_word_of_the_page_has_its_chinese_and_none_is_left_over():
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1400", "--lang=en"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium(1200, 1400) as driver:
+        yield driver
 
 
 class Page:

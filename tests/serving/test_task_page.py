@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from importlib import resources
 
 import pytest
+from browsing import chromium
 from prediction_lab import make_task_model
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -46,14 +46,8 @@ def test_every_task_has_its_hint():
 
 @pytest.fixture(scope="module")
 def task_browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,900", "--lang=en"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium(1000, 900) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from luban.foundation.config import Source, build
 from luban.foundation.console import say, warn
 from luban.foundation.errors import ConfigError, DataError, missing_extra
 from luban.models.auto_shape import AutoShapeConfig, from_json, refuse_code, transformers_classes, written_structure
-from luban.models.base import Model
+from luban.models.base import Model, tensors_missing
 from luban.models.classic import vector
 from luban.models.gpt2 import Conv1D
 from luban.models.heads import Head, last_state, read_head
@@ -374,14 +374,7 @@ def _fill(model: AutoModelAdapter, folder: Path, seed: int, say_missing: bool) -
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     lost = [name for name in missing if model.prefix and name.startswith(model.prefix) and ".pooler." not in name]
     if lost:
-        raise DataError(
-            "{folder}: {count} tensors are missing: {names}",
-            "config.json describes a model that has them",
-            "restore the weights; was the download whole?",
-            folder=folder,
-            count=len(lost),
-            names=", ".join(lost[:5]) + (" …" if len(lost) > 5 else ""),
-        )
+        raise tensors_missing(folder, lost)
     if missing:
         model.initialize(seed, only=missing)
         if say_missing:

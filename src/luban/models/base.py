@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from luban.foundation.errors import ConfigError
+from luban.foundation.errors import ConfigError, DataError
 from luban.models import recompute
 from luban.models.heads import Head
 from luban.models.own_heads import attach_own, own_scores
@@ -236,3 +237,11 @@ def named_generator(seed: int, name: str) -> torch.Generator:
     """A generator of its own for each name under one seed."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def tensors_missing(folder: Path, names: Sequence[str]) -> DataError:
+    """The error of a directory that lacks tensors of its model."""
+    return DataError(
+        "{folder}: {count} tensors are missing: {names}", "config.json describes a model that has them", "restore the weights; was the download whole?",
+        folder=folder, count=len(names), names=", ".join(names[:5]) + (" …" if len(names) > 5 else ""),
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luban.foundation.console import say
 from luban.foundation.errors import DataError
-from luban.models.base import Model
+from luban.models.base import Model, tensors_missing
 from luban.models.config_json import head_from, read_config, shape_from
 from luban.models.families import AUTO, build_model, family_of
 from luban.models.heads import Head
@@ -166,14 +166,7 @@ def _complete(model: Model, missing: list[str], replaced: bool, folder: Path, dt
     if model.fresh and not quiet:
         say("new weights, drawn from the seed: {names}", names=", ".join(model.fresh[:4]) + (" …" if len(model.fresh) > 4 else ""))
     if missing := [name for name in missing if model.get_parameter(name).is_meta]:
-        raise DataError(
-            "{folder}: {count} tensors are missing: {names}",
-            "config.json describes a model that has them",
-            "restore the weights; was the download whole?",
-            folder=folder,
-            count=len(missing),
-            names=", ".join(missing[:5]) + (" …" if len(missing) > 5 else ""),
-        )
+        raise tensors_missing(folder, missing)
 
 
 def _own_name(name: str, model: Model, wanted: dict[str, Tensor], saved: Head | None) -> str | None:

@@ -13,6 +13,7 @@ ALERTS = "alerts.jsonl"  # only ever added to: an alert stays when its step is r
 ABOUT = "about.json"  # what the run is, beside its log
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")  # columns that tell of the machine; the others are the same whenever the run is repeated
 
+
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The entries of a training log; a half-written line of a killed run is passed over."""
     if not path.is_file():
