@@ -1,0 +1,217 @@
+"""Whole optimizer steps, Luban and its peers by turns in one run on one machine.
+
+    python -m benchmarks.throughput --shape S                                   # Luban and transformers, which is all that Luban's own environment has
+    python -m benchmarks.throughput --shape S --litgpt PYTHON --nanogpt FOLDER  # with a Python that has litgpt, and a clone of nanoGPT
+    python -m benchmarks.throughput --table                                     # print what was measured, and run nothing
+
+Every side is a process that stands with its model built, compiled and warmed up, and takes its steps when it is its turn; in every round each takes as many, in another order, and the
+fastest forms of the model's products are timed beside them. Reported: tokens a second (median over the rounds), Luban's ratio to each (median of the rounds' ratios, bootstrap interval),
+and the share of the products' rate: flops_per_token · tokens / seconds / rate, where flops_per_token = 6 · matrix elements + 6 · layers · width · sequence. No side masks documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.shapes import SHAPES, Shape
+from benchmarks.throughput.turns import ADDRESS, KEY
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TEXT = ROOT / "src" / "luban" / "recipes" / "quickstart" / "data" / "shakespeare.txt"
+PRODUCTS = "products"
+# side: what is said of it; whose --NAME must be given, if any
+SIDES = {
+    "luban": "luban train",
+    "luban-eager": "luban train, compile: false",
+    "trainer": "transformers Trainer, as it comes",
+    "trainer-tuned": "transformers Trainer, micro-batches, allocator, torch_compile",
+    "transformers": "transformers, bare loop, compiled",
+    "transformers-tuned": "transformers, bare loop, compiled, micro-batches, allocator",
+    "litgpt": "litgpt, bare loop, compiled",
+    "litgpt-tuned": "litgpt, bare loop, compiled, micro-batches, allocator",
+    "nanogpt": "nanoGPT, compiled",
+    "nanogpt-tuned": "nanoGPT, compiled, micro-batches, allocator, fused AdamW",
+}
+
+
+def command(side: str, shape: Shape, asked: argparse.Namespace, work: Path) -> list[str]:
+    """What starts a side."""
+    name, _, how = side.partition("-")
+    if name == "luban":
+        return luban_command(shape, asked, work / side, compiled=how != "eager")
+    if side == PRODUCTS:
+        return [sys.executable, str(HERE / "sides" / "products.py"), shape.name]
+    tuned = ["--tuned"] if how == "tuned" else []
+    if name == "trainer":
+        return [sys.executable, str(HERE / "sides" / "trainer.py"), shape.name, *tuned]
+    python = str(asked.litgpt) if name == "litgpt" else sys.executable
+    return [python, str(HERE / "sides" / "loop.py"), shape.name, name, "--compile", *tuned, *(["--nanogpt", str(asked.nanogpt)] if name == "nanogpt" else [])]
+
+
+def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, compiled: bool) -> list[str]:
+    """`luban train` on one long text, so that next to no row holds two documents."""
+    tokens = work.parent / "prepared"
+    if not (tokens / "done").exists():
+        tokens.mkdir(parents=True, exist_ok=True)
+        (tokens / "one.jsonl").write_text(json.dumps({"text": TEXT.read_text(encoding="utf-8")}) + "\n", encoding="utf-8")
+        for line in (
+            ["curate", str(tokens / "one.jsonl"), "--quality.preset", "off", "--split.validation", "0", "--document-characters", "100000000", "--out", str(tokens / "corpus")],
+            ["train-tokenizer", str(tokens / "corpus"), "--vocabulary-size", str(min(4096, shape.vocabulary)), "--out", str(tokens / "tokenizer")],
+            ["encode", str(tokens / "corpus"), "--tokenizer", str(tokens / "tokenizer"), "--out", str(tokens / "tokens")],
+        ):
+            subprocess.run([sys.executable, "-m", "luban", *line], check=True, stdout=subprocess.DEVNULL)
+        (tokens / "done").touch()
+    architecture = {
+        "architecture": "llama", "layers": shape.layers, "hidden_size": shape.width, "heads": shape.heads, "key_value_heads": shape.heads, "feed_forward_size": shape.feed_forward,
+        "vocabulary_size": shape.vocabulary, "maximum_positions": shape.sequence, "tied_embeddings": True,
+    }  # fmt: skip
+    return [
+        sys.executable, "-m", "luban", "train", str(tokens / "tokens"), "--shape", json.dumps(architecture), "--sequence-length", str(shape.sequence), "--batch-tokens", str(shape.tokens),
+        "--length", "100000 steps", "--optimizer.name", "adamw", "--optimizer.learning-rate", "1e-3", "--compile", str(compiled).lower(), "--validation.every", "100000 steps",
+        "--validation.share", "0", "--checkpoint.every", "100000 steps", "--callbacks", json.dumps([f"{HERE / 'sides' / 'luban_pause.py'}:pause"]), "--out", str(work), *asked.luban,
+    ]  # fmt: skip
+
+
+class Side:
+    """A running side, and what it took in each round."""
+
+    def __init__(self, name: str, process: subprocess.Popen, line: Connection, log: Path, facts: dict[str, Any]):
+        self.name, self.process, self.line, self.log, self.facts = name, process, line, log, facts
+        self.rounds: list[tuple[float, float]] = []
+
+    def turn(self, steps: int) -> None:
+        try:
+            self.line.send(steps)
+            self.rounds.append(self.line.recv())
+        except (EOFError, ConnectionError):
+            raise SystemExit(f"{self.name} ended before the measuring did:\n{self.log.read_text()[-2000:]}") from None
+
+
+def start(name: str, shape: Shape, asked: argparse.Namespace, work: Path, folder: str) -> Side:
+    """Start a side and wait until it is warm."""
+    address = os.path.join(folder, name)
+    log = work / f"{name}.log"
+    with Listener(address, "AF_UNIX", authkey=KEY) as listener, log.open("w") as stream:
+        environment = {**os.environ, ADDRESS: address, "OMP_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / name), "PYTHONPATH": f"{ROOT / 'src'}"}
+        process = subprocess.Popen(command(name, shape, asked, work), stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work)
+        listener._listener._socket.settimeout(1.0)
+        while True:
+            try:
+                line = listener.accept()
+                break
+            except TimeoutError:
+                if process.poll() is not None:
+                    raise SystemExit(f"{name} ended with {process.returncode}:\n{log.read_text()[-2000:]}") from None
+    try:
+        facts = line.recv()
+    except EOFError:
+        raise SystemExit(f"{name} ended before its first turn:\n{log.read_text()[-2000:]}") from None
+    print(f"{name}: ready, {facts}", flush=True)
+    return Side(name, process, line, log, facts)
+
+
+def measure(shape: Shape, asked: argparse.Namespace) -> dict[str, Any]:
+    """All sides, round by round."""
+    work = asked.work / shape.name
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [start(name, shape, asked, work, folder) for name in [*asked.sides, PRODUCTS]]
+        chance = random.Random(1)
+        for number in range(asked.rounds):
+            for side in chance.sample(sides, len(sides)):
+                side.turn(asked.steps)
+            print(f"round {number + 1}: " + ", ".join(f"{side.name} {side.rounds[-1][0] / asked.steps:.2f}" for side in sides if side.name != PRODUCTS), flush=True)
+        for side in sides:
+            side.line.send(0)
+        for side in sides:
+            side.process.wait(60)
+    return {
+        "shape": shape.name, "steps": asked.steps, "threads": asked.threads, "when": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(asked), "luban": asked.luban,
+        "rates": [rate for rate, _ in sides[-1].rounds],
+        "sides": {side.name: {**side.facts, "seconds": [wall / asked.steps for wall, _ in side.rounds], "processor": [cpu / asked.steps for _, cpu in side.rounds]} for side in sides[:-1]},
+    }  # fmt: skip
+
+
+def machine() -> str:
+    from luban.foundation.hardware import machine as here
+
+    found = here()
+    return f"{found.cpu}, {found.cores} cores, {found.memory_bytes / 2**30:.0f} GiB"
+
+
+def versions(asked: argparse.Namespace) -> dict[str, str]:
+    import torch
+    import transformers
+
+    found = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+    if asked.litgpt:
+        found["litgpt"] = subprocess.run([asked.litgpt, "-c", "import importlib.metadata as m; print(m.version('litgpt'))"], capture_output=True, text=True, check=True).stdout.strip()
+    if asked.nanogpt and (asked.nanogpt / ".git").exists():
+        found["nanogpt"] = subprocess.run(["git", "-C", asked.nanogpt, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return found
+
+
+def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    chance = random.Random(1)
+    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def table(found: dict[str, Any]) -> str:
+    """A Markdown table, Luban first."""
+    shape = SHAPES[found["shape"]]
+    ours = found["sides"]["luban"]["seconds"]
+    lines = ["| side | tokens/s | of the products' rate | Luban's ratio [95 %] | ready after, s |", "| --- | --- | --- | --- | --- |"]
+    for name, side in found["sides"].items():
+        seconds = side["seconds"]
+        share = statistics.median(shape.flops_per_token * shape.tokens / one / rate for one, rate in zip(seconds, found["rates"], strict=True))
+        ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
+        low, high = interval(ratios)
+        ratio = "1" if name == "luban" else f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
+        lines.append(f"| {SIDES[name]} | {shape.tokens / statistics.median(seconds):,.0f} | {share:.2f} | {ratio} | {side['warm_seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="S")
+    parser.add_argument("--sides", default="", help=f"names with commas between, luban first; by default all that can run: {', '.join(SIDES)}")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=1, help="steps of each side in a round")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--litgpt", type=Path, help="a Python that can import litgpt")
+    parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
+    parser.add_argument("--luban", action="append", default=[], metavar="ARGUMENT", help="another argument of `luban train`, such as --luban=--compile --luban=false")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-throughput"))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is in --out, and run nothing")
+    asked = parser.parse_args()
+    if asked.table:
+        for file in sorted(asked.out.glob("*.json")):
+            found = json.loads(file.read_bytes())
+            print(f"{file.stem}: {found['machine']}, {found['threads']} threads, {found['versions']}\n\n{table(found)}\n")
+        return 0
+    asked.work = asked.work.resolve()
+    asked.sides = asked.sides.split(",") if asked.sides else [name for name in SIDES if not (name.startswith("litgpt") and not asked.litgpt) and not (name.startswith("nanogpt") and not asked.nanogpt)]
+    found = measure(SHAPES[asked.shape], asked)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / f"{asked.shape}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
