@@ -68,7 +68,8 @@ def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, compiled:
         (tokens / "one.jsonl").write_text(json.dumps({"text": TEXT.read_text(encoding="utf-8")}) + "\n", encoding="utf-8")
         for line in (
             ["curate", str(tokens / "one.jsonl"), "--quality.preset", "off", "--split.validation", "0", "--document-characters", "100000000", "--out", str(tokens / "corpus")],
-            ["train-tokenizer", str(tokens / "corpus"), "--vocabulary-size", str(min(4096, shape.vocabulary)), "--out", str(tokens / "tokenizer")],
+            ["curate", str(TEXT), "--out", str(tokens / "pieces")],
+            ["train-tokenizer", str(tokens / "pieces"), "--vocabulary-size", str(min(4096, shape.vocabulary)), "--out", str(tokens / "tokenizer")],
             ["encode", str(tokens / "corpus"), "--tokenizer", str(tokens / "tokenizer"), "--out", str(tokens / "tokens")],
         ):
             subprocess.run([sys.executable, "-m", "luban", *line], check=True, stdout=subprocess.DEVNULL)
@@ -80,7 +81,7 @@ def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, compiled:
     return [
         sys.executable, "-m", "luban", "train", str(tokens / "tokens"), "--shape", json.dumps(architecture), "--sequence-length", str(shape.sequence), "--batch-tokens", str(shape.tokens),
         "--length", "100000 steps", "--optimizer.name", "adamw", "--optimizer.learning-rate", "1e-3", "--compile", str(compiled).lower(), "--validation.every", "100000 steps",
-        "--validation.share", "0", "--checkpoint.every", "100000 steps", "--callbacks", json.dumps([f"{HERE / 'sides' / 'luban_pause.py'}:pause"]), "--out", str(work), *asked.luban,
+        "--validation.share", "0", "--checkpoint.every", "100000 steps", "--threads", str(asked.threads), "--callbacks", json.dumps([f"{HERE / 'sides' / 'luban_pause.py'}:pause"]), "--out", str(work), *asked.luban,
     ]  # fmt: skip
 
 

@@ -71,6 +71,14 @@ def test_an_extended_tokenizer_grows_the_embeddings(made, tmp_path):
     torch.testing.assert_close(new.model.embed_tokens.weight[-1], mean, atol=1e-5, rtol=0)
 
 
+def test_a_new_models_table_may_have_more_rows_than_the_tokenizer_and_no_fewer(made, tmp_path):
+    shape = {"layers": 1, "hidden_size": 16, "heads": 2}
+    artifact = go_on(made, tmp_path, model="", shape={**shape, "vocabulary_size": 320}, length="1 steps")
+    assert load_model(artifact.path).embedding.weight.shape == (320, 16)
+    with pytest.raises(ConfigError, match="200 is less than the 300"):
+        go_on(made, tmp_path / "less", model="", shape={**shape, "vocabulary_size": 200}, length="1 steps")
+
+
 def test_another_tokenizer_is_refused(made, tmp_path):
     other = luban.train_tokenizer(corpus=made / "corpus", vocabulary_size=320, lowercase=True, special_tokens=["<x>"], out=tmp_path / "tokenizer")
     tokens = luban.encode(corpus=made / "corpus", tokenizer=other, out=tmp_path / "tokens")

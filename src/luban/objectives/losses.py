@@ -14,8 +14,8 @@ from luban.objectives.chunks import chunked_sum
 from luban.tokens.batch import Batch
 
 LARGEST_LOGITS = 1 << 27  # elements; above it logits are made chunk by chunk and again in the backward pass, where a loss is made of them in some way of its own
-# Cross-entropy needs nothing twice (chunks.py). Above so many elements, and so many tokens, it is taken chunk by chunk: as fast as all at once, and in bounded memory.
-CHUNK_LOGITS, CHUNK_TOKENS = 1 << 23, 256
+# Cross-entropy needs nothing twice (chunks.py): so many logits at a time, and at least so many tokens. Measured, processor time beside plain cross-entropy: 0.83 at vocabulary 4,096, 0.98 at 32,000.
+CHUNK_LOGITS, CHUNK_TOKENS = 1 << 25, 256
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
     targets = batch.targets.reshape(-1).index_select(0, scored)
     weights = batch.weights.reshape(-1).index_select(0, scored)
     chunk = max(CHUNK_TOKENS, CHUNK_LOGITS // model.shape.vocabulary_size)
-    if len(hidden) > chunk and (factors := model.output_product(hidden)) is not None:
+    if (factors := model.output_product(hidden)) is not None:
         return chunked_sum(*factors, targets, weights, label_smoothing, chunk)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
     if len(hidden) <= rows:

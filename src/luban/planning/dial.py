@@ -52,18 +52,23 @@ def depth_for_tokens(tokens: int) -> int:
     return depth
 
 
-def learning_rates(optimizer: str, width: int, objective: str, from_model: bool) -> dict[str, float]:
+# Tuning rates beside BERT's. T5 divides nothing in attention and has the scale in its weights: 1e-4 to 3e-4 are customary (transformers' page on T5).
+FAMILIES = {"t5": 10, "mt5": 10}
+
+
+def learning_rates(optimizer: str, width: int, objective: str, from_model: bool, architecture: str = "") -> dict[str, float]:
     """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices.
 
     Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
     Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones), tuning
-    on preferences :func:`_preference_rates`; on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it.
+    on preferences :func:`_preference_rates`; on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it,
+    times what the family wants (``FAMILIES``).
     """
     narrow = math.sqrt(192 / width)
     if objective in ON_PREFERENCES:
         return _preference_rates(width, objective)
     if objective not in ON_TEXT and objective != "instruction":
-        rate = min(2e-4, 2e-5 * (768 / width) ** 2) if from_model else 1e-3 * narrow
+        rate = min(1e-3, min(2e-4, 2e-5 * (768 / width) ** 2) * FAMILIES.get(architecture, 1)) if from_model else 1e-3 * narrow
         return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(rate), "matrix_learning_rate": _two_digits(0.02 if not from_model else 0.002)}
     share = 1.0
     if objective == "instruction":

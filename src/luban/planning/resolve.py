@@ -61,7 +61,7 @@ def _learned(config: Any) -> str:
 def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, float]:
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
-    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model)
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model, shape.architecture)
     if optimizer.name == "adafactor" and optimizer.relative_step:
         suggested = dial.relative_rates(suggested, shape.hidden_size, _learned(config), from_model)
     if config.adapter:
@@ -102,11 +102,21 @@ def _shape(config: Any, work: Work, facts: dict[str, int]) -> BaseShapeConfig:
     if isinstance(config.shape, str):
         return preset(config.shape).updated(vocabulary_size=vocabulary)
     if config.depth == "auto" and "layers" in config.shape.model_fields_set and "hidden_size" in config.shape.model_fields_set:
-        return config.shape.updated(vocabulary_size=vocabulary).resolved(maximum_positions=512)
+        return config.shape.updated(vocabulary_size=_room(config.shape, vocabulary)).resolved(maximum_positions=512)
     depth = config.depth if config.depth != "auto" else dial.depth_for_tokens(_tokens(config, facts))
     if not isinstance(config.shape, ShapeConfig):
-        return config.shape.updated(vocabulary_size=vocabulary).resolved(depth=depth, maximum_positions=512)
-    return dial.shape_of_depth(depth, vocabulary, config.shape)
+        return config.shape.updated(vocabulary_size=_room(config.shape, vocabulary)).resolved(depth=depth, maximum_positions=512)
+    return dial.shape_of_depth(depth, _room(config.shape, vocabulary), config.shape)
+
+
+def _room(shape: BaseShapeConfig, vocabulary: int) -> int:
+    """Rows of the table: the tokenizer's, or as many more as the recipe asks for."""
+    given = shape.explicit().get("vocabulary_size", "auto")
+    if given == "auto":
+        return vocabulary
+    if given < vocabulary:
+        raise ConfigError("shape.vocabulary_size: {given} is less than the {vocabulary} tokens of the tokenizer", "every token needs a row of the embedding", "leave it out, or give a number that is large enough", given=given, vocabulary=vocabulary)
+    return given
 
 
 def _tokens(config: Any, facts: dict[str, int]) -> int:
