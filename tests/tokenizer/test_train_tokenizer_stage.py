@@ -54,6 +54,13 @@ def test_a_corpus_becomes_a_directory_that_transformers_opens(tmp_path, corpus):
     assert "wall" not in str(figures) and "second" not in str(figures)
 
 
+def test_text_that_the_cap_of_a_document_leaves_out_is_said(tmp_path, corpus, capsys):
+    run(tmp_path, corpus, vocabulary_size=600)
+    assert "was not read" not in capsys.readouterr().err.replace("\n", " ")
+    run(tmp_path, corpus, name="short", vocabulary_size=400, maximum_document_characters=5)
+    assert "the first 5 characters count" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_the_same_recipe_gives_the_same_bytes(tmp_path, corpus):
     one, other = (run(tmp_path, corpus, name=name, vocabulary_size=700).path for name in ("a", "b"))
     for file in sorted(one.iterdir()):

@@ -34,6 +34,7 @@ class Sample:
     characters: dict[str, int] = field(default_factory=dict)  # available, each document capped
     unspaced: dict[str, int] = field(default_factory=dict)  # of these, letters of scripts without spaces
     bytes: int = 0
+    cut: int = 0  # characters behind the cap
     rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -42,6 +43,7 @@ class Sample:
         sample = cls(config)
         for document in documents:
             text = document.text[: config.maximum_document_characters]
+            sample.cut += len(document.text) - len(text)
             sample.characters[document.language] = sample.characters.get(document.language, 0) + len(text)
             unspaced = len(text) - len(_LETTER.sub("", text))
             sample.unspaced[document.language] = sample.unspaced.get(document.language, 0) + unspaced

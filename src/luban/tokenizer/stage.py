@@ -96,6 +96,11 @@ def _learn(config: TrainTokenizerConfig, work: Work, sample: Sample, corpora: li
         found=found,
         characters=count_text(min(sum(sample.characters.values()), config.maximum_characters)),
     )
+    if sample.cut > sum(sample.characters.values()):
+        warn(
+            "most of the text was not read: of each document the first {most} characters count (maximum_document_characters), and {cut} stand behind them",
+            most=config.maximum_document_characters, cut=count_text(sample.cut),
+        )  # fmt: skip
     return Tokenizer(core, {"tokenizer_class": "PreTrainedTokenizerFast", **named, "clean_up_tokenization_spaces": False})
 
 
