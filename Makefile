@@ -8,7 +8,7 @@ ifeq ($(TORCH),cpu)
 PIP    += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: quickstart test lint recording bench-7b clean
+.PHONY: quickstart test lint recording bench-7b chaos clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/quickstart.py
@@ -25,6 +25,10 @@ recording: $(VENV)/.installed
 # Full-parameter steps of a Llama-2-7B shape in bfloat16, then 4-bit LoRA steps: 19 GiB of memory, all cores, some twenty minutes on two.
 bench-7b: $(VENV)/.installed
 	$(BIN)/python benchmarks/seven_billion.py
+
+# One small training, killed a hundred times with SIGKILL and started again, against the same training undisturbed: some ten minutes on two cores.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.chaos --kills 100
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "make quickstart": "tests/test_quickstart.py",
     "make quickstart TORCH=cpu": "tests/test_quickstart.py",
     "make test": "Makefile",
+    "make chaos": "benchmarks/chaos.py",
     "make recording": "scripts/recording.py",
     "source .venv/bin/activate": "Makefile",
     "cd quickstart": "tests/conftest.py",
@@ -187,6 +188,9 @@ class Home:
 
 def reduced(command: str) -> str:
     """A training command with a smaller model and fewer steps; anything else as it is."""
+    launcher, module, rest = command.partition(" -m luban ")
+    if module and launcher.startswith("torchrun "):
+        return launcher + module + reduced(f"luban {rest}").removeprefix("luban ")
     words = command.split()
     if words[:1] != ["luban"] or {"--help", "--dry-run"} & set(words) or "\n" in command:
         return command

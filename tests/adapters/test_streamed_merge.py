@@ -187,6 +187,16 @@ def test_what_cannot_be_merged_says_so_before_anything_is_written(base, tmp_path
         luban.merge(tmp_path / "bitfit", into="adapter", dtype="bfloat16", out=tmp_path / "merged")
 
 
+def test_adapters_of_other_templates_are_not_merged(base, tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        write_adapter(load_model(base("llama")), "lora", tmp_path / name, base("llama"))
+    known = type("Known", (), {"load": staticmethod(lambda folder: type("Own", (Words,), {"chat_template": f"template of {folder.name}"})())})
+    monkeypatch.setattr("luban.adapters.merge.Tokenizer", known)
+    with pytest.raises(ConfigError, match="second has another chat template"):
+        luban.merge([tmp_path / "first", tmp_path / "second"], out=tmp_path / "merged")
+    luban.merge(tmp_path / "second", out=tmp_path / "merged")
+
+
 def test_a_merge_that_was_killed_begins_again(base, tmp_path, monkeypatch):
     write_adapter(load_model(base("llama")), "lora", tmp_path / "lora", base("llama"))
     expected = found(luban.merge(tmp_path / "lora", out=tmp_path / "whole").path)

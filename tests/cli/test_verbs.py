@@ -76,6 +76,8 @@ def test_schema_is_a_json_schema_that_the_shipped_recipe_fits(run):
         (["new", "quickstrat"], 2, "did you mean quickstart"),
         (["train", "absent.txt", "--out", "x/y"], 3, "no such file"),
         (["train", "absent.txt", "--depth", "none"], 2, "depth"),
+        (["train", "absent.txt", "--objective", "clasification"], 2, "did you mean classification"),
+        (["train", "absent.txt", "--objective", "masked", "--objective", "causal"], 2, "given 2 times"),
         (["clean", "absent"], 2, "does not exist"),
         (["chat", "absent"], 3, "absent"),
     ],
@@ -123,6 +125,21 @@ def test_a_short_name_and_its_settings_on_one_command_line(monkeypatch):
 
     found = {}
     monkeypatch.setattr(api, "one_stage", lambda kind, primary, **given: found.update(given))
-    monkeypatch.setattr(runner, "run_recipe", lambda recipe, wait: None)
+    monkeypatch.setattr(runner, "run_recipe", lambda recipe, **given: None)
     cli(["train", "x.jsonl", "--objective.beta", "0.2", "--objective", "dpo", "--adapter", "lora", "--adapter.rank", "4", "--quantization", "nf4"], standalone_mode=False)
     assert found["objective"] == {"name": "dpo", "beta": 0.2} and found["adapter"] == {"method": "lora", "rank": 4} and found["quantization"] == "nf4"
+
+
+def test_a_list_of_one_is_written_as_the_one_on_the_command_line_too(monkeypatch, tmp_path):
+    from luban.pipeline import runner
+    from luban.pipeline.recipe import read_recipe
+
+    made = []
+    monkeypatch.setattr(runner, "run_recipe", lambda recipe, **given: made.append(recipe))
+    given = ["--callbacks", "mine.py:f", "--samples.prompts", "3", "--adapter", "lora", "--adapter.targets", "q_proj", "--mixture", "2"]
+    cli(["train", "x", "--model", "m", *given], standalone_mode=False)
+    (tmp_path / "recipe.yaml").write_text("stages: {train: {data: x, model: m, callbacks: mine.py:f, samples: {prompts: '3'}, adapter: {method: lora, targets: q_proj}, mixture: 2}}")
+    for recipe in (*made, read_recipe(tmp_path / "recipe.yaml")):
+        stage = recipe.stages["train"]
+        assert stage.inputs["callbacks"] == ["mine.py:f"] and stage.config.callbacks == ["mine.py:f"]
+        assert stage.config.samples.prompts == ["3"] and stage.config.adapter.targets == ["q_proj"] and stage.config.mixture == [2.0]

@@ -33,6 +33,14 @@ def entities(example) -> list[tuple[str, str]]:
 CONLL = "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\nGerman JJ B-NP B-MISC\ncall NN I-NP O\n\nPeter NNP B-NP B-PER\nBlackburn NNP I-NP I-PER\n"
 
 
+def test_a_files_ending_says_conll_however_many_of_its_lines_are_broken(tmp_path):
+    broken = "Anna B-PER\nwent O\n\nBoris B-PER O extra\nLima\n\n" + "Paris B-LOC\nis O\n\n" * 5
+    found = read_examples([write(tmp_path / "bad.conll", broken)], "tagging")
+    assert len(found.examples) == 6 and [bad.line for bad in found.bad] == [4]
+    with pytest.raises(DataError, match="plain.txt: not read"):
+        read_examples([write(tmp_path / "plain.txt", broken)], "tagging")
+
+
 def test_conll_columns_sentences_and_places(tmp_path):
     found = read_examples([write(tmp_path / "train.txt", CONLL)], "tagging")
     first, second = found.examples

@@ -113,3 +113,55 @@ def test_duration_in_steps():
     for wrong in ("0 steps", "x", "", None, "-3 epochs", "5", 1.5, True):
         with pytest.raises(ValueError):
             Duration.parse(wrong)
+
+
+def test_a_field_that_came_later_counts_only_where_it_is_used():
+    class Watch(Config):
+        kind: str = field("none", "Kind.")
+
+    class Old(Config):
+        depth: int = field(2, "Depth.")
+
+    class New(Old):
+        step: int | None = field(None, "Step.", later=True)
+        watch: Watch = field(Watch(), "Watch.", later=True)
+
+    assert fields_with_role(New(depth=3), "result") == fields_with_role(Old(depth=3), "result") == fields_with_role(New(depth=3, step=None, watch=Watch(kind="none")), "result")
+    assert fields_with_role(New(step=4), "result") == {"depth": 2, "step": 4} and fields_with_role(New(watch=Watch(kind="all")), "result")["watch"] == {"kind": "all"}
+
+
+class ListsConfig(Config):
+    """Lists, and what a text means beside them."""
+
+    texts: list[str] = field([], "Texts.")
+    named: list[Literal["a", "b"]] | Auto = field("auto", "Some of them.")
+    counts: list[PositiveFloat] = field([], "Numbers.", max_length=2)
+    paths: str | list[str] = field([], "One text stays one.", input=True)
+    triples: list[list[str]] = field([], "Lists of lists.")
+    inner: list[InnerConfig] = field([], "Configs.")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("texts", "mine.py:f", ["mine.py:f"]), ("texts", "a, b", ["a, b"]), ("texts", "auto", ["auto"]), ("texts", [], []), ("texts", "", []), ("named", "b", ["b"]), ("named", "auto", "auto"), ("counts", 2, [2.0]),
+        ("counts", 0.5, [0.5]), ("paths", "x", "x"), ("triples", [["a", "b", "c"]], [["a", "b", "c"]]),
+        ("texts", 3, None), ("texts", True, None), ("texts", {"a": 1}, None), ("named", "c", None), ("counts", "two", None), ("counts", -1, None), ("counts", True, None), ("triples", "a", None), ("inner", "a", None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_plain_value_stands_for_a_list_of_it(name, given, expected):
+    """In build, in Python, by assignment, and in the schema alike."""
+    import jsonschema
+
+    schema = jsonschema.Draft202012Validator(ListsConfig.model_json_schema())
+    if expected is None:
+        with pytest.raises(ConfigError, match=name):
+            build(ListsConfig, {name: given})
+        assert not schema.is_valid({name: given})
+        return
+    made, assigned = build(ListsConfig, {name: given}), ListsConfig()
+    setattr(assigned, name, given)
+    assert getattr(made, name) == getattr(assigned, name) == getattr(ListsConfig(**{name: given}), name) == expected
+    assert schema.is_valid({name: given}) and schema.is_valid({name: expected})
+    assert fields_with_role(made, "result") == fields_with_role(build(ListsConfig, {name: expected}), "result")

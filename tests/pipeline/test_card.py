@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_run import make_run, results, training_log, write, write_stage
+from made_run import make_run, results, score, training_log, write, write_stage
 
 from luban.foundation.errors import LubanError
 from luban.foundation.messages import set_language, t
@@ -66,6 +66,37 @@ def test_card_tells_the_whole_run(tmp_path):
     assert page.text.index("luban chat") < page.text.index("luban serve") < page.text.index("luban show")
     assert page.tags.count("mark") == 2
     assert page.tags.count("svg") == 8
+
+
+def test_every_evaluation_is_told_in_its_own_terms(tmp_path, capsys):
+    run = make_run(tmp_path)
+    task = write_stage(run, "answers", "evaluate", 2.0, {})
+    rows = [{"name": name, "role": role, "scores": {"all": {"accuracy": score(value, 0.03, "")}}} for name, role, value in (("majority", "baseline", 0.5), ("labels", "model", 0.875))]
+    difference = {"before": "majority", "after": "labels", "metric": "accuracy", "greater_is_better": True, "difference": score(0.375, 0.1, ""), "within_noise": False}
+    write(task / "results.json", json.dumps({"format": 1, "task": "classification", "main": "accuracy", "greater_is_better": True, "rows": rows, "comparisons": [difference], "notes": ["3 of 8"]}))
+    about = json.loads((run / "run.json").read_bytes())
+    write(run / "run.json", json.dumps({**about, "stages": [*about["stages"], "answers"]}))
+    page = page_of(run)
+    numbers, answers = page.text.index("Before and after: numbers"), page.text.index("Before and after: answers")
+    assert numbers < page.text.index("Bits needed to code one byte") < answers < page.text.index("accuracy on the examples of the test; longer is better")
+    assert page.text.count("Bits needed to code") == 1 and "labels is better than majority by 0.375 accuracy" in page.text and "3 of 8" in page.text
+    print_summary(run)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "numbers, bits a byte: all held-out text" in said and "answers, accuracy: all examples" in said and "0.875" in said
+
+
+def test_parity_is_told_of_adapters_that_merge_and_of_those_that_do_not(tmp_path):
+    parity = {"bound": 1e-3, "prompts": 4, "largest_difference": {"adapter": 2e-7, "merged": 3e-6}, "same_tokens": {"adapter": True, "merged": True}}
+    for found, words in (
+        (parity, ["2.0e-07 apart, 1e-03 allowed; the same greedy tokens after 4 prompts", "3.0e-06 apart, 1e-03 allowed"]),
+        ({**parity, "prompts": 0, "largest_difference": {"adapter": 0.0}}, ["0.0e+00 apart, 1e-03 allowed", "this method cannot be merged"]),
+        ({**parity, "largest_difference": {"adapter": 0.0}, "not_merged": "no bias\nwhy: llama"}, ["no bias"]),
+        ({**parity, "largest_difference": {"adapter": 0.0}, "not_merged": "large"}, ["too large to be merged here"]),
+    ):
+        run = make_run(tmp_path)
+        write_stage(run, "chat", "train", 20.0, {"parameters": 10, "steps": 2, "parity": found})
+        text = page_of(run).text
+        assert all(word in text for word in words) and "why: llama" not in text
 
 
 def test_card_loads_nothing_from_anywhere(tmp_path):

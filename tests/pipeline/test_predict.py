@@ -152,6 +152,18 @@ def test_half_characters_and_nothing_at_all(models):
         luban.predict(models["classification"], {"text": "a"})
 
 
+def test_answers_that_are_missing_or_damaged_hinder_no_prediction(models, tmp_path):
+    half = write(tmp_path, "half.csv", "text,label\ngreat film,good\nAnna saw,\nBoris went,unheard\n,bad\n")
+    assert [("label" in one, one.get("error")) for one in records_of(models["classification"], half)] == [(True, None)] * 3 + [(False, "the text is empty")]
+    scores = write(tmp_path, "scores.csv", "text,score\n" + "".join(f"film {n},{n}.5\n" for n in range(20)) + "great,abc\nbad,\n")
+    assert len([one["value"] for one in records_of(models["regression"], scores)]) == 22
+    lost = {"id": "b", "question": "who went?", "answers": [{"text": "cat", "answer_start": 4}]}
+    paragraph = {"context": "Anna saw Paris", "qas": [{"id": "a", "question": "who?", "answers": [{"text": "Anna", "answer_start": 0}]}, lost]}
+    squad = write(tmp_path, "s.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    found = records_of(models["question_answering"], squad, keep=("id", "question"))
+    assert [(one["id"], one["question"]) for one in found] == [("a", "who?"), ("b", "who went?")] and all("answer" in one for one in found)
+
+
 # ---- Python --------------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from prediction_lab import make_ensemble, make_task_model
+from prediction_lab import close, make_ensemble, make_task_model
 from serving_lab import RunningServer
 
 from luban.inference.predictor import Predictor
@@ -54,15 +54,6 @@ CLIENT = httpx.Client(timeout=60)
 
 def post(server: RunningServer, path: str, body: object) -> httpx.Response:
     return CLIENT.post(server.url + path, json=body)
-
-
-def close(one: object, other: object) -> bool:
-    """Equal but for the last digits: batches of other sizes add in another order."""
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(close, one, other))
-    return abs(one - other) < 1e-4 if isinstance(one, float) else one == other
 
 
 ITEMS = {

@@ -76,7 +76,7 @@ def test_a_tokenizer_of_another_model_is_refused(model_folder, tmp_path):
 def test_lengths_beyond_the_model_are_refused(model_folder):
     with pytest.raises(ConfigError, match="4097"):
         open_service(config(model_folder, maximum_length=4097), model_folder)
-    assert open_service(config(model_folder, maximum_length=100), model_folder).maximum_length == 100
+    assert open_service(config(model_folder, maximum_length=100), model_folder).longest(None) == 100
 
 
 def test_names_of_vllm_are_answered_with_ours():

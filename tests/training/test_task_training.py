@@ -13,6 +13,7 @@ from tiny import write_words
 import luban
 from luban.foundation.artifacts import open_artifact
 from luban.foundation.errors import ConfigError, DataError, Interrupted
+from luban.planning import dial
 
 GOOD, BAD = ["good", "fine", "great", "好"], ["bad", "poor", "awful", "差"]
 FILL = ["the", "film", "was", "a", "very", "plot", "电", "影", "很", "and"]
@@ -156,3 +157,38 @@ def test_several_models_answer_together_and_teach_one(folder):
     assert said["label"] == "pos" and sum(said["probabilities"].values()) == pytest.approx(1)
     pupil = train(folder, "pupil", objective={"name": "distillation", "teacher": [str(folder / "model-1"), str(folder / "model-2")], "weight": 1.0})
     assert pupil.metrics["after"]["accuracy"] > 0.9
+
+
+# ---- what is wrong with the data is counted and said
+
+
+def test_what_cannot_be_read_whole_or_at_all_is_counted(folder, capfd):
+    long = [{"text": " ".join(FILL * 5), "label": "pos"}, {"text": " ".join(BAD * 9), "label": "neg"}]
+    write(folder / "train.jsonl", [*rows(40), *long])
+    write(folder / "held.jsonl", [*rows(8), {"text": "", "label": "pos"}, {"text": "the plot", "label": "unheard"}])
+    made = train(folder, "model", length="2 steps", validation_data=folder / "held.jsonl")
+    assert made.metrics["noticed"] == {"texts are longer than sequence_length: what does not fit is not read": 2}
+    assert made.metrics["bad_rows"] == 1 and made.metrics["refused"] == {"a label that no training example has": 1}
+    set_aside = [json.loads(line) for line in (made.path / "training" / "set_aside.jsonl").read_text().splitlines()]
+    assert [(Path(row["file"]).name, row["line"], row["reason"]) for row in set_aside] == [("held.jsonl", 9, "the text is empty")]
+    assert "2 texts are longer than sequence_length" in capfd.readouterr().err
+    luban.evaluate(models=made.path, data=folder / "held.jsonl", out=folder / "report")
+    said = json.loads((folder / "report" / "results.json").read_text())["notes"]
+    assert len(said) == 1 and said[0].startswith("1 labels of the examples are none of the model's") and "unheard" in said[0]
+
+
+def test_files_without_labels_are_named(folder):
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": row["text"], "remark": f"words and words {number}"}) + "\n" for number, row in enumerate(rows(30))))
+    for objective in ("classification", "regression", "multi_label", "pattern"):
+        with pytest.raises(DataError, match="no example has a label: .*train.jsonl(.|\n)*remark"):
+            train(folder, "model", objective=objective)
+
+
+def test_tuning_rates_follow_width_family_and_method():
+    def rate(width: int, architecture: str) -> float:
+        return dial.learning_rates("adamw", width, "classification", True, architecture)["learning_rate"]
+
+    assert [rate(width, "bert") for width in (768, 1024)] == [2e-5, 1.1e-5] and rate(384, "roberta") == 8e-5
+    assert all(1e-4 <= rate(width, "t5") <= 4.5e-4 for width in (512, 768, 1024)) and rate(64, "mt5") == 1e-3
+    full = dial.learning_rates("adamw", 768, "classification", True, "bert")
+    assert dial.adapter_rates(full, "lora")["learning_rate"] == 5e-4

@@ -50,5 +50,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, methods, bases, words):
 
 def test_a_recipe_without_a_base_is_refused(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "new", "stages": {"base": {"kind": "train", "data": "text", "depth": 1}}}))
-    with pytest.raises(ConfigError, match="no train stage"):
+    with pytest.raises(ConfigError, match="no train stage starts from a model"):
         compare(tmp_path / "recipe.yaml", [], ["full", "lora"], [])
+    with pytest.raises(ConfigError, match="no method 'lorra'"):
+        compare(tmp_path / "recipe.yaml", [], ["full", "lorra"], [])

@@ -31,7 +31,7 @@ from luban.models.heads import Head
 from luban.models.huggingface import load_model, write_tensors
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized_model import dequantize_model, load_quantized
-from luban.models.stored import weight_files
+from luban.models.stored import put, weight_files
 from luban.tokenizer.tokenizer import Tokenizer
 
 SETTINGS, WEIGHTS, NOTE = "adapter_config.json", "adapter_model.safetensors", "luban_adapter.json"
@@ -139,6 +139,31 @@ def open_model(
     return model.eval()
 
 
+def open_beside(folder: Path, base: Path, model: Model) -> Model:
+    """An adapter's model on ``base``, from which ``model`` was opened: what the adapter does not change is not read again, the two share it."""
+    plain, note = read_settings(folder)
+    tensors = read_tensors(folder)
+    head = adapter_head(folder, plain, tensors)
+    known = build(QuantizationConfig, note["quantization"]) if note.get("quantization") else None
+    shared = {} if known else dict(model.named_parameters())
+
+    def take(opened: Model, name: str, there: Tensor | None = None) -> bool:
+        """Have a parameter be that of ``model``, unless the adapter's file has values of its own for it."""
+        usable = name in shared and opened.get_parameter(name).shape == shared[name].shape and not any(own.endswith(f".{name}") for own in tensors)
+        if usable:
+            put(opened, name, shared[name])
+        return usable
+
+    if known:
+        opened = _load_base(base, model.dtype, model.device, head, head is None, 0, known, False, quiet=True)
+    else:
+        opened = load_model(base, model.dtype, model.device, head=head, language_model=head is None, place=take, quiet=True)
+    for name, _ in list(opened.named_parameters()):
+        take(opened, name)  # what transformers read was not asked for one by one
+    wear(opened, plain, note, tensors)
+    return opened.eval()
+
+
 def _load_base(folder: Path, dtype: torch.dtype, device: Any, head: Head | None, language_model: bool, seed: int, quantization: QuantizationConfig | None, dequantized: bool, quiet: bool = False) -> Model:
     if quantization is None:
         return load_model(folder, dtype, device, head=head, language_model=language_model, seed=seed, quiet=quiet)
@@ -226,6 +251,12 @@ def base_of(folder: Path, plain: Mapping[str, Any], note: Mapping[str, Any]) -> 
     raise DataError("the base of {folder} is missing: {named}", "an adapter is a change of another model, which must be there too; nothing is fetched from a hub", "write the base's folder into {file} as base_model_name_or_path", folder=folder, named=named or "-", file=folder / SETTINGS)  # fmt: skip
 
 
+def check_base(folder: Path, plain: Mapping[str, Any], note: Mapping[str, Any], base: Path) -> None:
+    """Raises DataError where ``base`` does not hold the weights that an adapter was made for."""
+    if fingerprint(base) != (note.get("base_fingerprint") or fingerprint(base_of(folder, plain, note))):
+        raise DataError("{base} is not the base that {folder} was made for", "its weights are others", "serve the adapter on its own base, or by its own folder", base=base, folder=folder)
+
+
 def adapter_head(folder: Path, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Head | None:
     """The head that the adapter was trained with; of one that peft wrote, as its task type and tensors say."""
     if (folder / "config.json").is_file():
@@ -238,12 +269,12 @@ def adapter_head(folder: Path, plain: Mapping[str, Any], tensors: Mapping[str, T
     return Head(structure, {"sequence": "classification", "token": "tagging", "span": "question_answering"}[structure], () if structure == "span" else labels, "single_label" if structure == "sequence" else "")
 
 
-def check_tokenizer(folder: Path, note: Mapping[str, Any]) -> None:
-    """What the adapter learned to read and to stop at must be what it is given."""
-    if not note.get("template_fingerprint") or not (folder / "tokenizer.json").exists():
+def check_tokenizer(folder: Path, note: Mapping[str, Any], given: Tokenizer | None = None) -> None:
+    """What the adapter learned to read and to stop at must be what it is given: a tokenizer from elsewhere, or that in its own folder."""
+    if not note.get("template_fingerprint") or not (given or (folder / "tokenizer.json").exists()):
         return
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = given or Tokenizer.load(folder)
     if tokenizer.fingerprint() != note["template_fingerprint"]:
-        raise DataError("{folder}: the tokenizer or its chat template is not the one that the adapter was trained with", "the model would read another format than it learned", "restore tokenizer.json, tokenizer_config.json and chat_template.jinja", folder=folder)
+        raise DataError("{folder}: the tokenizer or its chat template is not the one that the adapter was trained with", "the model would read another format than it learned", "restore tokenizer.json, tokenizer_config.json and chat_template.jinja, or give it the base that it was trained on", folder=folder)
     if note.get("stop_ids") not in (None, tokenizer.stop_ids):
         raise DataError("{folder}: the stop tokens are {there}, the adapter was trained with {wanted}", "it would not know where to stop", "restore tokenizer_config.json and generation_config.json", folder=folder, there=tokenizer.stop_ids, wanted=note["stop_ids"])

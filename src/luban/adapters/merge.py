@@ -54,7 +54,7 @@ def run(config: MergeConfig, work: Work) -> None:
     merger = Merger(Source(known, known.model), sources, weights, config.combine, config.density, work.seed)
     for source, folder in zip(sources, folders, strict=True):
         _check_shapes(source, known, folder)
-    tokenizer = Tokenizer.load(folders[0])
+    tokenizer = _tokenizer(folders)
     parameters = dict(known.model.named_parameters())
     if config.into == "adapter":
         _write_adapter(merger, _rank(config, sources), work.path, base, tokenizer)
@@ -127,6 +127,15 @@ def _same_head(folders: list[Path]) -> Head | None:
         if (head is None) != (heads[0] is None) or (head and (head.structure, head.labels) != (heads[0].structure, heads[0].labels)):
             raise ConfigError("{folder} has another head than {first}", "what one says cannot be added to what the other says", "merge models of one task with the same labels", folder=folder, first=folders[0])
     return heads[0]
+
+
+def _tokenizer(folders: list[Path]) -> Tokenizer:
+    """That of the first source. ConfigError where another learned to read another format; words that were added to one may be more than the other's."""
+    first, *others = map(Tokenizer.load, folders)
+    for other, folder in zip(others, folders[1:], strict=True):
+        if (other.chat_template, [other.decode([id], skip_special=False) for id in other.stop_ids]) != (first.chat_template, [first.decode([id], skip_special=False) for id in first.stop_ids]):
+            raise ConfigError("{folder} has another chat template, or ends its turns otherwise, than {first}", "the merged model would read a format that half of it never learned", "merge models that were trained with one template", folder=folder, first=folders[0])
+    return first
 
 
 def _check_shapes(source: Source, known: Stored, folder: Path) -> None:

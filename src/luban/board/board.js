@@ -1,8 +1,7 @@
 "use strict";
 // The page asks for what it lacks, every two seconds; a file's words only ever become text nodes.
 
-const POINTS = 700, EVERY = 2000, MOST = 8;
-const $ = id => document.getElementById(id);
+const POINTS = 700, EVERY = 2000, MOST = 8, $ = id => document.getElementById(id);
 const memory = { // what the reader chose, if the browser keeps it
   get(key) { try { return localStorage.getItem("luban." + key); } catch { return null; } },
   set(key, value) { try { localStorage.setItem("luban." + key, value); } catch { return; } },
@@ -19,16 +18,16 @@ const bare = (values = {}) => Object.assign(Object.create(null), values);
 const t = (text, values = {}) => ((language === "zh" && words[text]) || text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const NAMES = bare({
   loss: "loss", learning_rate: "learning rate", gradient_norm: "gradient norm", tokens_per_second: "tokens a second", peak_share: "share of peak",
-  memory_bytes: "memory", bits_per_byte: "bits a byte", validation: "validation",
+  memory_bytes: "memory", bits_per_byte: "bits a byte", validation: "validation", goodput: "goodput",
 });
 const RULES = bare({
   not_finite: "loss or gradient not finite", loss_not_finite: "alert: loss not finite", no_step: "alert: no step", throughput: "alert: slow",
-  validation_rising: "alert: validation rising", disk_free: "alert: disk low",
+  validation_rising: "alert: validation rising", disk_free: "alert: disk low", spike: "loss spike, skipped", rollback: "loss spike, gone back", gradient_exploded: "gradient exploded",
+  gradient_vanished: "gradient vanished", layers_apart: "layers far apart", recheck: "two computations differ", hang: "hang", slow: "slow section", stopped: "asked to leave",
 });
 const EXACT = ["learning_rate", "memory_bytes"]; // nothing in them is chance
 const STATES = { running: "running", stopped: "stopped", finished: "finished" };
-const named = name => t(NAMES[name] || name.replaceAll("_", " "));
-const finite = value => typeof value === "number" && Number.isFinite(value);
+const named = name => t(NAMES[name] || name.replaceAll("_", " ")), finite = value => typeof value === "number" && Number.isFinite(value);
 function short(value) {
   if (!finite(value)) return "–";
   const size = Math.abs(value);
@@ -209,7 +208,7 @@ function lines(group, column, style = "") {
 function specs() {
   const tables = id => held.get(id)?.tables || {}, unique = lists => [...new Set(lists)];
   const columns = group => unique(chosen.flatMap(id => Object.keys(tables(id)[group]?.series || {})));
-  const groups = unique(chosen.flatMap(id => Object.keys(tables(id)))).filter(group => !["", "data", "validation"].includes(group));
+  const groups = unique(chosen.flatMap(id => Object.keys(tables(id)))).filter(group => !["", "data", "validation", "time"].includes(group));
   const usual = ["learning_rate", "gradient_norm", "tokens_per_second", "peak_share", "memory_bytes"], own = columns("");
   const made = [{ key: "loss", title: t("loss"), tall: true, lines: [...lines("", "loss"), ...lines("validation", "loss", "validation")] }];
   const add = (group, name, style) => made.push({ key: `${group}/${name}`, name, title: t("{group}: {name}", { group: named(group), name: named(name) }), lines: lines(group, name, style) });
@@ -217,6 +216,7 @@ function specs() {
   for (const name of [...usual.filter(name => own.includes(name)), ...own.filter(name => name !== "loss" && !usual.includes(name))])
     made.push({ key: name, name, title: named(name), zero: usual.includes(name), lines: lines("", name) });
   for (const group of groups) for (const name of columns(group)) add(group, name);
+  made.push({ key: "goodput", name: "goodput", title: named("goodput"), zero: true, lines: lines("time", "goodput") });
   return made.filter(spec => spec.lines.length);
 }
 
@@ -413,7 +413,7 @@ function tiles(data) {
   const found = [
     [t("loss"), short(last.loss)], [t("step"), finite(last.step) ? step : null], [t("validation"), finite(validation.loss) ? short(validation.loss) : null], [t("tokens read"), of("tokens")],
     [t("tokens a second"), of("tokens_per_second")], [t("share of peak"), of("peak_share", value => shown("peak_share", value))], [t("memory"), of("memory_bytes", bytes)],
-    [t("time"), of("seconds", time)], [t("left"), left === null ? null : time(left)],
+    [t("goodput"), finite(data.last.time?.goodput) ? `${Math.round(100 * data.last.time.goodput)} %` : null], [t("time"), of("seconds", time)], [t("left"), left === null ? null : time(left)],
   ].filter(([, text]) => text !== null);
   put($("tiles"), ...found.map(([label, text], index) => make("div", { className: index ? "tile" : "tile first" }, make("small", { textContent: label }), make("strong", { textContent: text }))));
 }

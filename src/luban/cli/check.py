@@ -14,7 +14,8 @@ from luban.foundation.messages import t
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option("--no-dry-batch", is_flag=True, help=t("Do not run the dry batch. [default: run one]"))
-def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool) -> None:
+@click.option("--probe", is_flag=True, help=t("Try in processes of their own how many rows of a micro-batch the memory holds, for stages whose inputs are made. [default: no]"))
+def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe: bool) -> None:
     from luban.foundation.console import console, say
     from luban.pipeline.check import check
     from luban.pipeline.recipe import read_recipe
@@ -22,7 +23,7 @@ def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool) -> Non
     made = read_recipe(recipe, list(overrides))
     say("✓ the recipe is valid: {stages}", stages=" → ".join(made.stages))
     failed = 0
-    for tick in check(made, dry_batch=not no_dry_batch):
+    for tick in check(made, dry_batch=not no_dry_batch, probe=probe):
         failed += not tick.passed
         console().print(f"{'✓' if tick.passed else '✗'} {tick.text}", style=None if tick.passed else "red", markup=False)
     if failed:

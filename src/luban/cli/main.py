@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from luban.foundation.environment import let_waiting_threads_sleep
+from luban.foundation.environment import launch, let_waiting_threads_sleep
 from luban.foundation.errors import LubanError
 from luban.foundation.kinds import KINDS
 from luban.foundation.messages import set_language, t
@@ -77,6 +77,10 @@ def cli() -> None:
 def main() -> None:
     """Run a verb; a LubanError is printed without a traceback, with its exit status."""
     let_waiting_threads_sleep()
+    if launch().rank:  # of several processes the first one speaks
+        from luban.foundation.console import hush
+
+        hush()
     try:
         status = cli(prog_name="luban", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -84,9 +88,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LubanError as error:
-        from luban.foundation.console import console
-
-        console().print(t("error") + ": " + error.text(), style="red", markup=False)
+        _say_error(error.text())
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         from luban.foundation.console import say
@@ -96,6 +98,39 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:
+        if launch().world_size == 1:
+            raise
+        _end_among_ranks(error)
+
+
+def _say_error(text: str) -> None:
+    """Print why the command ends. Of several processes the first that fails does, with its rank: what the others meet then follows from it."""
+    from luban.foundation.console import console, hush
+
+    place, where = launch(), ""
+    if place.world_size > 1:
+        from luban.parallel.ranks import first_to_fail
+
+        if not first_to_fail():
+            return
+        hush(False)
+        where = t("rank {rank} of {ranks}", rank=place.rank, ranks=place.world_size) + ": "
+    console().print(where + t("error") + ": " + text, style="red", markup=False)
+
+
+def _end_among_ranks(error: Exception) -> None:
+    """End a process of several on an error that nobody foresaw, with its traceback; where another process has gone, with a line that says so."""
+    import traceback
+
+    from luban.parallel.ranks import first_to_fail, lost_a_peer
+
+    if lost_a_peer(error):
+        _say_error(t("another process of this run ended without a word (killed, or out of memory): {error}", error=str(error).splitlines()[0].partition(". ")[0]) + "\n" + t("try") + ": " + t("run the same command again: it continues from its last checkpoint; torchrun --max-restarts does so by itself"))
+    elif first_to_fail():
+        print(f"rank {launch().rank} of {launch().world_size}", file=sys.stderr)
+        traceback.print_exception(error)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from luban.foundation.messages import t
 
 @click.command(help=t("Show an artifact, a run, a model directory or a data file: its card in the terminal."))
 @click.argument("path", type=click.Path(path_type=Path))
-def command(path: Path) -> None:
-    from luban.pipeline.show import show
+@click.option("--ledger", is_flag=True, help=t("Which data a training has learned from, in order; checks that none was read twice."))
+def command(path: Path, ledger: bool) -> None:
+    from luban.pipeline.show import show, show_ledger
 
-    show(path)
+    show_ledger(path) if ledger else show(path)

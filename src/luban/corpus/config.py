@@ -32,7 +32,7 @@ class NormalizeConfig(Config):
 class LanguageConfig(Config):
     """Which languages are recognised and kept."""
 
-    keep: list[str] = field([], "Two-letter codes of the languages to keep, such as [zh, en]; empty keeps every language. und stands for texts too short to tell.")
+    keep: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = field([], "Two-letter codes of the languages to keep, such as [zh, en]; empty keeps every language. und stands for texts too short to tell.")
     minimum_confidence: Fraction = field(0.5, "Below this probability the language is written as und (undetermined).")
 
 

@@ -57,7 +57,7 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
     found.show()
     objective.check_examples(found.examples)
     rows: list[tuple[str, str, list[dict[str, Any]]]] = []
-    notes: list[str] = []
+    notes = _unknown_labels(head, found)
     if training:
         rows += _baselines(objective, found, training, config, notes)
     elif objective.reads in UNFITTED:
@@ -71,6 +71,19 @@ def run_labelled(config: EvaluateConfig, work: Work, subjects: Sequence[Subject]
         name, score = next(iter(row["scores"]["all"].items()))
         work.metrics[f"{row['name']}_{name}"] = round(score["value"], 4)
     work.metrics["examples"] = len(found.examples)
+
+
+def _unknown_labels(head: Head, found: ExampleSet) -> list[str]:
+    """What is to be said of examples whose label the model cannot give, because its training data had none such."""
+    if head.problem not in ("single_label", "multi_label") or not head.labels:
+        return []
+    unknown = [label for label in found.labels if label not in head.labels]
+    count = sum(found.label_counts[label] for label in unknown)
+    if not count:
+        return []
+    note = t("{count} labels of the examples are none of the model's, which cannot be right there: {labels}", count=count, labels=", ".join(unknown[:10]) + (" …" if len(unknown) > 10 else ""))
+    warn("{note}", note=note)
+    return [note]
 
 
 def _baselines(objective: TaskObjective, found: ExampleSet, training: Sequence[Path], config: EvaluateConfig, notes: list[str]) -> list[tuple[str, str, list[dict[str, Any]]]]:

@@ -105,7 +105,7 @@ def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Choice
             else:
                 prompt = _prompt(row, prompts)
                 choices, letters = _choices([row.get(name) for name in columns] if several else row.get(columns[0]))
-            right = _answer(row.get(answer), choices, letters, first) if answer else None
+            right = notes.answer(lambda row=row, choices=choices, letters=letters: _answer(row.get(answer), choices, letters, first)) if answer else None
         except ValueError as error:
             notes.set_aside(table.path, line, str(error), row)
             continue

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luban.corpus.readers import BadLine
 from luban.foundation.console import say, warn
 from luban.foundation.messages import t
 
+Answer = TypeVar("Answer")
 _MOST_TEXT = 2000  # characters of a record set aside that are kept
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -69,8 +70,10 @@ def note_text(kind: str, count: int) -> str:
 
 @dataclass
 class Notes:
-    """Records set aside (``bad``) and counts of what was noticed (``counts``, see `note_text`)."""
+    """Records set aside (``bad``) and counts of what was noticed (``counts``, see `note_text`). Without ``answers`` a record whose label, grade or answer
+    is missing or damaged is read as one that has none."""
 
+    answers: bool = True
     bad: list[BadLine] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
@@ -79,6 +82,15 @@ class Notes:
         """Add to a count."""
         if number:
             self.counts[kind] = self.counts.get(kind, 0) + number
+
+    def answer(self, read: Callable[[], Answer]) -> Answer | None:
+        """The answer that ``read`` gives; None in the place of its ValueError where none is asked for."""
+        try:
+            return read()
+        except ValueError:
+            if self.answers:
+                raise
+            return None
 
     def set_aside(self, file: Any, line: int, reason: str, text: Any = "") -> None:
         """Keep a record that makes no example, with its reason."""

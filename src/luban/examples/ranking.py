@@ -65,7 +65,7 @@ def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Rankin
     for line, row in table.rows:
         try:
             query = check_text(row.get(columns["query"]), "query").strip()
-            documents, grades = _documents(row, columns, words)
+            documents, grades = _documents(row, columns, words, notes)
         except ValueError as error:
             notes.set_aside(table.path, line, str(error), row)
             continue
@@ -87,7 +87,7 @@ def examples(table: Table, mapping: dict[str, Any], notes: Notes) -> list[Rankin
     return rows
 
 
-def _documents(row: dict, columns: dict[str, str], words: dict[str, float]) -> tuple[list[str], list[float]]:
+def _documents(row: dict, columns: dict[str, str], words: dict[str, float], notes: Notes) -> tuple[list[str], list[float]]:
     if "positive" in columns:
         good = [_text(item) for item in _texts(row.get(columns["positive"]))]
         poor = [_text(item) for item in _texts(row.get(columns["negative"]))] if "negative" in columns else []
@@ -103,13 +103,17 @@ def _documents(row: dict, columns: dict[str, str], words: dict[str, float]) -> t
     documents = [_text(item) for item in items]
     if "grade" not in columns:
         return documents, [1.0] * len(documents)
-    grade = row.get(columns["grade"])
-    grades = [grade_of(item, words) for item in (listed(grade, ",") if isinstance(value, list) else [grade])]
-    if len(grades) != len(documents):
-        raise ValueError(f"{len(documents)} documents and {len(grades)} grades")
     if not documents:
         raise ValueError("no document")
-    return documents, grades
+    grades = notes.answer(lambda: _grades(row.get(columns["grade"]), isinstance(value, list), len(documents), words))
+    return documents, [0.0] * len(documents) if grades is None else grades
+
+
+def _grades(value: Any, several: bool, documents: int, words: dict[str, float]) -> list[float]:
+    grades = [grade_of(item, words) for item in (listed(value, ",") if several else [value])]
+    if len(grades) != documents:
+        raise ValueError(f"{documents} documents and {len(grades)} grades")
+    return grades
 
 
 def _texts(value: Any) -> list[Any]:

@@ -49,12 +49,13 @@ class ExampleSet:
         show(self, number)
 
 
-def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: Sequence[float] | None = None) -> ExampleSet:
+def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: Sequence[float] | None = None, answers: bool = True) -> ExampleSet:
     """Read the examples of a task from files, folders, a list of rows, or a table with ``columns`` and ``to_dict`` (a pandas frame).
 
     Each path may end in a slice (``data.csv#500``, see slices.py); two files of a text and its translation may be written as two paths,
     as ``a.en,b.zh`` or as their common stem. ``weights``, one a path, repeat (2) or thin out (0.5) what it holds. ``mapping`` names
-    the columns where they are not recognised (docs/data.md lists its keys for every task).
+    the columns where they are not recognised (docs/data.md lists its keys for every task). Without ``answers`` a missing or damaged label, grade or
+    answer is none, and the rest of the record is read: what is to be predicted needs none.
     Raises ConfigError for an unknown task, mapping or slice, DataError where no record makes an example.
     """
     if task not in TASKS:
@@ -65,7 +66,7 @@ def read_examples(paths: Any, task: str, mapping: dict | None = None, weights: S
     mapping = dict(mapping or {})
     sources.check_mapping(mapping, task)
     found = ExampleSet(task=task)
-    notes = Notes()
+    notes = Notes(answers)
     forms: dict[str, None] = {}
     unused: dict[str, None] = {}
     entries = sources.entries_of(paths)
@@ -103,7 +104,7 @@ def _refuse(found: ExampleSet, notes: Notes) -> None:
     raise DataError(
         "no example of the task {task} was found in {files}", "{place}" if first else "the columns were not recognised: {columns}",
         "say which column holds what, such as mapping: {{{example}}}, or choose the task that the data is for",
-        task=found.task, files=", ".join(found.files[:5]) or "(nothing)", place=f"{first.file}:{first.line}: {first.reason}" if first else "",
+        task=found.task, files=", ".join(found.files[:5]) or "(nothing)", place=f"{first.file}{f':{first.line}' if first.line else ''}: {first.reason}" if first else "",
         columns=", ".join(notes.columns[:20]) or "–", example=sources.mapping_example(found.task, notes.columns),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from luban.examples.notes import Notes
 from luban.foundation.errors import ConfigError, DataError
 
 TABLES = ("csv", "tsv", "jsonl", "json", "parquet")
+CONLL_ENDINGS = {".conll", ".bio", ".iob", ".iob2", ".bioes"}
 FORMATS = (*TABLES, "conll", "brat", "tmx", "two_files", "sentences", "semeval", "lines", "folders")
 _TAG = re.compile(r"^(O|[BIOESLUMW]([-_].+)?)$")
 _MOST_QUOTED_LINES = 200  # of one field: an unclosed quote must not swallow the rest of the file
@@ -56,7 +57,8 @@ def kind_of(path: Path) -> str:
     filled = [line for line in lines if line.strip()]
     if ".tmx" in names or any("<tmx" in line for line in filled[:20]):
         return "tmx"
-    if looks_like_conll(lines):
+    named = CONLL_ENDINGS & set(names) and 2 * sum(len(line.split()) > 1 for line in filled) > len(filled)  # however many of its lines are broken
+    if named or looks_like_conll(lines):
         return "conll"
     if any(re.search(r"<e1>.+</e1>", line) for line in filled[:4]) and not any("\t" in line for line in filled[1:2]):
         return "semeval"

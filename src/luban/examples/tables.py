@@ -81,7 +81,7 @@ def examples(table: Table, mapping: dict[str, Any], task: str, notes: Notes) -> 
             parts = [check_text(row.get(name)) for name in texts if len(texts) == 1 or str(row.get(name) or "").strip()]
             text = check_text("\n".join(parts)).strip()
             second = check_text(row.get(pair), "second text").strip() if pair else ""
-            value = _target(row, labels, task, separator, mapping.get("labels") or {}) if labels else None
+            value = notes.answer(lambda row=row: _target(row, labels, task, separator, mapping.get("labels") or {})) if labels else None
         except ValueError as error:
             notes.set_aside(table.path, line, str(error), row)
             continue

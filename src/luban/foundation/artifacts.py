@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ class Work:
     metrics: dict[str, Any] = field(default_factory=dict)
     licences: list[str] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)  # time and energy, beside what the runner measures; differs between two runs of the same
     watch: Callable[[Any], None] | None = None
+    scrap: list[str] = field(default_factory=list)  # files and folders of ``path`` that only an unfinished stage needs: they go when the artifact has its name
 
     def licence(self, *names: str) -> None:
         """Record a licence that the artifact inherits."""
@@ -113,15 +116,28 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def finish(partial: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
-    """Write the manifest into a whole ``partial`` directory and give it its name. The parent holds the old one aside."""
-    manifest = {"format": FORMAT, **manifest, "files": sizes(partial)}
+def finish(partial: Path, final: Path, manifest: dict[str, Any], scrap: Sequence[str] = ()) -> Artifact:
+    """Write the manifest into a whole ``partial`` directory and give it its name. The parent holds the old one aside. ``scrap`` is removed when nothing can be lost any more."""
+    files = {name: size for name, size in sizes(partial).items() if not any(name == gone or name.startswith(gone + "/") for gone in scrap)}
+    manifest = {"format": FORMAT, **manifest, "files": files, **({"scrap": list(scrap)} if scrap else {})}
     write_json(partial / MANIFEST, manifest)
     if final.exists():
         raise AssertionError(f"{final} is in the way")
     os.rename(partial, final)
     sync_directory(final.parent)
-    return Artifact(final, manifest)
+    made = Artifact(final, manifest)
+    remove_scrap(made)
+    return made
+
+
+def remove_scrap(artifact: Artifact) -> None:
+    """Remove what the stage alone needed; again where it was killed while it did so."""
+    for name in artifact.manifest.get("scrap", []):
+        place = artifact.path / name
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -145,14 +161,15 @@ def fingerprint_path(path: Path) -> str:
     if is_artifact(path):
         return open_artifact(path).fingerprint
     if path.is_file():
-        return fingerprint("file", _hash_file(path))
+        return fingerprint("file", sha256_of(path))
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
-        return fingerprint("folder", [(file.relative_to(path).as_posix(), _hash_file(file)) for file in files])
+        return fingerprint("folder", [(file.relative_to(path).as_posix(), sha256_of(file)) for file in files])
     raise DataError("{path}: no such file or folder", "", "check the path; a relative one starts at the recipe's folder", path=path)
 
 
-def _hash_file(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. DataError where it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -162,7 +179,7 @@ def _hash_file(path: Path) -> str:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}-{threading.get_native_id()}")  # threads may write the same file
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -177,6 +194,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n").encode("utf-8", "replace"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file is missing or damaged, or holds no object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sync_directory(folder: Path) -> None:

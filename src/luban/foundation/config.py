@@ -10,9 +10,10 @@ A config is a pydantic model whose fields are made with :func:`field`. Each fiel
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from luban.foundation.errors import ConfigError, nearest
@@ -22,21 +23,22 @@ Auto = Literal["auto"]
 Role = Literal["result", "machine", "length"]
 
 
-def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, short: Sequence[str] = (), **rules: Any) -> Any:
+def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, short: Sequence[str] = (), later: bool = False, **rules: Any) -> Any:
     """Declare a config field: its default, one sentence of documentation, its unit and its role.
 
     ``input=True`` marks a field whose value names other stages or paths (a string, or a list of strings). ``short`` are names that a config
-    may be written as, where the field's type turns them into it.
+    may be written as, where the field's type turns them into it. ``later=True`` marks a field that came after its config: at its default it is as if it
+    were not there, so that what was made before it stays up to date.
     ``rules`` are pydantic's own (``ge=0``, ``min_length=1``, ``default_factory=…``).
     """
-    extra = {"role": role, "unit": unit, "input": input, **({"short": list(short)} if short else {})}
+    extra = {"role": role, "unit": unit, "input": input, **({"short": list(short)} if short else {}), **({"later": True} if later else {})}
     if "default_factory" in rules:
         return Field(description=doc, json_schema_extra=extra, **rules)
     return Field(default, description=doc, json_schema_extra=extra, **rules)
 
 
 class Config(BaseModel):
-    """Base of every config: closed, with suggestions for what it does not know.
+    """Base of every config: closed, with suggestions for what it does not know. A list of texts or numbers may be given as its only item.
 
     ``renamed`` maps a field's former name to its present one: still read, with a warning.
     ``foreign`` maps names that users of other trainers would type to what Luban calls them.
@@ -46,6 +48,22 @@ class Config(BaseModel):
     renamed: ClassVar[dict[str, str]] = {}
     foreign: ClassVar[dict[str, str]] = {}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        """``[value]`` for a plain value where a list of such is asked for; the empty text is the empty list."""
+        if isinstance(value, str | int | float) and _is_only_item(cls.model_fields[info.field_name].annotation, value):
+            return [] if value == "" else [value]
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema = handler(core_schema)
+        for name, described in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            if plain_items(cls.model_fields[name].annotation):
+                _describe_only_item(described)
+        return schema
+
     def updated(self, **changes: Any) -> Any:
         """A validated copy with other values in some fields."""
         return build(type(self), {**self.explicit(), **changes})
@@ -53,6 +71,34 @@ class Config(BaseModel):
     def explicit(self) -> dict[str, Any]:
         """The fields that were given rather than left to their defaults, as plain data."""
         return self.model_dump(exclude_unset=True)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def plain_items(annotation: Any) -> set[type]:
+    """The types of the plain values that a field takes a list of; none where it holds no such list, or takes text for what it is."""
+    choices = _choices(annotation)
+    found: set[type] = set()
+    for item in () if str in choices else (get_args(choice)[0] for choice in choices if get_origin(choice) is list):
+        item = get_args(item)[0] if get_origin(item) is Annotated else item
+        found |= set(map(type, get_args(item))) if get_origin(item) is Literal else {item} & {str, int, float}
+    return found | {int} if float in found else found
+
+
+def _is_only_item(annotation: Any, value: Any) -> bool:
+    """Whether a plain value is the only item of the list that a field takes; a word that means something by itself, such as auto, is not."""
+    words = [word for choice in _choices(annotation) if get_origin(choice) is Literal for word in get_args(choice)]
+    return type(value) in plain_items(annotation) and value not in words
+
+
+def _describe_only_item(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a list field take its item alone too."""
+    if "anyOf" not in schema:
+        schema["anyOf"] = [{key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems") if key in schema}]
+    many = next(choice for choice in schema["anyOf"] if choice.get("type") == "array")
+    schema["anyOf"].append(dict(many["items"]))
 
 
 def role_of(info: FieldInfo) -> Role:
@@ -135,6 +181,8 @@ def fields_with_role(config: Config, role: Role) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
+        if (info.json_schema_extra or {}).get("later") and value == info.default:
+            continue
         if isinstance(value, Config) and role_of(info) == "result":
             if inner := fields_with_role(value, role):
                 chosen[name] = inner

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _console: Console | None = None
+_hushed: Console | None = None
 
 
 def console() -> Console:
     """The console that everything is printed to: standard error, and standard output in a notebook."""
     global _console
+    if _hushed is not None:
+        return _hushed
     stream = sys.stdout if in_notebook() else sys.stderr
     if _console is None or _console.file is not stream:
         from rich.console import Console
@@ -32,6 +35,14 @@ def console() -> Console:
         notebook = {"force_jupyter": False, "force_terminal": True, "width": 110} if in_notebook() else {}
         _console = Console(file=stream, highlight=False, soft_wrap=True, **notebook)
     return _console
+
+
+def hush(quiet: bool = True) -> None:
+    """Print nothing from now on: another process speaks for this one. ``hush(False)`` lets it speak again."""
+    global _hushed
+    from rich.console import Console
+
+    _hushed = Console(quiet=True) if quiet else None
 
 
 def say(template: str, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""Lengths of training: ``"20M tokens"``, ``"500 steps"``, ``"3 epochs"``."""
+"""Lengths of training: ``"20M tokens"``, ``"500 steps"``, ``"3 epochs"``; and spans of time: ``"3h"``, ``"90 minutes"``."""
 
 from __future__ import annotations
 
@@ -62,3 +62,39 @@ class Duration:
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict:
         return {"anyOf": [{"type": "string", "examples": ["20M tokens", "500 steps", "3 epochs"]}, {"type": "integer"}]}
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:(d)(?:ays?)?|(h)(?:ours?)?|(m)(?:in(?:ute)?s?)?|(s)(?:ec(?:ond)?s?)?)(?![a-z])\s*")
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """Time on the clock; ``text`` is how it was written."""
+
+    seconds: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: object) -> TimeSpan:
+        """Read ``"3h"``, ``"1d 12h"``, ``"90 minutes"``. ValueError says what is accepted; a bare number has no unit and is refused."""
+        if isinstance(text, TimeSpan):
+            return text
+        found, place = 0.0, 0
+        while isinstance(text, str) and place < len(text) and (match := _SPAN.match(text.lower(), place)):
+            unit = next(letter for letter in match.groups()[1:] if letter)
+            found, place = found + float(match[1]) * _SECONDS[unit], match.end()
+        if not isinstance(text, str) or place < len(text) or not 0 < found < 1e12:
+            raise ValueError(f'{text!r} is not a span of time; write "3h", "90 minutes" or "1d 12h"')
+        return cls(found, text.strip())
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict:
+        return {"type": "string", "examples": ["3h", "90 minutes", "1d 12h"]}

@@ -22,14 +22,22 @@ class Launch:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1  # on this machine
+    attempt: int = 0  # how often the launcher has started all of them again
+    port: int | None = None  # where they meet
 
 
 def launch() -> Launch:
-    """The rank that torchrun (or a launcher that speaks like it) gave this process."""
+    """The rank that torchrun (or a launcher that speaks like it) gave this process, if one did."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return Launch()
     return Launch(
-        rank=int(os.environ.get("RANK", 0)),
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        port=int(os.environ["MASTER_PORT"]),
     )
 
 

@@ -49,6 +49,21 @@ def memory_bytes() -> int:
         return total
 
 
+def available_bytes() -> int:
+    """Memory that could be taken without pushing anything out; all of the machine's where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            free = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return memory_bytes()
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as most, open("/sys/fs/cgroup/memory.current", encoding="ascii") as now:
+            text = most.read().strip()
+            return min(free, max(0, int(text) - int(now.read()))) if text != "max" else free
+    except (OSError, ValueError):
+        return free
+
+
 def resident_bytes() -> int:
     """Memory this process holds now."""
     try:
@@ -56,6 +71,18 @@ def resident_bytes() -> int:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return peak_bytes()
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and was not yet waited for does not."""
+    try:
+        os.kill(process, 0)
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except (OSError, IndexError):  # another user's, or a system without /proc
+        return True
 
 
 def peak_bytes() -> int:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # `luban --help` lists the kinds without loading pydantic
 
 @dataclass(frozen=True)
 class Kind:
-    """A verb, its room, and the name of its config class. A terminal kind makes no artifact and runs last."""
+    """A verb, its room, and the name of its config class. A terminal kind makes no artifact and runs last. A kind that runs ``together`` is the work of all
+    processes that torchrun started, others are that of the first."""
 
     name: str
     room: str
@@ -23,6 +24,7 @@ class Kind:
     summary: str
     terminal: bool = False
     module: str = "stage"  # of the room, where its work is
+    together: bool = False
 
     @property
     def config(self) -> type[Config]:
@@ -41,7 +43,7 @@ KINDS = {
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("augment", "examples", "AugmentConfig", "Make more training rows of labelled examples, in English and Chinese.", module="augment"),
-        Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one."),
+        Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one.", together=True),
         Kind("merge", "adapters", "MergeConfig", "Make adapters part of their base, or of several one.", module="merge"),
         Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
         Kind("ensemble", "fitting", "EnsembleConfig", "Let several models of a task answer together.", module="ensemble"),

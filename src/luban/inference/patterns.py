@@ -103,7 +103,8 @@ class Asker:
                     "shorten it, or raise sequence_length", count=len(ids), maximum=self.maximum,
                 )  # fmt: skip
             budget = max(0, budget - (len(ids) - self.maximum))
-        return Question(Framed(ids, types, [], []), list(range(place, place + size)), self._asked(group, size))
+        framed = Framed(ids, types, [], [], _left_out(text, shown) + _left_out(pair, pair_shown))
+        return Question(framed, list(range(place, place + size)), self._asked(group, size))
 
     def _around(self, text: str, pair: str, size: int) -> tuple[list[int], list[int], int]:
         """Ids and types of the filled pattern with ``size`` masks for the label's word, and where they begin.
@@ -136,7 +137,8 @@ class Asker:
             budget = max(0, budget - (len(ids) + self.most - 1 - self.maximum))
         whole = ids + word[:-1]
         places = list(range(len(ids) - 1, len(whole)))
-        return Question(Framed(whole, [0] * len(whole), [], []), places, self._asked(group, len(word)))
+        framed = Framed(whole, [0] * len(whole), [], [], _left_out(text, shown) + _left_out(pair, pair_shown))
+        return Question(framed, places, self._asked(group, len(word)))
 
     def _cut(self, text: str, pair: str, budget: int) -> tuple[str, str]:
         """Text and pair, together of at most ``budget`` tokens; what is too long loses its end, the longer one first."""
@@ -151,6 +153,11 @@ class Asker:
 
     def _asked(self, group: list[int], size: int) -> list[list[int]]:
         return [self.words[number] if number in group else [-1] * size for number in range(len(self.labels))]
+
+
+def _left_out(text: str, shown: str) -> int:
+    """Characters of a text that are not shown, spaces at its end apart."""
+    return len(text.rstrip()) - len(shown.rstrip())
 
 
 def check_pattern(pattern: str, decoder: bool) -> None:

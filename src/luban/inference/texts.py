@@ -83,23 +83,29 @@ def end_ids(tokenizer: Tokenizer, kind: str) -> list[int]:
     return list(dict.fromkeys([*tokenizer.stop_ids, *behind]))
 
 
+def framed_items(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[int]]:
+    """What the model reads of each item, as its note says, and how many tokens of each input were cut off."""
+    settings = dict(model.head.settings) if model.head else {}
+    settings.setdefault("maximum_input", min(LONGEST_INPUT, model.longest_text))
+    sources, cuts = [], []
+    for number, item in enumerate(items):
+        controls = {name: item[name] for name in settings.get("controls", ()) if item.get(name) is not None} | (item.get("controls") or {})
+        ids, cut = source_ids(tokenizer, _input_of(item, number, settings), controls, settings, model.shape.kind)
+        sources.append(ids)
+        cuts.append(cut)
+    return sources, cuts
+
+
 def write(model: Model, tokenizer: Tokenizer, items: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     """For ``{"input": …}`` (or ``{"text": …}``), with the controls the model knows by their names or under ``"controls"``: ``{"text"}``.
 
     Greedy, by chance or by as many beams, as the model's note says; the same item gets the same text. An item whose input was cut says so in ``"cut_tokens"``.
     """
     settings = dict(model.head.settings) if model.head else {}
-    kind = model.shape.kind
-    settings.setdefault("maximum_input", min(LONGEST_INPUT, model.longest_text))
-    sources, cuts = [], []
-    for number, item in enumerate(items):
-        controls = {name: item[name] for name in settings.get("controls", ()) if item.get(name) is not None} | (item.get("controls") or {})
-        ids, cut = source_ids(tokenizer, _input_of(item, number, settings), controls, settings, kind)
-        sources.append(ids)
-        cuts.append(cut)
+    sources, cuts = framed_items(model, tokenizer, items)
     noted = {name: settings[name] for name in ("beams", "temperature", "top_p") if name in settings}
     chosen = GenerationConfig(**noted, seed=0, maximum_tokens=settings.get("maximum_output", LONGEST_OUTPUT))
-    written = generate_from(model, sources, chosen, end_ids=end_ids(tokenizer, kind), rows=rows)
+    written = generate_from(model, sources, chosen, end_ids=end_ids(tokenizer, model.shape.kind), rows=rows)
     return [{"text": tokenizer.decode(ids).strip(), **({"cut_tokens": cut} if cut else {})} for ids, cut in zip(written, cuts, strict=True)]
 
 

@@ -43,6 +43,7 @@ class AutoModelAdapter(Model):
     """
 
     shape: AutoShapeConfig
+    shards: ClassVar[bool] = False
     shares_memory: ClassVar[bool] = True
 
     def __init__(self, shape: AutoShapeConfig, inner: nn.Module | None = None):

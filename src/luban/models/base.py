@@ -37,6 +37,7 @@ class Model(nn.Module):
     optional: ClassVar[tuple[str, ...]] = ()  # beginnings of names that a file may lack: they are drawn anew, and said
     tokens_before: int = 0  # places before each text that a learned prompt or prefix takes (luban.adapters.before)
     recompute_modes: ClassVar[tuple[str, ...]] = recompute.MODES
+    shards: ClassVar[bool] = True  # whether every weight is used inside the calls of the modules that hold it, so that it may be gathered for their time
     takes_prefix: ClassVar[bool] = False  # whether ``forward`` knows ``prefix``: tokens of a decoder that are seen from both sides
     shape: Any  # the family's own BaseShapeConfig
 
@@ -56,6 +57,10 @@ class Model(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The layers from the input upwards: what is compiled, frozen and given a learning rate one by one."""
         raise NotImplementedError
+
+    def beside_blocks(self) -> list[nn.Module]:
+        """Modules in the blocks that are called from outside of them."""
+        return []
 
     @property
     def embedding(self) -> nn.Embedding:

@@ -6,10 +6,12 @@ Weights are read one tensor at a time from the mapped file, so that memory holds
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -96,10 +98,18 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise from_os_error(error, path) from error
+        raise from_os_error(_system_error(error), path) from error
     sync_directory(path.parent)
+
+
+def _system_error(error: Exception) -> OSError:
+    """What the system said, where safetensors has put it into words."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def load_model(

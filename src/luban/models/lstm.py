@@ -25,6 +25,7 @@ class Lstm(Model):
     """
 
     shape: LstmShapeConfig
+    shards: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shape: LstmShapeConfig):

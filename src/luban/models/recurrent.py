@@ -28,6 +28,7 @@ class Recurrent(Model):
     """
 
     shape: RecurrentShapeConfig
+    shards: ClassVar[bool] = False
     output_names: ClassVar[tuple[str, ...]] = ()
     shares_memory: ClassVar[bool] = True
 

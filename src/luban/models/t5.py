@@ -58,6 +58,10 @@ class T5(EncoderDecoder):
         trunk = self.trunk
         return [*trunk.encoder.block, *(trunk.decoder.block if self.has_decoder() else ())]
 
+    def beside_blocks(self) -> list[nn.Module]:
+        trunk = self.trunk
+        return [stack.block[0].layer[0].SelfAttention.relative_attention_bias for stack in (trunk.encoder, *((trunk.decoder,) if self.has_decoder() else ()))]
+
     @property
     def embedding(self) -> nn.Embedding:
         return self.trunk.shared

@@ -18,7 +18,7 @@ from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import ClassificationConfig
 from luban.objectives.losses import wide
-from luban.objectives.tasks import TaskObjective
+from luban.objectives.tasks import TaskObjective, require_labels
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Batch, Row
 
@@ -34,6 +34,7 @@ class Classification(TaskObjective):
         self.problem = {"classification": "single_label"}.get(config.name, config.name)
 
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
+        require_labels(found)
         settings: dict[str, Any] = {"maximum_tokens": data.sequence_length}
         if self.problem == "regression":
             values = np.array([float(example.label) for example in found.examples if example.label is not None])
@@ -61,6 +62,7 @@ class Classification(TaskObjective):
             self.refuse("it has no label")
             return None
         framed = frame_text(tokenizer, example.text, example.pair, self.head.settings)
+        self.notice_cut([framed])
         if self.problem == "regression":
             target = np.float32((float(example.label) - self.head.settings["center"]) / self.head.settings["scale"])
             weight = 1.0

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from luban.foundation.config import Auto, Config, field, one_of
+from luban.foundation.custom import is_custom
+from luban.foundation.errors import nearest
 from luban.inference.config import SamplingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -428,6 +430,9 @@ NAMES = {name: cls for cls in OBJECTIVES for name in cls.model_fields["name"].an
 
 def _from_name(value: Any) -> Any:
     """``objective: masked`` is short for ``objective: {name: masked}``."""
+    if isinstance(value, str) and value not in NAMES and not is_custom(value):
+        guess = nearest(value, NAMES)
+        raise ValueError(f"there is no objective {value!r}" + (f"; did you mean {guess}?" if guess else f"; known are {', '.join(NAMES)}"))
     return {"name": value} if isinstance(value, str) and value in NAMES else value
 
 

@@ -113,6 +113,7 @@ class Embedding(TaskObjective):
         """Every different text as a row."""
         texts = list(dict.fromkeys(text for example in examples for text in ([example.query] if kind == "query" else example.documents)))
         framed = frame_texts(tokenizer, texts, kind, self.head.settings)
+        self.notice_cut(framed)
         return {text: Row(np.array(one.ids), np.zeros(1, np.float32), types=np.array(one.types), extra={"text": _hash(text)}) for text, one in zip(texts, framed, strict=True)}
 
     def loader(self, units: list[Any], data: DataRequest, seed: int, shuffle: bool) -> UnitLoader:

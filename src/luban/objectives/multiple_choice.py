@@ -65,6 +65,7 @@ class MultipleChoice(TaskObjective):
 
     def _pairs(self, example: Choice, tokenizer: Tokenizer) -> list[Row]:
         framed = frame_choices(tokenizer, example.prompt, example.choices, self.head.settings)
+        self.notice_cut(framed)
         return [Row(np.array(one.ids), np.full(1, float(not number), np.float32), types=np.array(one.types)) for number, one in enumerate(framed)]
 
     def _continuations(self, example: Choice, tokenizer: Tokenizer) -> list[Row]:

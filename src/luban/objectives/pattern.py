@@ -17,7 +17,7 @@ from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import PatternConfig
 from luban.objectives.losses import wide
-from luban.objectives.tasks import TaskObjective
+from luban.objectives.tasks import TaskObjective, require_labels
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Batch, Row
 
@@ -41,6 +41,7 @@ class Pattern(TaskObjective):
         return found, held_out
 
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
+        require_labels(found)
         labels = list(self.config.words) or found.labels
         if missing := [label for label in found.labels if label not in labels]:
             raise ConfigError(
@@ -68,6 +69,7 @@ class Pattern(TaskObjective):
             self.refuse("a label that no training example has")
             return None
         questions = self.asker.rows(example.text, example.pair)
+        self.notice_cut([questions[0].framed])
         places, words = (values.numpy() for values in asked(questions, self.asker.most))
         label = np.int64(self.numbers[str(example.label)])
         # The unit is the example: its first row carries its weight.

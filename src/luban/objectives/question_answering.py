@@ -40,7 +40,7 @@ class QuestionAnswering(WindowedObjective):
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
         stride = min(self.config.stride, window_stride(data.sequence_length))
         if stride < self.config.stride:
-            say("stride: windows of {length} tokens share {stride}", length=data.sequence_length, stride=stride)
+            say("stride: windows of {length} tokens share {stride}, a quarter; sharing {asked} they would read little that is new", length=data.sequence_length, stride=stride, asked=self.config.stride)
         settings = {
             "maximum_tokens": data.sequence_length, "stride": stride, "longest_answer": self.config.longest_answer,
             "unanswerable": any(not example.answers for example in found.examples), "threshold": 0.0,

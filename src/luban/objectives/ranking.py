@@ -88,6 +88,7 @@ class Ranker(TaskObjective):
 
     def _rows(self, example: Ranking, texts: Sequence[str], grades: Sequence[float], tokenizer: Tokenizer) -> list[Row]:
         framed = frame_pairs(tokenizer, [example.query] * len(texts), texts, self.head.settings)
+        self.notice_cut(framed)
         return [
             Row(np.array(one.ids), np.zeros(1, np.float32), types=np.array(one.types), extra={"grade": np.float32(grade)}, source=example.source) for one, grade in zip(framed, grades, strict=True)
         ]

@@ -17,6 +17,7 @@ from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Term
 from luban.objectives.config import RelationConfig
 from luban.objectives.losses import wide
+from luban.objectives.tasks import require_labels
 from luban.objectives.windowed import WindowedObjective
 from luban.tokenizer.special import ENTITY_MARKERS, with_entity_markers
 from luban.tokenizer.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class Relation(WindowedObjective):
         return with_entity_markers(tokenizer)[0]
 
     def make_head(self, found: ExampleSet, data: DataRequest) -> Head:
+        require_labels(found)
         if len(found.labels) < 2:
             raise DataError("there is only one label to learn: {labels}", "a model that always gives it is right", "add examples of other labels, or name the column of the label in mapping", labels=", ".join(map(str, found.labels)))
         labels = tuple(map(str, found.labels))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from luban.metrics.tasks import score_task
 from luban.models.base import Model
 from luban.models.heads import Head
 from luban.objectives.base import DataRequest, Loaders, Objective
+from luban.tokenizer.framing import Framed
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens.batch import Row
 from luban.tokens.units import UnitLoader
@@ -71,6 +72,7 @@ class TaskObjective(Objective):
     def loaders(self, data: DataRequest) -> Loaders:
         found, held_out = self.read(data)
         self.refused: dict[str, int] = {}
+        self.noticed: dict[str, int] = {}
         self.head = self.make_head(found, data)
         units = self.units(found.examples, data.tokenizer)
         if not units:
@@ -79,7 +81,7 @@ class TaskObjective(Objective):
         self._set_aside(found, data)
         loader = self.loader(units, data, data.seed, True)
         batches = list(self.loader(validation, data, 0, False).pass_once())[:VALIDATION_BATCHES] if validation else []
-        report = {"examples": len(units), "validation_examples": len(held_out), "bad_rows": len(found.bad), "format": found.format, **({"labels": list(self.head.labels)} if self.head is not None else {}), **({"refused": self.refused} if self.refused else {})}
+        report = {"examples": len(units), "validation_examples": len(held_out), "bad_rows": len(found.bad), "format": found.format, **({"labels": list(self.head.labels)} if self.head is not None else {}), **({"refused": self.refused} if self.refused else {}), **({"noticed": self.noticed} if self.noticed else {})}
         return Loaders(loader, batches, report, stated_licences(data), held_out)
 
     def read(self, data: DataRequest) -> tuple[ExampleSet, list[Any]]:
@@ -92,9 +94,10 @@ class TaskObjective(Objective):
             found.examples, held_out = k_folds(found.examples, folds, stratify=True, seed=data.seed)[number]
             return found, held_out
         if data.validation:
-            held_out = read_examples(_paths(data.validation), self.reads, data.mapping or None).examples
-            self.check_examples(held_out)
-            return found, held_out
+            held_out = read_examples(_paths(data.validation), self.reads, data.mapping or None)
+            self.check_examples(held_out.examples)
+            found.bad += held_out.bad
+            return found, held_out.examples
         if not data.validation_share:
             return found, []
         found.examples, held_out = hold_out(found.examples, data.validation_share, stratify=True, seed=data.seed)
@@ -111,6 +114,15 @@ class TaskObjective(Objective):
     def refuse(self, reason: str) -> None:
         """Count an example that cannot be learned from; ``None`` is then its unit."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def notice(self, reason: str, count: int = 1) -> None:
+        """Count what was learned from in another form than it was given."""
+        if count:
+            self.noticed[reason] = self.noticed.get(reason, 0) + count
+
+    def notice_cut(self, framed: Iterable[Framed]) -> None:
+        """Count the rows in which a text is not whole."""
+        self.notice("texts are longer than sequence_length: what does not fit is not read", sum(one.truncated > 0 for one in framed))
 
     def score(self, model: Model, tokenizer: Tokenizer, examples: list[Any]) -> dict[str, Score]:
         """The task's figures, values only: intervals are `evaluate`'s."""
@@ -130,6 +142,17 @@ class TaskObjective(Objective):
             say("{count} rows were set aside, with their reasons, in training/set_aside.jsonl", count=len(found.bad))
         for reason, count in self.refused.items():
             warn("{count} examples are not learned from: {reason}", count=count, reason=t(reason))
+        for reason, count in self.noticed.items():
+            warn("{count} {reason}", count=count, reason=t(reason))
+
+
+def require_labels(found: ExampleSet) -> None:
+    """Raise DataError for files in which nothing has a label."""
+    if found.examples and all(example.label is None for example in found.examples):
+        raise DataError(
+            "no example has a label: {files}", "columns that nothing was made of: {columns}", "name the label's column in mapping: {{label: …}}; luban show FILE says how a file is read",
+            files=", ".join(found.files), columns=", ".join(found.unused) or "–",
+        )  # fmt: skip
 
 
 def write_rows(file: Path, bad: Sequence[BadLine]) -> None:

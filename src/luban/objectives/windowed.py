@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from luban.examples.reading import ExampleSet
-from luban.foundation.console import warn
-from luban.foundation.messages import t
 from luban.objectives.base import DataRequest, Loaders
 from luban.objectives.tasks import TaskObjective
 from luban.tokenizer.tokenizer import Tokenizer
@@ -24,13 +22,8 @@ class WindowedObjective(TaskObjective):
         raise NotImplementedError
 
     def loaders(self, data: DataRequest) -> Loaders:
-        self.noticed: dict[str, int] = {}
         made = super().loaders(data)
-        for reason, count in self.noticed.items():
-            warn("{count} {reason}", count=count, reason=t(reason))
         made.report |= {"examples": self.examples, "windows": made.report["examples"]}
-        if self.noticed:
-            made.report["noticed"] = self.noticed
         return made
 
     def read(self, data: DataRequest) -> tuple[ExampleSet, list[Any]]:
@@ -40,11 +33,6 @@ class WindowedObjective(TaskObjective):
 
     def units(self, examples: Sequence[Any], tokenizer: Tokenizer) -> list[list[Row]]:
         return [[row] for row in self.rows_of(examples, tokenizer)]
-
-    def notice(self, reason: str, count: int = 1) -> None:
-        """Count what was learned from in another form than it was given."""
-        if count:
-            self.noticed[reason] = self.noticed.get(reason, 0) + count
 
 
 def window_stride(length: int) -> int:

@@ -1,9 +1,9 @@
-"""The torch engine: one process, one device. It runs forward and backward passes, clips, and steps."""
+"""The torch engine: forward and backward passes of this rank's share of a step, clipping, stepping. What the ranks hold and how they add up is their layout's."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luban.objectives.base import Objective, Term
+from luban.parallel.layouts import Layout
 from luban.tokens.batch import Batch
 
 
@@ -43,12 +44,15 @@ class TorchEngine:
     lacks: ClassVar[dict[str, str]] = {}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
     micro_batch_tokens = 4096  # where ``micro_batch_rows`` is 0: rows are as many as this holds of the step's width
 
-    def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None):
-        self.passes = passes or OnePass()
+    def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None, layout: Layout | None = None):
+        self.passes, self.layout = passes or OnePass(), layout or Layout()
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.micro_batch_rows, self.precision = micro_batch_rows, precision
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.norms: tuple[list[nn.Parameter], torch.Tensor] = ([], torch.zeros(0))  # [parameters] of the last step's gradients, before clipping
+        self.step_batch: Batch | None = None  # the rows of all ranks
+        self.own_rows = True  # False while a rank passes rows through the model for the company alone
 
     def autocast(self) -> Any:
         if self.precision == torch.float32:
@@ -56,19 +60,32 @@ class TorchEngine:
         return torch.autocast(self.device.type, dtype=self.precision)
 
     def forward_backward(self, batch: Batch, factor: float = 1.0) -> dict[str, torch.Tensor]:
-        """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised. ``factor`` of the peak learning rate is for engines that
-        use gradients as they appear."""
+        """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised. ``batch`` has the rows of all ranks. ``factor`` of the peak
+        learning rate is for engines that use gradients as they appear."""
         counts = {"tokens": _tokens(batch)} | self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
-        for part in self._parts(batch):
+        self.step_batch = batch
+        for part, counted in self._parts(batch):
+            self.own_rows = counted
             for name, mean in self.passes.backward(self, part, counts).items():
                 means[name] = means.get(name, 0) + mean
-        return means
+        self.layout.sum_gradients(self.model)
+        return self.layout.sum_means(means)
 
     def terms(self, part: Batch) -> dict[str, Term]:
         """The objective's terms of a micro-batch in the engine's precision, and the losses that the model itself made (balance of experts)."""
         with self.autocast():
-            return self.objective.terms(self.model, part) | self.own_terms(part)
+            return self._objective_terms(part) | self.own_terms(part)
+
+    def _objective_terms(self, part: Batch) -> dict[str, Term]:
+        if self.objective.scope != "batch" or self.layout.ranks.alone:
+            return self.objective.terms(self.model, part)
+        # The rows of all ranks are compared on each of them; each learns from its own, and of the loss itself each has an equal part.
+        own = self.objective.outputs(self.model, part)
+        nothing = 0.0 * own.sum()  # so that there is something to pass back where none of the rows are this rank's
+        outputs = self.layout.gather_rows(own if self.own_rows else own[:0], self.step_batch)
+        terms = self.objective.terms_of(outputs, self.model, self.step_batch.to(self.device))
+        return {name: replace(term, sum=term.sum - term.sum.detach() * (1 - 1 / self.layout.ranks.size) + nothing) for name, term in terms.items()}
 
     def own_terms(self, part: Batch) -> dict[str, Term]:
         """What the model's last forward pass says of itself: means over the micro-batch, weighted by its tokens in the step."""
@@ -81,9 +98,10 @@ class TorchEngine:
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
         """One backward pass of ``share`` times the terms' loss; returns each term's part of the step's mean."""
         means = self.means(terms, counts)
+        counted = self.own_rows or self.objective.scope == "batch"
         loss = sum(terms[name].weight * mean for name, mean in means.items() if terms[name].weight)
-        self.scaler.scale(loss * share).backward()
-        return {name: mean.detach() for name, mean in means.items()}
+        self.scaler.scale(loss * (share * counted)).backward()
+        return {name: mean.detach() * counted for name, mean in means.items()}
 
     @staticmethod
     def means(terms: dict[str, Term], counts: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -92,60 +110,81 @@ class TorchEngine:
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
-        """Each term's mean over all units of the batches, without gradients."""
+        """Each term's mean over all units of the batches, without gradients; the ranks share the work."""
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         self.model.eval()
-        for batch in batches:
+        together = self.layout.together
+        for batch in self.layout.own_batches(batches):
             batch = self.objective.prepare(batch, self.model)
-            for name, count in self.objective.counts(batch).items():
-                counts[name] = counts.get(name, 0) + count
-            for part in self._parts(batch):
+            if not together or self.layout.ranks.leads:
+                _add(counts, self.objective.counts(batch))
+            for part, scored in self._parts(batch, shared=together):
                 with self.autocast():
-                    for name, term in self.objective.terms(self.model, part).items():
-                        sums[name] = sums.get(name, 0) + float(term.sum)
+                    terms = self.objective.terms(self.model, part)
+                if scored:
+                    _add(sums, {name: float(term.sum) for name, term in terms.items()})
         self.model.train()
+        self.layout.settle(self.model)
+        found = self.layout.ranks.everyone([sums, counts])
+        sums, counts = _added(each[0] for each in found), _added(each[1] for each in found)
         return {name: sums[name] / max(counts.get(name, counts["loss"]), 1.0) for name in sums}
 
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in micro-batches of whole units on the device, padding trimmed from each; a batch whose rows are compared stays whole."""
-        rows, width = batch.inputs.shape
-        wanted = self.micro_batch_rows or self.micro_batch_tokens // (width + (0 if batch.source is None else batch.source.shape[1]))
+    def _parts(self, batch: Batch, shared: bool = True) -> Iterator[tuple[Batch, bool]]:
+        """This rank's share of the batch (or, not ``shared``, all of it) in micro-batches of whole units on the device, padding trimmed from each, and whether they count;
+        a batch whose rows are compared stays whole."""
+        layout = self.layout if shared else Layout()
+        wanted = self._rows(batch)
         whole = self.objective.scope == "batch"
-        size = rows if whole else max(1, wanted // batch.group) * batch.group
-        for part in self._cut(batch, size):
-            yield replace(part, micro_rows=max(1, wanted)) if whole else part
+        for first, last, scored in layout.spans(batch, len(batch.inputs) if whole else max(1, wanted // batch.group) * batch.group):
+            part = batch.rows(first, last, trim=True).to(self.device)
+            yield (replace(part, micro_rows=max(1, wanted)) if whole else part), scored
 
-    def _cut(self, batch: Batch, size: int) -> Iterator[Batch]:
-        """``size`` rows at a time on the device, padding trimmed; where nothing is scored a part is left out."""
-        for start in range(0, len(batch.inputs), size):
-            part = batch.rows(start, start + size, trim=True)
-            if part.weights.any():
-                yield part.to(self.device)
+    def _rows(self, batch: Batch) -> int:
+        """Rows that pass through the model at once."""
+        return self.micro_batch_rows or self.micro_batch_tokens // (batch.inputs.shape[1] + (0 if batch.source is None else batch.source.shape[1]))
 
     def clip(self, largest: float) -> torch.Tensor:
         """The gradient's norm; gradients above ``largest`` (if not 0) are scaled down to it."""
         for optimizer in self.optimizer.parts if self.scaler.is_enabled() else ():
             self.scaler.unscale_(optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if largest:
-            nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        norm, norms = self.layout.clip(parameters, largest)
+        self.norms = (parameters, norms)
         return norm
 
-    def step(self, factor: float, number: int = 1) -> None:
-        """Apply the gradients at ``factor`` of the peak learning rate, and drop them; an adapter looks at them before. ``number`` counts steps from 1."""
-        self.optimizer.step(factor)
-        if self.model.adapter:
-            self.model.adapter.after_gradients(self.model, number)
-        self.drop_gradients()
+    def step(self, factor: float, number: int = 1, keep: torch.Tensor | None = None) -> None:
+        """Apply the gradients at ``factor`` of the peak learning rate, unless ``keep`` [] is false, and drop them; an adapter looks at them before. ``number`` counts steps from 1."""
+        if keep is None or self._applies(keep):
+            self.optimizer.step(factor)
+            if self.model.adapter:
+                self.model.adapter.after_gradients(self.model, number)
+        self.optimizer.zero_grad()
         if self.scaler.is_enabled():
             self.scaler.update()
 
-    def drop_gradients(self) -> None:
-        self.optimizer.zero_grad()
+    def _applies(self, keep: torch.Tensor) -> bool:
+        """Whether to call the optimizer. A fused one on an accelerator reads ``keep`` itself, and the host does not wait for it; the others are left out by the host."""
+        parts = self.optimizer.parts
+        if keep.device.type == "cpu" or self.model.adapter or not all(part.defaults.get("fused") for part in parts):
+            return bool(keep)
+        for part in parts:
+            part.found_inf = (~keep).float()
+        return True
 
 
 def _tokens(batch: Batch) -> float:
     """Tokens that are no padding."""
     return float(batch.inputs.numel() if batch.segments is None else (batch.segments >= 0).sum())
+
+
+def _add(totals: dict[str, float], parts: dict[str, float]) -> None:
+    for name, value in parts.items():
+        totals[name] = totals.get(name, 0) + value
+
+
+def _added(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        _add(totals, part)
+    return totals

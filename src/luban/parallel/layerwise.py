@@ -6,7 +6,6 @@ a model that is little larger than its weights are. What needs all gradients at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,19 +37,22 @@ class LayerwiseEngine(TorchEngine):
         "accumulate": "a gradient is used up before the next micro-batch could add to it",
         "scale": "whether float16's gradients overflowed is known when they are used up",
         "repeat": "each of its passes leaves gradients, and the weights would move between them",
+        "refuse": "the weights have moved when a step's loss is known",
         "look": "it looks at the gradients after the step",
+        "ranks": "a gradient is used up before those of the other processes could be added",
     }
 
     def __init__(self, model: nn.Module, optimizer: ApartStepper, *arguments: Any, **settings: Any):
         super().__init__(model, optimizer, *arguments, **settings)
         self.factor = 1.0
         self.squares: list[torch.Tensor] = []  # of the norms of the step's gradients so far
+        self.used: list[nn.Parameter] = []  # whose they were
         for parameter in optimizer.names:
             parameter.register_post_accumulate_grad_hook(self._use)
 
     def forward_backward(self, batch: Batch, factor: float = 1.0) -> dict[str, torch.Tensor]:
         """Move the weights down the step's loss at ``factor`` of the peak learning rate; returns each term's mean over the step."""
-        self.factor, self.squares = factor, []
+        self.factor, self.squares, self.used = factor, [], []
         return super().forward_backward(batch)
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
@@ -61,6 +63,7 @@ class LayerwiseEngine(TorchEngine):
     def _use(self, parameter: nn.Parameter) -> None:
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32)
         self.squares.append(norm.square())
+        self.used.append(parameter)
         if bool(torch.isfinite(norm)):
             self.optimizer.step_one(parameter, self.factor)
         if (workspace := getattr(parameter, "workspace", None)) is not None:
@@ -70,11 +73,13 @@ class LayerwiseEngine(TorchEngine):
     def clip(self, largest: float) -> torch.Tensor:
         """The norm of all gradients of the step; they are gone, so ``largest`` must be 0."""
         assert not largest, self.lacks["clip"]
-        return torch.stack(self.squares).sum().sqrt() if self.squares else torch.zeros((), device=self.device)
+        squares = torch.stack(self.squares) if self.squares else torch.zeros(0, device=self.device)
+        self.norms = (self.used, squares.sqrt())
+        return squares.sum().sqrt()
 
-    def step(self, factor: float, number: int = 1) -> None:
+    def step(self, factor: float, number: int = 1, keep: torch.Tensor | None = None) -> None:
         """Nothing: the weights have moved."""
 
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """The whole batch at once, padding trimmed."""
-        yield from self._cut(batch, len(batch.inputs))
+    def _rows(self, batch: Batch) -> int:
+        """The whole batch at once."""
+        return len(batch.inputs)

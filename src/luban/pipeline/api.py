@@ -13,19 +13,20 @@ from luban.foundation.environment import let_waiting_threads_sleep
 from luban.foundation.errors import ConfigError
 from luban.foundation.kinds import KINDS, Kind
 from luban.pipeline.recipe import Recipe, make_recipe, read_recipe
-from luban.pipeline.runner import run_recipe
+from luban.pipeline.runner import Change, run_recipe
 
 let_waiting_threads_sleep()
 
 
-def run(recipe: str | Path | dict[str, Any], *overrides: str, out: str | Path | None = None, until: str | None = None, wait: bool = False) -> list[Artifact]:
+def run(recipe: str | Path | dict[str, Any], *overrides: str, out: str | Path | None = None, until: str | None = None, wait: bool = False, change: Change = "refuse") -> list[Artifact]:
     """Run a recipe (a file, or its content as a dictionary); ``overrides`` are ``"base.depth=6"`` texts.
 
-    Returns the artifacts of its stages, in order, up to the stage ``until`` if it is named. A serve stage runs last and blocks.
+    Returns the artifacts of its stages, in order, up to the stage ``until`` if it is named. A serve stage runs last and blocks. ``change``: "restart" or "accept"
+    a half-done training whose settings changed, which is refused otherwise.
     """
     out = Path(out) if out is not None else None
     made = make_recipe(recipe, Path("."), "recipe", Source(), out) if isinstance(recipe, dict) else read_recipe(Path(recipe), list(overrides), out)
-    return run_recipe(made, wait=wait, until=until)
+    return run_recipe(made, wait=wait, until=until, change=change)
 
 
 def load(model: str | Path) -> Any:

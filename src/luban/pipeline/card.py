@@ -63,13 +63,8 @@ def _page(run: RunFacts) -> dict[str, Any]:
         "version": __version__,
         "summary": summary_text(run),
         "tiles": _tiles(run),
-        "groups": comparison(run.results),
-        "verdicts": verdicts(run.results),
-        "conversation_groups": [("", bars) for _, bars in comparison({"rows": run.results.get("conversations", {}).get("rows", [])}, "loss")],
-        "conversation_verdicts": verdicts(run.results.get("conversations", {}), run.results),
-        "notes": run.results.get("notes", []),
-        "written": [{**sample, "prompt": sample["prompt"].strip("\n"), "text": sample["text"].strip("\n")} for sample in run.results.get("samples", [])],
-        "signature": _signature(run.results),
+        "evaluations": [_evaluation(name, results) for name, results in run.evaluations.items()],
+        "written": [{**sample, "prompt": sample["prompt"].strip("\n"), "text": sample["text"].strip("\n")} for results in run.evaluations.values() for sample in results.get("samples", [])],
         "times": [(stage.name, stage.kind, seconds_text(stage.seconds), 100 * stage.seconds / whole) for stage in run.stages if stage.artifact],
         "trainings": trainings,
         "data": [(stage.name, data_facts(stage), (stage.artifact.path / "card.html").is_file()) for stage in run.of_kind("curate")],
@@ -78,6 +73,26 @@ def _page(run: RunFacts) -> dict[str, Any]:
         "commands": next_commands(run, _typed(run.folder)),
         "bytes_text": bytes_text,
         "seconds_text": seconds_text,
+    }
+
+
+def _evaluation(name: str, results: dict[str, Any]) -> dict[str, Any]:
+    """What one evaluation says: bars, verdicts, notes."""
+    main, greater = main_figure(results)
+    lead = t("Bits needed to code one byte of text the models never saw; shorter is better. The n-grams are character models trained on the same text; whiskers span 95 % of resampled documents.")
+    if "task" in results:
+        better = t("longer is better") if greater else t("shorter is better")
+        lead = t("{metric} on the examples of the test; {better}. The baselines were fitted to the same training data; whiskers span 95 % of resampled examples.", metric=main, better=better)
+    conversations = results.get("conversations", {})
+    return {
+        "name": name,
+        "lead": lead,
+        "groups": comparison(results),
+        "verdicts": verdicts(results),
+        "conversation_groups": [("", bars) for _, bars in comparison({"rows": conversations.get("rows", [])}, "loss")],
+        "conversation_verdicts": verdicts(conversations, results),
+        "notes": results.get("notes", []),
+        "signature": _signature(results),
     }
 
 
@@ -148,15 +163,8 @@ def print_summary(run_folder: Path) -> None:
         took = seconds_text(stage.seconds) if stage.finished else ""
         stages.add_row(Text(stage.name, style="bold"), Text(stage.kind, style="dim"), Text(took), Text(bar, style="cyan" if stage.finished else "yellow"))
     blocks += [Text(), stages]
-    main = main_figure(run.results)[0]
-    for title, bars in comparison(run.results)[:3]:
-        grid = Table.grid(padding=(0, 2))
-        for bar in bars:
-            style = {"model": "bold green", "baseline": "blue"}.get(bar.role, "dim")
-            grid.add_row(Text("  " + bar.label, style=style), Text(bar.text, style=style), Text("█" * max(1, round(bar.width * 0.24)), style=style))
-        blocks += [Text(), Text(f"{t('bits a byte') if main == 'bits_per_byte' else main}: {title}", style="bold"), grid]
-    for clear, sentence in verdicts(run.results):
-        blocks.append(Text("  " + sentence, style="" if clear else "yellow"))
+    for name, results in run.evaluations.items():
+        blocks += _bars(results, name if len(run.evaluations) > 1 else "")
     blocks += [Text(), Text(t("where it lies"), style="bold"), Text(f"  {_typed(run.folder)}/", overflow="fold")]
     if (run.folder / CARD).is_file():
         blocks.append(Text(f"  {_typed(run.folder / CARD)}", overflow="fold"))
@@ -164,3 +172,18 @@ def print_summary(run_folder: Path) -> None:
     width = max(len(command) for command, _ in next_commands(run, _typed(run.folder)))
     blocks += [Text.assemble("  ", (command.ljust(width), "bold cyan"), "  ", (purpose, "dim"), overflow="fold") for command, purpose in next_commands(run, _typed(run.folder))]
     console().print(Panel(Group(*blocks), title=Text(f" {run.name} ", style="bold"), box=box.ROUNDED, border_style="cyan", padding=(1, 2)), soft_wrap=False)
+
+
+def _bars(results: dict[str, Any], name: str) -> list[Any]:
+    """One evaluation in the terminal: a bar a row, and what may be said of them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    main, blocks = main_figure(results)[0], []
+    for title, bars in comparison(results)[:3]:
+        grid = Table.grid(padding=(0, 2))
+        for bar in bars:
+            style = {"model": "bold green", "baseline": "blue"}.get(bar.role, "dim")
+            grid.add_row(Text("  " + bar.label, style=style), Text(bar.text, style=style), Text("█" * max(1, round(bar.width * 0.24)), style=style))
+        blocks += [Text(), Text(f"{name + ', ' if name else ''}{t('bits a byte') if main == 'bits_per_byte' else main}: {title}", style="bold"), grid]
+    return blocks + [Text("  " + sentence, style="" if clear else "yellow") for clear, sentence in verdicts(results)]

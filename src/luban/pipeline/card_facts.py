@@ -18,6 +18,7 @@ from luban.foundation.console import bytes_text, count_text, seconds_text
 from luban.foundation.errors import LubanError
 from luban.foundation.messages import t
 from luban.pipeline.card_charts import Chart, Series, line_chart, smooth
+from luban.training.goodput import SECTIONS, SHOWN
 from luban.training.log import read_log
 
 MODEL_KINDS = ("train",)
@@ -71,8 +72,13 @@ class RunFacts:
     started: str
     seconds: float
     stages: list[StageFacts]
-    results: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]  # the results of each evaluate stage
     recipe: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Those of the last evaluation."""
+        return next(reversed(self.evaluations.values()), {})
 
     def of_kind(self, kind: str) -> list[StageFacts]:
         return [stage for stage in self.stages if stage.kind == kind and stage.artifact]
@@ -89,7 +95,7 @@ def gather(folder: Path) -> RunFacts:
     stages = [_stage(folder, name) for name in names]
     if not any(stage.artifact for stage in stages):
         raise LubanError("{folder} holds no finished stage yet", "", "luban run makes them; a card can be made once one is whole", folder=folder)
-    results = next((_read_json(stage.artifact.path / "results.json") for stage in reversed(stages) if stage.kind == "evaluate" and stage.artifact), {})
+    results = {stage.name: _read_json(stage.artifact.path / "results.json") for stage in stages if stage.kind == "evaluate" and stage.artifact}
     recipe_file = folder / "recipe.resolved.yaml"
     recipe = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
     seconds = _number(about.get("work_seconds")) or sum(stage.seconds for stage in stages)
@@ -162,6 +168,7 @@ def _training_figures(stage: StageFacts, validations: list[tuple[float, dict]]) 
             figures.append((t(label), text(metrics[key])))
     figures.append((t("time"), seconds_text(stage.seconds)))
     figures += _kept_figures(metrics)
+    figures += _cost_figures(stage.artifact.manifest.get("cost"), metrics.get("guard"))
     scored = [(at, _value(scores.get("loss"))) for at, scores in validations]
     scored = [(at, loss) for at, loss in scored if math.isfinite(loss)]
     if len(scored) > 1:
@@ -198,18 +205,52 @@ def comparison(results: dict[str, Any], metric: str = "") -> list[tuple[str, lis
     return groups
 
 
+def _cost_figures(cost: Any, guard: Any) -> list[tuple[str, str]]:
+    """Where the time of a training went, its energy, and what its guards refused."""
+    cost, guard = cost if isinstance(cost, dict) else {}, guard if isinstance(guard, dict) else {}
+    figures = []
+    spent = {name: _number(cost.get(f"{name}_seconds")) or 0.0 for name in SECTIONS}
+    if whole := sum(spent.values()):
+        shares = [f"{t(SHOWN.get(name, name))} {seconds / whole:.0%}" for name, seconds in sorted(spent.items(), key=lambda pair: -pair[1]) if seconds >= 0.005 * whole]
+        figures += [(t("goodput"), f"{spent['steps'] / whole:.0%}"), (t("where the time went"), t(", ").join(shares))]
+    if (energy := _number(cost.get("kilowatt_hours"))) is not None:
+        figures.append((t("energy"), f"{energy:.3g} kWh, {_number(cost.get('grams_of_co2')) or 0.0:.3g} g CO₂"))
+    refused = {name: int(value) for name in ("not_finite", "spikes", "rollbacks") if (value := _number(guard.get(name)))}
+    if refused:
+        figures.append((t("refused by the guards"), t(", ").join(f"{t(name.replace('_', ' '))} {count}" for name, count in refused.items())))
+    return figures
+
+
 def _kept_figures(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Of an adapter: how near what was written comes to what was trained; of anything tuned: what the base's own text lost."""
     found = []
     parity = metrics.get("parity")
     if isinstance(parity, dict) and isinstance(parity.get("largest_difference"), dict):
-        found += [(t("parity: adapter") if name == "adapter" else t("parity: merged"), f"{difference:.1e}") for name, difference in parity["largest_difference"].items() if _number(difference) is not None]
+        found += _parity_figures(parity)
     general = metrics.get("general") if isinstance(metrics.get("general"), dict) else {}
     before, after = (general.get(when) if isinstance(general.get(when), dict) else {} for when in ("before", "after"))
     for key, label in (("bits_per_byte", "the base's text, bits a byte"), ("loss", "the base's text, loss")):
         if _number(before.get(key)) and _number(after.get(key)):
             found.append((t(label), f"{before[key]:.3f} → {after[key]:.3f}"))
             break
+    return found
+
+
+def _parity_figures(parity: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far the written adapter and the merged model are from the trained one, or why nothing was merged."""
+    found = []
+    for name, difference in parity["largest_difference"].items():
+        if _number(difference) is None:
+            continue
+        said = t("{difference} apart, {bound} allowed", difference=f"{difference:.1e}", bound=f"{_value(parity.get('bound')):.0e}")
+        if _number(parity.get("prompts")):
+            said += t("; the same greedy tokens after {count} prompts", count=parity["prompts"])
+        if _number(parity.get("sources")):
+            said += t("; the same greedy texts for {count} sources", count=parity["sources"])
+        found.append((t("parity: adapter") if name == "adapter" else t("parity: merged"), said))
+    if "merged" not in parity["largest_difference"]:
+        reason = parity.get("not_merged")
+        found.append((t("parity: merged"), t("too large to be merged here") if reason == "large" else str(reason or t("this method cannot be merged")).split("\n")[0]))
     return found
 
 

@@ -37,8 +37,8 @@ class Tick:
     text: str
 
 
-def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
-    """Every check, in the order of the recipe; a failing one does not keep the others from being made."""
+def check(recipe: Recipe, *, dry_batch: bool = True, probe: bool = False) -> Iterator[Tick]:
+    """Every check, in the order of the recipe; a failing one does not keep the others from being made. ``probe`` tries which micro-batch fits, in processes of their own."""
     import torch  # noqa: F401  so that the machine's accelerator is seen
 
     here = machine()
@@ -54,7 +54,7 @@ def check(recipe: Recipe, *, dry_batch: bool = True) -> Iterator[Tick]:
             if not all(tick.passed for tick in ticks):
                 continue
             if stage.kind.name == "train":
-                yield from _training(recipe, stage, known, fresh, here.accelerator_memory_bytes or here.memory_bytes, dry_batch)
+                yield from _training(recipe, stage, known, fresh, here.accelerator_memory_bytes or here.memory_bytes, dry_batch, probe)
             elif not stage.kind.terminal:
                 known[stage.name] = _expected(recipe, stage, known, fresh)
         except LubanError as error:
@@ -146,8 +146,8 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     return facts
 
 
-def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str], memory_bytes: int, dry_batch: bool) -> Iterator[Tick]:
-    """Shape, length, memory and time of a training stage, then one dry batch; then its template."""
+def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str], memory_bytes: int, dry_batch: bool, probe: bool) -> Iterator[Tick]:
+    """Shape, length, memory and time of a training stage, then one dry batch, and the micro-batch that fits; then its template."""
     work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known, fresh) for field, values in stage.inputs.items()}, seed=recipe.seed)
     before = known.get(stage.inputs["model"][0], {}) if stage.inputs.get("model") else {}
     config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
@@ -159,7 +159,7 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     else:
         unit, in_step = "tokens", config.batch_tokens
         steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
-    rows = max(1, 2048 // config.sequence_length) if config.micro_batch_rows == "auto" else config.micro_batch_rows
+    rows = max(1, 2048 // config.sequence_length) if isinstance(config.micro_batch_rows, str) else config.micro_batch_rows
     need = _memory(shape, rows, config)
     yield Tick(
         need < 0.9 * memory_bytes,
@@ -170,8 +170,32 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
     if dry_batch and need < 0.9 * memory_bytes:
         seconds = _dry_batch(shape, rows, config)
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * tokens / (rows * config.sequence_length))))
+    if probe:
+        unmade = [value for values in stage.inputs.values() for value in values if value in recipe.stages and value not in fresh]
+        yield Tick(True, t("{stage}: not probed, for {inputs} is not made yet", stage=stage.name, inputs=", ".join(unmade))) if unmade else _probed(stage.name, config, work)
     if config.objective_name == "instruction":
         yield from _template(recipe, stage)
+
+
+def _probed(name: str, config: Any, work: Work) -> Tick:
+    """The largest micro-batch that fits, and what takes its memory. A step keeps its rows, and so does what is learned."""
+    from luban.objectives.base import load_objective
+    from luban.training.engines import ENGINES
+    from luban.training.probe import find_fit
+
+    if "accumulate" in ENGINES[config.engine].lacks:
+        return Tick(True, t("{stage}: not probed: engine {engine} takes each step whole", stage=name, engine=config.engine))
+    objective = load_objective(str(work.inputs["objective"]) if isinstance(config.objective, str) else config.objective)
+    whole = config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)
+    found = find_fit(config, work, whole)
+    return Tick(
+        True,
+        t(
+            "{stage}: micro_batch_rows {rows} fits, tried in a process of its own: {peak} of {limit}; a step keeps its {whole} rows, in {parts_of_step} micro-batches. What takes it: {parts} (activations and logits estimated)",
+            stage=name, rows=found.rows, peak=bytes_text(found.peak_bytes), limit=bytes_text(found.limit_bytes), whole=whole, parts_of_step=-(-whole // found.rows),
+            parts=", ".join(f"{t(part)} {bytes_text(size)}" for part, size in sorted(found.parts.items(), key=lambda pair: -pair[1])),
+        ),
+    )  # fmt: skip
 
 
 def _memory(shape: ShapeConfig, rows: int, config: Any) -> int:

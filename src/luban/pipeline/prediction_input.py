@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ def items_of(path: Path, predictor: Predictor, mapping: dict[str, Any] | None = 
     """
     plain, part = parse(path)
     if len(together(plain)) == 2 and (objective := _objective(predictor)) is not None and objective.reads in ("text_pairs", "embedding"):
-        read = read_examples([path], objective.reads, mapping)
+        read = read_examples([path], objective.reads, mapping, answers=False)
         return _with_bad([Asked(example.source, objective.item_of(example)) for example in read.examples], read.bad, {})
     files = find_files([Path(plain)])
     found: list[Asked] = []
@@ -74,11 +75,12 @@ def _of_file(path: Path, predictor: Predictor, mapping: dict[str, Any] | None) -
     objective, refusal = _objective(predictor), None
     if objective is not None:
         try:
-            found = read_examples([path], objective.reads, mapping)
+            found = read_examples([path], objective.reads, mapping, answers=False)
         except LubanError as error:
             refusal = error
         else:
-            return _with_bad([Asked(example.source, objective.item_of(example), rows.get(example.source, {})) for example in found.examples], found.bad, rows)
+            records = Counter(example.source for example in found.examples)
+            return _with_bad([_asked(example, objective, rows.get(example.source, {}), records[example.source] > 1) for example in found.examples], found.bad, rows)
     if refusal is not None and (table is None or not _names_columns(mapping, table.columns)):
         raise refusal
     if table is None:
@@ -87,6 +89,13 @@ def _of_file(path: Path, predictor: Predictor, mapping: dict[str, Any] | None) -
         table = read_table(path, notes, form, True)
         rows = {f"{path}:{number}": row for number, row in table.rows}
     return _with_bad([Asked(place, _renamed(row, mapping), row) for place, row in rows.items()], notes.bad, rows)
+
+
+def _asked(example: Any, objective: TaskObjective, row: dict[str, Any], several: bool) -> Asked:
+    """An example to predict. Of a record that holds several (SQuAD's passages) the columns are what each is made of, and its identity."""
+    item = objective.item_of(example)
+    own = {"id": example.identity, **item} if several and getattr(example, "identity", "") else dict(item)
+    return Asked(example.source, item, own if several else row)
 
 
 def _objective(predictor: Predictor) -> TaskObjective | None:

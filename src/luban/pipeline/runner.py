@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from luban import __version__
-from luban.foundation.artifacts import Artifact, Work, fingerprint, fingerprint_path, finish, from_os_error, is_artifact, listed, locked, open_artifact, write_bytes, write_json
+from luban.foundation.artifacts import (
+    Artifact,
+    Work,
+    fingerprint,
+    fingerprint_path,
+    finish,
+    from_os_error,
+    is_artifact,
+    listed,
+    locked,
+    open_artifact,
+    read_json,
+    remove_scrap,
+    write_bytes,
+    write_json,
+)
 from luban.foundation.config import Config, fields_with_role
 from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
 from luban.foundation.durations import Duration
+from luban.foundation.environment import launch
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.hardware import machine, peak_bytes
 from luban.foundation.messages import t
@@ -29,6 +46,8 @@ from luban.pipeline.inventory import ASIDE
 from luban.pipeline.recipe import Recipe, Stage
 from luban.planning.resolve import resolve
 
+MARK, MADE_OF = ".stage", ".stage.json"  # in an unfinished stage: its fingerprint, and what that is of
+
 
 @dataclass
 class Step:
@@ -36,12 +55,23 @@ class Step:
 
     stage: Stage
     fingerprint: str
-    status: str  # "fresh", "missing", "stale", "continue", "grow", "restore", "serve"
+    status: str  # "fresh", "missing", "stale", "continue", "changed", "grow", "restore", "serve"
     reason: str = ""
+    made_of: dict[str, Any] = field(default_factory=dict)  # what the fingerprint is of
 
 
-def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, watch: Callable[[Any], None] | None = None) -> list[Artifact]:
-    """Run every stage that is missing or stale. A terminal stage runs last, in the foreground. ``watch`` is called after each step of a training."""
+Change = Literal["refuse", "restart", "accept"]
+
+
+def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, watch: Callable[[Any], None] | None = None, change: Change = "refuse") -> list[Artifact]:
+    """Run every stage that is missing or stale. A terminal stage runs last, in the foreground. ``watch`` is called after each step of a training.
+    ``change`` says what becomes of a half-done training whose settings or data are not what they were: a ConfigError, a new beginning, or the rest of its steps as the recipe is now.
+
+    Of several processes that torchrun started the first does all this; the others wait, and run the stages that are run together.
+    """
+    if (ranks := _ranks()) is not None and not ranks.leads:
+        return _follow(recipe, ranks)
+
     if until is not None and until not in recipe.stages:
         guess = nearest(until, recipe.stages)
         raise ConfigError("--until: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", name=until, guess=guess, known=", ".join(recipe.stages))
@@ -55,7 +85,7 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
             if step.status == "serve":
                 terminal = step.stage
                 continue
-            artifacts[step.stage.name] = _do(recipe, step, watch)
+            artifacts[step.stage.name] = _do(recipe, step, watch, change)
             if step.stage.name == until:
                 terminal = None
                 break
@@ -63,9 +93,32 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
             _save_summary(recipe, artifacts, time.monotonic() - begun)
             write_card(recipe.out)
             print_summary(recipe.out)
+    if ranks is not None:
+        ranks.call("")
     if terminal is not None and until is None:
         _serve(recipe, terminal)
     return list(artifacts.values())
+
+
+def _ranks() -> Any:
+    """The processes that torchrun started with this one; None where it is alone, without loading torch."""
+    if launch().world_size == 1:
+        return None
+    from luban.parallel.ranks import here
+
+    return here()
+
+
+def _follow(recipe: Recipe, ranks: Any) -> list[Artifact]:
+    """Take part in what the first process calls for, until it has finished."""
+    for stage in recipe.stages.values():
+        if stage.kind.together:
+            assert stage.kind.stage  # load it now, while there is time
+    for name in ranks.calls():
+        stage = recipe.stages[name]
+        work = Work(path=_partial(recipe, stage), inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
+        stage.kind.stage.run(resolve(stage.kind.name, stage.config, work), work)
+    return [open_artifact(recipe.out / name) for name in recipe.stages if is_artifact(recipe.out / name)]
 
 
 def plan(recipe: Recipe) -> Iterator[Step]:
@@ -76,14 +129,13 @@ def plan(recipe: Recipe) -> Iterator[Step]:
             yield Step(stage, "", "serve")
             continue
         fingerprints[stage.name] = mark = stage_fingerprint(recipe, stage, fingerprints)
-        yield Step(stage, mark, *_status(recipe, stage, mark))
+        yield Step(stage, mark, *_status(recipe, stage, mark, fingerprints), _made_of(recipe, stage, fingerprints))
 
 
 def stage_fingerprint(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> str:
     """Of the result fields, the inputs, the seed and the stage's code version."""
-    inputs = {name: [_input_fingerprint(recipe, value, earlier) for value in values] for name, values in stage.inputs.items()}
-    result = _without_inputs(fields_with_role(stage.config, "result"), list(inputs))
-    return fingerprint(stage.kind.name, stage.kind.stage.VERSION, recipe.seed, result, inputs)
+    made = _made_of(recipe, stage, earlier)
+    return fingerprint(stage.kind.name, made["version"], made["seed"], made["fields"], made["inputs"])
 
 
 def _input_fingerprint(recipe: Recipe, value: str, earlier: dict[str, str]) -> str:
@@ -121,7 +173,7 @@ def _without_inputs(values: dict[str, Any], inputs: list[str]) -> dict[str, Any]
     return kept
 
 
-def _status(recipe: Recipe, stage: Stage, mark: str) -> tuple[str, str]:
+def _status(recipe: Recipe, stage: Stage, mark: str, earlier: dict[str, str]) -> tuple[str, str]:
     final = recipe.out / stage.name
     partial = _partial(recipe, stage)
     if is_artifact(final):
@@ -135,9 +187,45 @@ def _status(recipe: Recipe, stage: Stage, mark: str) -> tuple[str, str]:
         return "stale", _why_stale(recipe, stage, found)
     if partial.exists() and _mark_of(partial) == mark:
         return "continue", "it was stopped before it was whole"
+    if partial.exists() and any((partial / "training" / "checkpoints").glob("step-????????")) and (changes := _changes(recipe, stage, partial, earlier)):
+        return "changed", t("{names} changed", names=", ".join(changes))
     if is_artifact(recipe.out / ASIDE / f"{stage.name}-{mark}"):
         return "restore", "an earlier run made it"
     return "missing", ""
+
+
+def _made_of(recipe: Recipe, stage: Stage, earlier: dict[str, str]) -> dict[str, Any]:
+    """What the fingerprint of a stage is of, field by field."""
+    inputs = {name: [_input_fingerprint(recipe, value, earlier) for value in values] for name, values in stage.inputs.items()}
+    result = _without_inputs(fields_with_role(stage.config, "result"), list(inputs))
+    return {"fields": result, "inputs": inputs, "seed": recipe.seed, "version": stage.kind.stage.VERSION}
+
+
+def _changes(recipe: Recipe, stage: Stage, partial: Path, earlier: dict[str, str]) -> list[str]:
+    """Names of the fields and inputs, dotted, that are not what they were when an unfinished stage began; "code" for its version."""
+    if not (was := _known(partial)):
+        return []
+    now = json.loads(json.dumps(_made_of(recipe, stage, earlier), default=str))
+    names = [f"{name} ({_short(_flat(was['fields']).get(name))} → {_short(value)})" for name, value in _flat(now["fields"]).items() if _flat(was["fields"]).get(name) != value]
+    names += [name for name, value in now["inputs"].items() if was["inputs"].get(name) != value]
+    return names + [name for name in ("seed", "version") if was[name] != now[name]]
+
+
+def _known(partial: Path) -> dict[str, Any]:
+    """What an unfinished stage wrote down of itself when it began; nothing where that is missing."""
+    return read_json(partial / MADE_OF)
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {before + name: value}
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _why_stale(recipe: Recipe, stage: Stage, found: Artifact) -> str:
@@ -158,12 +246,20 @@ def _grew(config: Config, found: Artifact) -> bool:
     return False
 
 
-def _do(recipe: Recipe, step: Step, watch: Callable[[Any], None] | None = None) -> Artifact:
+def _do(recipe: Recipe, step: Step, watch: Callable[[Any], None] | None = None, change: Change = "refuse") -> Artifact:
     """Make one stage's artifact, or take the finished one."""
     stage, final = step.stage, recipe.out / step.stage.name
+    if step.status == "changed" and change == "refuse":
+        raise ConfigError(
+            "{stage} is half trained, and its recipe is not what it was: {changes}", "its steps so far would be mixed with others, or lost",
+            "undo the change to continue; --restart begins anew and puts what is there into .previous/; --accept-change does the rest of the steps as the recipe is now",
+            stage=stage.name, changes=step.reason,
+        )  # fmt: skip
     if step.status == "fresh":
         say("✓ {name}: up to date", name=stage.name)
-        return open_artifact(final)
+        artifact = open_artifact(final)
+        remove_scrap(artifact)
+        return artifact
     if step.status == "restore":
         _set_aside(recipe, final)
         (recipe.out / ASIDE / f"{stage.name}-{step.fingerprint}").rename(final)
@@ -172,19 +268,24 @@ def _do(recipe: Recipe, step: Step, watch: Callable[[Any], None] | None = None) 
     heading("{name} ({kind})", name=stage.name, kind=stage.kind.name)
     if step.reason:
         say("  {status}: {reason}", status=t(step.status), reason=t(step.reason))
-    partial = _prepare(recipe, step, final)
+    partial = _prepare(recipe, step, final, change)
     work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name, watch=watch)
     begun, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     try:
         config = resolve(stage.kind.name, stage.config, work)
+        if stage.kind.together and (ranks := _ranks()) is not None:
+            ranks.call(stage.name)
         stage.kind.stage.run(config, work)
     except OSError as error:
-        raise from_os_error(error, partial) from error
+        raise from_os_error(error, Path(error.filename) if isinstance(error.filename, str) else partial) from error
     seconds = time.monotonic() - begun
     manifest = _manifest(stage, step, config, work, started, seconds)
+    if accepted := _known(partial).get("accepted"):
+        manifest["accepted_changes"] = accepted
     _set_aside(recipe, final)
-    (partial / ".stage").unlink(missing_ok=True)
-    artifact = finish(partial, final, manifest)
+    for name in (MARK, MADE_OF):
+        (partial / name).unlink(missing_ok=True)
+    artifact = finish(partial, final, manifest, work.scrap)
     say("✓ {name}: done in {time}", name=stage.name, time=seconds_text(seconds))
     return artifact
 
@@ -194,14 +295,14 @@ def _partial(recipe: Recipe, stage: Stage) -> Path:
 
 
 def _mark_of(partial: Path) -> str:
-    file = partial / ".stage"
+    file = partial / MARK
     return file.read_text(encoding="ascii", errors="replace") if file.exists() else ""
 
 
-def _prepare(recipe: Recipe, step: Step, final: Path) -> Path:
+def _prepare(recipe: Recipe, step: Step, final: Path, change: Change) -> Path:
     """The directory to fill: what a killed run of the same fingerprint left, a grown artifact's state, or nothing."""
     partial = _partial(recipe, step.stage)
-    if partial.exists() and _mark_of(partial) != step.fingerprint:
+    if partial.exists() and _mark_of(partial) != step.fingerprint and not (step.status == "changed" and change == "accept"):
         aside = recipe.out / ASIDE / f"{step.stage.name}-{_mark_of(partial) or 'unfinished'}.partial"
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
@@ -212,7 +313,9 @@ def _prepare(recipe: Recipe, step: Step, final: Path) -> Path:
     if step.status == "grow" and not partial.exists() and (final / "training").exists():
         shutil.copytree(final / "training", partial / "training")
     partial.mkdir(parents=True, exist_ok=True)
-    write_bytes(partial / ".stage", step.fingerprint.encode("ascii"))
+    accepted = [*_known(partial).get("accepted", []), *([step.reason] if step.status == "changed" and change == "accept" else [])]
+    write_json(partial / MADE_OF, {**step.made_of, **({"accepted": accepted} if accepted else {})})
+    write_bytes(partial / MARK, step.fingerprint.encode("ascii"))
     return partial
 
 
@@ -265,7 +368,7 @@ def _manifest(stage: Stage, step: Step, config: Config, work: Work, started: dat
         "licences": work.licences,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
-        "cost": {"core_seconds": round(seconds * here.cores, 1), "peak_memory_bytes": peak_bytes()},
+        "cost": {"core_seconds": round(seconds * here.cores, 1), "peak_memory_bytes": peak_bytes(), **work.cost},
         "machine": {"cpu": here.cpu, "cores": here.cores, "memory_bytes": here.memory_bytes, "accelerator": here.accelerator_name or here.accelerator},
         "versions": _versions(),
     }

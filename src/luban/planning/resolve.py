@@ -93,7 +93,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
 
 def _shape(config: Any, work: Work, facts: dict[str, int]) -> BaseShapeConfig:
     if model := work.inputs.get("model"):
-        if "shape" in config.model_fields_set or config.depth != "auto":
+        if isinstance(config.shape, str) or config.shape.explicit() or config.depth != "auto":  # an empty shape asks for nothing
             raise ConfigError("both model and a new shape are given", "a model that training continues from keeps its shape", "leave out depth and shape, or model")
         return read_shape(getattr(model, "path", model))
     vocabulary = facts.get("vocabulary_size")

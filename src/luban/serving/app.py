@@ -235,9 +235,9 @@ def _elsewhere(service: Served) -> Handler:
 def _tokenize(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         body = parse(TokenizeBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
-        ids = await asyncio.to_thread(service.tokenize, body)
+        ids, names = await asyncio.to_thread(service.tokenize, body), service.answering(body.model).names
         return JSONResponse(
-            {"count": len(ids), "max_model_len": service.longest(body.model), "tokens": ids, "token_strs": [service.names(id)[0] for id in ids]}
+            {"count": len(ids), "max_model_len": service.longest(body.model), "tokens": ids, "token_strs": [names(id)[0] for id in ids]}
         )
 
     return handle
@@ -246,9 +246,9 @@ def _tokenize(service: Served) -> Handler:
 def _detokenize(service: Served) -> Handler:
     async def handle(request: Request) -> Response:
         body = parse(DetokenizeBody, read_json(await read_body(request, service.config.maximum_body_bytes)))
-        service.check_model(body.model)
-        service.check_ids(body.tokens, "tokens")
-        return JSONResponse({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
+        asked = service.answering(body.model)
+        asked.check_ids(body.tokens, "tokens")
+        return JSONResponse({"prompt": asked.tokenizer.decode(body.tokens, skip_special=False)})
 
     return handle
 
@@ -258,7 +258,7 @@ def _models(service: Served) -> Handler:
         models = service.listed()
         if (name := request.path_params.get("name")) is None:
             return JSONResponse({"object": "list", "data": models})
-        service.check_model(name)
+        service.answering(name)
         return JSONResponse(next(model for model in models if model["id"] == name))
 
     return handle

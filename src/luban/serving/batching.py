@@ -28,9 +28,10 @@ Outcome = dict[str, Any] | ApiError
 
 @dataclass(eq=False)
 class Job:
-    """The items of one request. ``channel`` receives ``(index, prediction or error)`` on the event loop ``loop``."""
+    """The items of one request, and what predicts them. ``channel`` receives ``(index, prediction or error)`` on the event loop ``loop``."""
 
     items: list[dict[str, Any]]
+    predict: Predict
     loop: asyncio.AbstractEventLoop
     channel: asyncio.Queue[tuple[int, Outcome]]
     cancelled: bool = False
@@ -39,11 +40,11 @@ class Job:
 
 
 class PredictionThread(threading.Thread):
-    """Predicts the items of all submitted jobs, ``rows`` in a batch, until stopped."""
+    """Predicts the items of all submitted jobs, ``rows`` in a batch, until stopped. What different models (a base and its adapters) predict is in different batches."""
 
-    def __init__(self, predict: Predict, rows: int, window_seconds: float, metrics: Metrics):
+    def __init__(self, rows: int, window_seconds: float, metrics: Metrics):
         super().__init__(name="predictions", daemon=True)
-        self.predict, self.rows, self.window_seconds, self.metrics = predict, rows, window_seconds, metrics
+        self.rows, self.window_seconds, self.metrics = rows, window_seconds, metrics
         self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None wakes the thread
         self.waiting: deque[Job] = deque()
         self.stopping = False
@@ -93,23 +94,27 @@ class PredictionThread(threading.Thread):
         return sum(len(job.items) - job.next for job in self.waiting)
 
     def _take(self) -> list[tuple[Job, int]]:
-        """At most ``rows`` items, one of each job in turn."""
+        """At most ``rows`` items of one model, one of each job in turn. Jobs of other models keep their places, so that the next batch is theirs."""
         batch: list[tuple[Job, int]] = []
+        others: list[Job] = []
         while self.waiting and len(batch) < self.rows:
             job = self.waiting.popleft()
             if job.cancelled:
                 self.metrics.predicted("abort", len(job.items) - job.next)
-                continue
-            batch.append((job, job.next))
-            job.next += 1
-            if job.next < len(job.items):
-                self.waiting.append(job)
+            elif batch and job.predict is not batch[0][0].predict:
+                others.append(job)
+            else:
+                batch.append((job, job.next))
+                job.next += 1
+                if job.next < len(job.items):
+                    self.waiting.append(job)
+        self.waiting.extendleft(reversed(others))
         self.metrics.items_waiting.set(self._count())
         return batch
 
     def _predict(self, batch: list[tuple[Job, int]]) -> None:
         begun = time.monotonic()
-        outcomes = self._outcomes([job.items[index] for job, index in batch], [index for _, index in batch])
+        outcomes = self._outcomes(batch[0][0].predict, [job.items[index] for job, index in batch], [index for _, index in batch])
         now = time.monotonic()
         self.item_seconds += 0.1 * ((now - begun) / len(batch) - self.item_seconds)
         self.metrics.batch_items.observe(len(batch))
@@ -126,10 +131,10 @@ class PredictionThread(threading.Thread):
             except RuntimeError:  # the loop has closed: the server is gone, and nobody waits any more
                 self.stopping = True
 
-    def _outcomes(self, items: list[dict[str, Any]], indices: list[int]) -> list[Outcome]:
+    def _outcomes(self, predict: Predict, items: list[dict[str, Any]], indices: list[int]) -> list[Outcome]:
         """A prediction or an error for each item; where a batch fails, each item by itself, so that a bad one harms no other."""
         try:
-            found = self.predict(items)
+            found = predict(items)
             if len(found) != len(items):
                 raise AssertionError(f"{len(found)} predictions for {len(items)} items")
             return list(found)
@@ -140,7 +145,7 @@ class PredictionThread(threading.Thread):
             if len(items) == 1:
                 log.exception("an item could not be predicted: %s", error)
                 return [ApiError(500, "the model could not go on; the server's log says why", code="internal_error")]
-        return [self._outcomes([item], [index])[0] for item, index in zip(items, indices, strict=True)]
+        return [self._outcomes(predict, [item], [index])[0] for item, index in zip(items, indices, strict=True)]
 
 
 def refused(error: LubanError, index: int) -> ApiError:

@@ -1,4 +1,4 @@
-"""Predictions behind HTTP: what a request may ask of a task model, its admission, and the outcomes as they come."""
+"""Predictions behind HTTP: what a request may ask of a model under one of its names, its admission, and the outcomes as they come."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from luban.foundation.errors import DataError
 from luban.inference.items import check_forms, plain, texts_in
 from luban.inference.predictor import Predictor
-from luban.serving.batching import Job, Outcome, PredictionThread, refused
+from luban.serving.batching import Job, Outcome, Predict, PredictionThread, refused
 from luban.serving.config import ServeConfig
 from luban.serving.errors import ApiError
+from luban.serving.logprobs import TokenNames
 from luban.serving.patience import received
 from luban.serving.protocol import EmbeddingBody, PredictBody, RerankBody
 from luban.tokenizer.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ class PredictionOrder:
     """An admitted request: its items, what becomes of their predictions, and which have none yet."""
 
     items: list[dict[str, Any]]
+    predict: Predict
     usage: dict[str, int]
     shape: Callable[[list[dict[str, Any]]], dict[str, Any]]  # the whole answer from all predictions
     deadline: float  # monotonic seconds
@@ -49,15 +52,14 @@ class PredictionOrder:
 
 
 class Predictions:
-    """Admits items, hands them to the thread that predicts and collects what comes back. Lives on the event loop."""
+    """What the model predicts under one of its names: its own, or that of an adapter."""
 
-    def __init__(self, config: ServeConfig, predictor: Predictor, tokenizer: Tokenizer, thread: PredictionThread, others: Sequence[str] = ()):
-        self.config, self.predictor, self.tokenizer, self.thread = config, predictor, tokenizer, thread
-        self.others = list(others)  # endpoints of the same model that are no predictions
-        self.orders: set[PredictionOrder] = set()
-        self.open_items = 0
+    def __init__(self, config: ServeConfig, predictor: Predictor, tokenizer: Tokenizer, predict: Predict, longest: int | None, others: Sequence[str] = ()):
+        self.config, self.predictor, self.tokenizer, self.predict = config, predictor, tokenizer, predict
+        self.longest = longest  # tokens of the longest text
+        self.others = list(others)  # endpoints under this name that are no predictions
 
-    # ---- what the model answers to
+    # ---- what is answered
 
     @property
     def endpoints(self) -> list[str]:
@@ -83,6 +85,22 @@ class Predictions:
         settings = self.predictor.head.settings if self.predictor.head else {}
         return {name: plain(settings[name]) for name in ("controls", "prompt", "prompts", "threshold") if name in settings}
 
+    @cached_property
+    def names(self) -> TokenNames:
+        return TokenNames(self.tokenizer)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        for id in ids:
+            if not 0 <= id < self.tokenizer.vocabulary_size:
+                raise ApiError(
+                    400,
+                    "{param}: {id} is no token id; they go from 0 to {last}",
+                    param=param,
+                    code="invalid_value",
+                    id=str(id)[:40],
+                    last=self.tokenizer.vocabulary_size - 1,
+                )
+
     # ---- orders (off the event loop: texts are tokenized)
 
     def predict_order(self, body: PredictBody, model: str) -> PredictionOrder:
@@ -105,13 +123,13 @@ class Predictions:
     def opening(self, model: str) -> dict[str, Any]:
         return {"object": "list", "model": model, "task": self.predictor.task}
 
-    def embedding_order(self, body: EmbeddingBody, model: str, check_ids: Callable[[list[int], str], None]) -> PredictionOrder:
+    def embedding_order(self, body: EmbeddingBody, model: str) -> PredictionOrder:
         """The order of /v1/embeddings: OpenAI's request."""
         more = {name: value for name, value in (("dimensions", body.dimensions), ("prompt", body.prompt)) if value is not None}
         items = []
         for value in body.texts():
             if not isinstance(value, str):
-                check_ids(value, "input")
+                self.check_ids(value, "input")
             items.append({"text": value if isinstance(value, str) else self.tokenizer.decode(value), **more})
         as_base64 = body.encoding_format == "base64"
 
@@ -160,13 +178,20 @@ class Predictions:
             )
         tokens = sum(len(ids) for ids in map(self.tokenizer.encode, texts))
         usage = {"items": len(items), "characters": characters, "prompt_tokens": tokens, "total_tokens": tokens}
-        return PredictionOrder(items, usage, shape, time.monotonic() + config.request_seconds)
+        return PredictionOrder(items, self.predict, usage, shape, time.monotonic() + config.request_seconds)
 
     def _too_many(self, param: str, count: int) -> ApiError:
         limit = min(self.config.maximum_items, self.config.maximum_waiting_items)
         return ApiError(400, "{param}: {count} are given; a request may hold {limit} (maximum_items of this server)", param=param, code="too_many_items", count=count, limit=limit)
 
-    # ---- their life (on the event loop)
+
+class PredictionDesk:
+    """Admits orders, hands them to the thread that predicts and collects what comes back. Lives on the event loop."""
+
+    def __init__(self, config: ServeConfig, thread: PredictionThread):
+        self.config, self.thread = config, thread
+        self.orders: set[PredictionOrder] = set()
+        self.open_items = 0
 
     def admit(self, order: PredictionOrder) -> None:
         """Hand the items to the thread, or refuse if too many wait."""
@@ -183,7 +208,7 @@ class Predictions:
             )
         self.open_items += count
         order.open = set(range(count))
-        order.job = Job(order.items, asyncio.get_running_loop(), asyncio.Queue())
+        order.job = Job(order.items, order.predict, asyncio.get_running_loop(), asyncio.Queue())
         self.orders.add(order)
         self.thread.metrics.prompt_tokens.inc(order.usage["prompt_tokens"])
         self.thread.submit(order.job)

@@ -12,18 +12,17 @@ from typing import Any
 from luban.foundation.errors import LubanError
 from luban.inference.config import SamplingConfig
 from luban.inference.generate import prompt_ids
-from luban.inference.predictor import Predictor
 from luban.serving.answers import ChatAnswer, CompletionAnswer, Echo
 from luban.serving.config import ServeConfig
 from luban.serving.errors import ApiError
 from luban.serving.metrics import Metrics
 from luban.serving.patience import received
-from luban.serving.predictions import Predictions
+from luban.serving.predictions import PredictionDesk, Predictions
 from luban.serving.protocol import ChatBody, CompletionBody, GenerationBody
 from luban.serving.served import Served
 from luban.serving.worker import ModelThread, Piece, Sequence
 
-WRITING = ("/v1/chat/completions", "/v1/completions")
+CHAT, COMPLETIONS = WRITING = ("/v1/chat/completions", "/v1/completions")
 CONTINUING = ("causal", "prefix", "instruction")  # tasks of models that are best talked to, or written on with
 
 
@@ -47,15 +46,15 @@ class Service(Served):
         self,
         config: ServeConfig,
         name: str,
-        predictor: Predictor,
         predictions: Predictions,
+        desk: PredictionDesk,
         thread: ModelThread,
         metrics: Metrics,
         parameters: int,
-        maximum_length: int,
     ):
-        super().__init__(config, name, predictor, predictions, metrics, parameters, maximum_length)
+        super().__init__(config, name, predictions, desk, metrics, parameters)
         self.thread = thread
+        self.worn: dict[str, tuple[str, ...]] = {}  # what the model wears when it writes under an adapter's name
         self.orders: set[Order] = set()  # admitted and not abandoned
         self.open_sequences = 0
 
@@ -79,7 +78,7 @@ class Service(Served):
 
     def completion_order(self, body: CompletionBody) -> Order:
         """Encode the prompts of /v1/completions and make their sequences."""
-        self.check_model(body.model)
+        self.answering(body.model).check_endpoint(COMPLETIONS)
         ids = [self._prompt_ids(prompt) for prompt in body.prompts()]
         echoes = [self._echo(prompt, own) if body.echo else None for prompt, own in zip(body.prompts(), ids, strict=True)]
         if body.max_tokens == 0 and not body.echo:
@@ -88,14 +87,14 @@ class Service(Served):
 
     def chat_order(self, body: ChatBody) -> Order:
         """Render the messages of /v1/chat/completions through the model's template and make the sequences."""
-        self.check_model(body.model)
+        self.answering(body.model).check_endpoint(CHAT)
         maximum_tokens = body.maximum_tokens()
         if maximum_tokens == 0:
             raise ApiError(400, "{param}: at least 1 is needed", param="max_tokens", code="invalid_value")
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "{param} needs logprobs to be true", param="top_logprobs", code="invalid_value")
         top = (body.top_logprobs or 0) if body.logprobs else None
-        return self._order(ChatAnswer, body, [self.chat_ids(body.conversation())], maximum_tokens, top, [None])
+        return self._order(ChatAnswer, body, [self.chat_ids(self.tokenizer, body.conversation())], maximum_tokens, top, [None])
 
     def _echo(self, prompt: str | list[int], ids: list[int]) -> Echo:
         """The prompt as text, with the place of each token in it."""
@@ -107,7 +106,7 @@ class Service(Served):
 
     def _prompt_ids(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):
-            self.check_ids(prompt, "prompt")
+            self.predictions.check_ids(prompt, "prompt")
         return prompt_ids(self.tokenizer, prompt)
 
     def _order(
@@ -147,15 +146,17 @@ class Service(Served):
             for choice in range(count):
                 answer.echoes[len(sequences)] = echo
                 own = sampling if sampling.seed is None else sampling.model_copy(update={"seed": (sampling.seed + choice) % 2**63})
-                sequences.append(Sequence(len(sequences), ids, own, channel, adapters=self.worn(body.model)))
+                sequences.append(Sequence(len(sequences), ids, own, channel, adapters=self.wears(body.model)))
         return Order(answer, sequences, channel, time.monotonic() + self.config.request_seconds)
 
-    def worn(self, model: str | None) -> tuple[str, ...] | None:
+    def wears(self, model: str | None) -> tuple[str, ...] | None:
         """The adapters of a request that names ``model``; None: those that the model opened with."""
-        return self.adapters.get(model, () if self.adapters else None)
+        return self.worn.get(model, () if self.worn else None)
 
-    def longest(self, model: str | None) -> int:
-        return self.thread.engine.longest(self.worn(model))
+    def longest(self, model: str | None) -> int | None:
+        if WRITING[0] not in self.answering(model).others:
+            return super().longest(model)
+        return self.thread.engine.longest(self.wears(model))
 
     def _room(self, ids: list[int], asked: int | None, answer_class: type[CompletionAnswer], longest: int) -> int:
         """Tokens to generate: what was asked for, or as many as the default says and fit."""
@@ -256,9 +257,9 @@ class Service(Served):
             return "/v1/chat/completions", {"model": self.name, "messages": [{"role": "user", "content": "Hello"}]}
         return "/v1/completions", {"model": self.name, "prompt": "Once", "max_tokens": 32}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, name: str) -> dict[str, Any]:
         """As for every model, and what the chat page needs."""
-        known, sampling = super().describe(), self.config.sampling
+        known, sampling = super().describe(name), self.config.sampling
         known["luban"] |= {
             "chat": self.tokenizer.chat_template is not None,
             "temperature": sampling.temperature,

@@ -101,7 +101,10 @@ class TokenStore:
         """Token ids of document ``i`` [length], a view of the mapped file."""
         shard, inside = self._place(i)
         offsets = self._map(shard, ".offsets.npy")
-        return self._map(shard, ".bin")[int(offsets[inside]) : int(offsets[inside + 1])]
+        ids = self._map(shard, ".bin")[int(offsets[inside]) : int(offsets[inside + 1])]
+        if len(ids) and int(ids.max()) >= self.index["vocabulary_size"]:
+            raise self._damaged(self.folder / f"{self.index['shards'][shard]['name']}.bin", f"document {i} holds the token {int(ids.max())} of a vocabulary of {self.index['vocabulary_size']}")
+        return ids
 
     def identity(self, i: int) -> str:
         """The id that document ``i`` has in its corpus."""
@@ -131,8 +134,20 @@ class TokenStore:
             if part == ".bin":
                 self._maps[shard, part] = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
             else:
-                self._maps[shard, part] = np.load(file, mmap_mode="r", allow_pickle=False)
+                self._maps[shard, part] = self._loaded(file, facts)
         return self._maps[shard, part]
+
+    def _loaded(self, file: Path, facts: dict[str, Any]) -> np.ndarray:
+        """A table of a shard, a row for each document; offsets must rise from the first token to the last."""
+        try:
+            found = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise self._damaged(file, "it is no table of numbers") from error
+        offsets = file.name.endswith(".offsets.npy")
+        tokens = facts["files"][".bin"] // self.dtype.itemsize
+        if len(found) != facts["documents"] + offsets or (offsets and (found[0] != 0 or int(found[-1]) != tokens or bool((found[1:] < found[:-1]).any()))):
+            raise self._damaged(file, "its rows are not those of the documents")
+        return found
 
     def _damaged(self, file: Path, reason: str) -> DataError:
         return DataError(

@@ -8,10 +8,10 @@ import torch
 
 from luban.adapters.attached import attach
 from luban.adapters.files import base_of, is_adapter, open_model, read_settings
-from luban.foundation.artifacts import Artifact, Work, listed
+from luban.foundation.artifacts import Artifact, Work, listed, read_json
 from luban.foundation.config import build
 from luban.foundation.console import say
-from luban.foundation.errors import ConfigError
+from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
 from luban.models.families import build_model
 from luban.models.heads import Head
@@ -23,6 +23,7 @@ from luban.models.vector_files import read_vectors
 from luban.models.vectors import WordVectors, initial_rows
 from luban.objectives.base import Objective
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.tokens.writer import INDEX
 from luban.training.config import TrainConfig
 
 
@@ -36,8 +37,18 @@ def find_tokenizer(work: Work) -> Tokenizer:
         raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
     tokenizer = Tokenizer.load(folders[0])
     for folder in encoded:
-        _check_same_words(Tokenizer.load(folder), tokenizer, folder.parent)
+        own = Tokenizer.load(folder)
+        _check_unchanged(own, folder)
+        _check_same_words(own, tokenizer, folder.parent)
     return tokenizer
+
+
+def _check_unchanged(tokenizer: Tokenizer, folder: Path) -> None:
+    """DataError where the tokenizer beside encoded data is not the one that it was encoded with."""
+    index = next(iter(sorted(folder.parent.glob(f"*/{INDEX}"))), None)
+    made_with = read_json(index).get("tokenizer") if index else None  # of a damaged one the loader will say what is wrong
+    if made_with and made_with != tokenizer.fingerprint():
+        raise DataError("the tokenizer in {folder} was changed after {data} was encoded", "the ids in the data mean other words to it", "restore {folder}, or encode the corpus again", folder=folder, data=folder.parent)
 
 
 def check_kind(config: TrainConfig, objective: Objective) -> None:
@@ -68,6 +79,7 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
     if config.quantization and not (config.adapter or is_adapter(folder)):
         raise ConfigError("quantization is for a base that stays as it is", "rounded weights cannot learn", "add adapter: lora, or leave quantization out")
     model = _open(config, folder, head, work.seed)
+    _check_finite(model, folder)
     if (folder / "tokenizer.json").exists():
         own = Tokenizer.load(folder)
         _check_same_words(own, tokenizer, folder)
@@ -88,6 +100,14 @@ def _open(config: TrainConfig, folder: Path, head: Head | None, seed: int) -> Mo
     if is_adapter(folder):
         raise ConfigError("weights: bfloat16 is for training all of a model, and {folder} is an adapter", "", "make it part of its base first (luban merge), or leave weights out", folder=folder)
     return load_model(folder, torch.bfloat16, head=head, language_model=head is None, seed=seed, place=place_narrow)
+
+
+@torch.no_grad()
+def _check_finite(model: Model, folder: Path) -> None:
+    """DataError naming the first matrix of a model directory that holds what is no number."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.sum(dtype=torch.float32).isfinite()) and (bad := int((~parameter.isfinite()).sum())):
+            raise DataError("{folder}: {count} values of {name} are not finite", "nothing can be learned from such weights", "take another checkpoint of the model, or a whole copy of its files", folder=folder, count=bad, name=name)
 
 
 def _held(model: Model, config: TrainConfig) -> Model:

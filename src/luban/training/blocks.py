@@ -12,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luban.parallel.layouts import local, spread
+
 BLOCK = 1 << 18  # numbers: a mebibyte in float32, half of a core's second-level cache on current servers
 DEVICE_BLOCK = 1 << 26
 
 
 class BlockOptimizer(torch.optim.Optimizer):
-    """A subclass says how one parameter moves."""
+    """A subclass says how one parameter moves. Of one that is held in shards each process moves its own."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self.move(parameter, parameter.grad, self.state[parameter], group)
+                    state = self.state[parameter]
+                    held = {slot: local(value) for slot, value in state.items()}
+                    self.move(local(parameter), local(parameter.grad), held, group)
+                    state.update({slot: spread(value, parameter) for slot, value in held.items() if slot not in state})
 
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """Change the parameter in place by its gradient, and its state with it."""

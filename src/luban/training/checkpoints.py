@@ -1,158 +1,395 @@
-"""Checkpoints of a run: weights, optimizer state and counters, written aside, checksummed, renamed.
+"""Checkpoints of a run: all that a later process needs to go on to the same bits.
 
-``training/checkpoints/step-00000120/`` holds model.safetensors, optimizer.safetensors and state.json; state.json
-names the SHA-256 of the other two, so a damaged file is found when it is read and the one before is used.
+A checkpoint is a snapshot of the tensors, taken between two steps, that a thread of its own writes aside, checksums and renames while the steps go on; storage.py says how it
+lies on disk, retention.py when it is due and what stays. Beside the checkpoints lie the weights of the best validations, ``best-00000120.safetensors``.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import errno
 import json
-import os
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from luban.foundation.artifacts import from_os_error, sync_directory, write_json
-from luban.foundation.console import warn
-from luban.foundation.errors import DataError
+from luban.foundation.artifacts import from_os_error, sha256_of
+from luban.foundation.console import bytes_text, warn
+from luban.foundation.errors import ConfigError, DataError, LubanError
+from luban.foundation.hardware import available_bytes
+from luban.parallel.layouts import local, spread
+from luban.parallel.ranks import here
+from luban.training import storage
+from luban.training.best import prune_best
+from luban.training.randomness import random_state, set_random_state
+from luban.training.retention import GUESSED_BYTES_PER_SECOND, Cadence, number_of, place_of, prune, saved, set_aside
 from luban.training.run import Run
+from luban.training.signals import asked_to_leave
 
-FORMAT = 1
+SPARE_BYTES = 1 << 17  # for state and index, beside the tensors
+
+
+@dataclass
+class Snapshot:
+    """What is written: tensors by ``part/name``, and plain data."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors, as this rank holds them."""
+        return sum(local(tensor).nbytes for tensor in self.tensors.values())
 
 
 class Checkpointer:
-    """Saves every ``every`` steps and keeps the newest ``keep``, and for good the ones in ``permanent``."""
+    """Saves when it is due, behind the steps, one checkpoint at a time; a hook that stands last.
 
-    def __init__(self, every: int, keep: int, permanent: set[int] = frozenset()):
-        self.every, self.keep, self.permanent = every, keep, permanent
+    A disk that has no room is said and does not end the run: the checkpoints before stay whole, and the next one is tried again. Where the run is to end with its state saved (a
+    signal, a limit) it is an error.
+    """
+
+    section = "checkpoints"
+
+    def __init__(self, run: Run, cadence: Cadence, permanent_every: int, permanent: set[int], note: Callable[[int, str, dict[str, float]], None]):
+        self.config, self.folder, self.cadence = run.config.checkpoint, run.folder, cadence
+        self.permanent_every, self.permanent, self.note = permanent_every, permanent, note
+        self.pool = ThreadPoolExecutor(1, "luban-checkpoint")
+        self.pending: Future[float] | None = None
+        self.count, self.stalled, self.stall, self.writing, self.skipped = 0, 0.0, 0.0, 0.0, 0  # of this process; ``stall`` and ``writing`` of the last save
+        self.begun = time.monotonic()
 
     def after_step(self, run: Run) -> None:
-        if run.every(self.every) or run.stop_reason or run.step in self.permanent:
-            save(run)
-            for folder in saved(run.folder)[: -self.keep]:
-                if int(folder.name.removeprefix("step-")) not in self.permanent:
-                    shutil.rmtree(folder, ignore_errors=True)
+        if self.pending and self.pending.done() and here().alone:
+            self.wait()
+        kind = "regular" if run.finished or run.step in self.permanent or (self.permanent_every and run.step % self.permanent_every == 0) else self.cadence.due(run.step)
+        if kind or run.stop_reason:
+            self.save(run, kind or "ephemeral")
 
+    def resumed(self, run: Run) -> None:
+        """The run stands at a checkpoint."""
+        self.cadence.last = self.cadence.last_of_any = run.step
 
-BEST = "best.safetensors"
+    def save(self, run: Run, kind: str) -> None:
+        """Begin a checkpoint; where the run ends with it, finish it too."""
+        begun = time.monotonic()
+        self.wait()
+        run.before_checkpoint()
+        copies = not run.stop_reason and not run.finished and self._copies(run)
+        taken = snapshot(run, kind, copies)
+        final = place_of(self.folder, run.step)
+        if not final.exists() and self._has_room(taken, must=bool(run.stop_reason)):
+            self.count += 1
+            if copies:
+                self.pending = self.pool.submit(self._write, final, taken)
+            else:
+                self.writing = self._try(final, taken, must=bool(run.stop_reason))
+        self.cadence.saved(run.step, kind)
+        self.stall = time.monotonic() - begun
+        self.stalled += self.stall
+        writing = (self.writing or taken.bytes / GUESSED_BYTES_PER_SECOND) if copies else 0.0  # else it is part of the stall
+        self.cadence.take(here().tell(self.cadence.settle(self.stall, writing, run.seconds / run.step)))
+        self.note(run.step, "checkpoint", {"bytes": taken.bytes, "stall_seconds": self.stall, "stall_share": self.stalled / (time.monotonic() - self.begun)})
 
+    def wait(self) -> None:
+        """Let the checkpoint that is being written become whole. What failed there fails here; a disk without room is said."""
+        if pending := self.pending:
+            self.pending = None
+            try:
+                self.writing = pending.result()
+            except OSError as error:
+                self._say(error)
 
-def keep_best(run: Run) -> None:
-    """Write the weights as they stand, in the place of the best so far."""
-    file = run.folder / BEST
-    try:
-        _write_tensors(file.with_suffix(".partial"), {name: tensor.detach().contiguous() for name, tensor in run.model.changing().items()})
-        os.replace(file.with_suffix(".partial"), file)
-    except OSError as error:
-        raise from_os_error(error, file) from error
+    def close(self) -> None:
+        """The end of the run, whatever ended it."""
+        begun = time.monotonic()
+        try:
+            self.wait()
+        finally:
+            self.stalled += time.monotonic() - begun
+            self.pool.shutdown()
 
+    def passing(self) -> list[str]:
+        """What need not stay when the run is done: all checkpoints but the permanent ones."""
+        if not self.permanent_every:
+            return ["checkpoints"]
+        return [f"checkpoints/{found.name}" for found in saved(self.folder) if number_of(found) % self.permanent_every]
 
-def restore_best(run: Run) -> bool:
-    """Read the best weights back into the model. False when there are none."""
-    file = run.folder / BEST
-    if not file.exists():
+    def report(self) -> dict[str, Any]:
+        """For the manifest: checkpoints of this process, and what share of its time the loop stood still for them."""
+        return {"saved": self.count, "skipped": self.skipped, "stall_seconds": round(self.stalled, 4), "stall_share": self.stalled / max(1e-9, time.monotonic() - self.begun)}
+
+    def _copies(self, run: Run) -> bool:
+        """Whether tensors are copied and written behind the steps; `auto`: where the copy takes no more than a quarter of the memory that is free."""
+        if self.config.behind != "auto":
+            return self.config.behind
+        return sum(local(tensor).nbytes for named in _parts(run).values() for tensor in named.values()) < available_bytes() / 4
+
+    def _has_room(self, taken: Snapshot, must: bool) -> bool:
+        """Whether the disk has room for one more; checkpoints that need not stay go before that is said."""
+        needed = sum(here().everyone(taken.bytes)) + SPARE_BYTES
+
+        def free() -> int:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return shutil.disk_usage(self.folder).free
+
+        def decide() -> bool:
+            if free() < needed:
+                self._prune()
+            return free() >= needed
+
+        if here().lead(decide):
+            return True
+        if must:
+            raise _no_room(self.folder, taken.step)
+        self.skipped += 1
+        warn("no checkpoint at step {step}: it takes {needed}, and {free} are free; the run goes on, its last checkpoint is that of step {last}", step=taken.step, needed=bytes_text(needed), free=bytes_text(free()), last=_last(self.folder))
         return False
-    run.model.load_changing(load_file(file))
-    return True
+
+    def _write(self, final: Path, taken: Snapshot) -> float:
+        """In the thread: the seconds that it took."""
+        begun = time.monotonic()
+        write(final, taken)
+        if here().leads:
+            self._prune()
+        return time.monotonic() - begun
+
+    def _try(self, final: Path, taken: Snapshot, must: bool) -> float:
+        try:
+            return self._write(final, taken)
+        except OSError as error:
+            if must:
+                raise _no_room(self.folder, taken.step) if _is_full(error) else from_os_error(error, final) from error
+            self._say(error)
+            return 0.0
+
+    def _say(self, error: OSError) -> None:
+        self.skipped += 1
+        self.count -= 1
+        reason = from_os_error(error, self.folder).text().splitlines()[0]
+        warn("a checkpoint could not be written: {reason}; the run goes on, its last checkpoint is that of step {last}", reason=reason, last=_last(self.folder))
+
+    def _prune(self) -> None:
+        prune(self.folder, self.config.keep, self.permanent_every, self.permanent)
+        prune_best(self.folder)
 
 
-def saved(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Half-written ones have another name."""
-    return sorted((folder / "checkpoints").glob("step-????????"))
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _last(folder: Path) -> int | str:
+    return number_of(saved(folder)[-1]) if saved(folder) else "-"
+
+
+def _no_room(folder: Path, step: int) -> LubanError:
+    return LubanError(
+        "the disk is full: step {step} could not be saved", "the last checkpoint is that of step {last}; what came after it is done again",
+        "free some space (luban clean removes what is stale) and run the same command again", step=step, last=_last(folder),
+    )  # fmt: skip
+
+
+# ---- taking and writing -----------------------------------------------------------------------------------------------
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of the run as it stands; on a full disk the ones before stay whole."""
-    final = run.folder / "checkpoints" / f"step-{run.step:08d}"
-    if final.exists():
-        return final
-    partial = final.with_name(final.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        weights = {name: tensor.detach().contiguous() for name, tensor in run.model.changing().items()}
-        _write_tensors(partial / "model.safetensors", weights)
-        _write_tensors(partial / "optimizer.safetensors", run.engine.optimizer.state())
-        if run.average:
-            _write_tensors(partial / "average.safetensors", run.average.state())
-        if run.teacher:
-            _write_tensors(partial / "teacher.safetensors", run.teacher.state())
-        if kept := run.objective.state():
-            _write_tensors(partial / "objective.safetensors", kept)
-        state = {
-            "format": FORMAT,
-            "step": run.step,
-            "tokens": run.tokens,
-            "seconds": run.seconds,
-            "history": run.history,
-            "total": run.schedule.total,
-            "unchanged_until": run.schedule.unchanged_until,
-            "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"),
-            "sha256": {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))},
-        }
-        write_json(partial / "state.json", state)
-        os.rename(partial, final)
-        sync_directory(final.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise from_os_error(error, final) from error
+    """Write a checkpoint of the run as it stands, now. A LubanError where the disk refuses; the checkpoints before stay whole."""
+    _wait_for_writer(run)
+    final = place_of(run.folder, run.step)
+    if not final.exists():
+        run.before_checkpoint()
+        try:
+            write(final, snapshot(run, "regular", False))
+        except OSError as error:
+            raise from_os_error(error, final) from error
     return final
 
 
+def write(final: Path, taken: Snapshot) -> None:
+    """Write a snapshot: aside, through to the disk, then under its name."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    storage.save_tensors(final, taken.tensors, taken.state, here().files)
+
+
+def snapshot(run: Run, kind: str, copies: bool) -> Snapshot:
+    """The run between two steps. With ``copies`` it stays as it is while steps go on. A tensor under two names (tied weights) is held once."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    held: dict[Any, str] = {}
+    parts = _parts(run)  # kept until the end: of two tensors at one address one would be a copy of nothing
+    for part, named in parts.items():
+        for name, tensor in named.items():
+            key, tensor = f"{part}/{name}", tensor.detach()
+            if not isinstance(tensor, DTensor) and tensor.numel() and (known := held.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), key)) != key:
+                aliases[key] = known
+            else:
+                tensors[key] = _copied(tensor) if copies else tensor
+    state = {
+        "format": storage.FORMAT,
+        "kind": kind,
+        "step": run.step,
+        "tokens": run.tokens,
+        "seconds": run.seconds,
+        "last": dict(run.last),
+        "stop_reason": run.stop_reason,
+        "history": json.loads(json.dumps(run.history)),  # as it is now
+        "total": run.schedule.total,
+        "unchanged_until": run.schedule.unchanged_until,
+        "loader": {"place": run.place},  # loaders are functions of seed and place, so this is all
+        "random": here().everyone(random_state()),
+        "aliases": aliases,
+    }
+    if run.engine.scaler.is_enabled():
+        state["scaler"] = run.engine.scaler.state_dict()
+    return Snapshot(run.step, tensors, state)
+
+
+def _parts(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+    found = {"model": run.model.changing(), "optimizer": run.engine.optimizer.state()}
+    if run.average:
+        found["average"] = run.average.state()
+    if run.teacher:
+        found["teacher"] = run.teacher.state()
+    if kept := run.objective.state():
+        found[_own_part()] = kept
+    return found
+
+
+def _own_part() -> str:
+    """What an objective holds differs between ranks: answers to their own prompts."""
+    return "objective" if here().alone else f"objective-{here().rank}-of-{here().size}"
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, DTensor):
+        return spread(tensor.to_local().clone(), tensor)
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+
+
+# ---- going back -------------------------------------------------------------------------------------------------------
+
+
 def restore(run: Run) -> bool:
-    """Bring the run to its newest whole checkpoint that a run of this length would have passed too; False when there is none."""
-    for folder in reversed(saved(run.folder)):
+    """Bring the run to its newest whole checkpoint that a run of this length would have passed too; False when there is none. Newer ones are set aside."""
+    _wait_for_writer(run)
+    folder = run.folder
+    chosen = here().lead(lambda: _choose(folder, run))
+    if not chosen:
+        return False
+    state = _load(run, Path(chosen))
+    run.seconds, run.history, run.last = state["seconds"], state["history"], state.get("last", {})
+    reason = state.get("stop_reason", "")
+    if state["total"] == run.schedule.total and not asked_to_leave(reason) and not reason.startswith("guards."):
+        run.stop_reason = reason  # it had ended by itself, and its process before the model was saved
+    return True
+
+
+def branch(run: Run, source: Path, step: int) -> None:
+    """Bring a new run to the checkpoint after ``step`` of another training, whose folder is ``source``: weights, optimizer, place in the data, random states. What was
+    the best so far and what was read belongs to that one. DataError where it has no such checkpoint, or a damaged one."""
+    folder = place_of(source, step)
+    if not folder.exists():
+        known = ", ".join(str(number_of(found)) for found in saved(source)) or "-"
+        raise DataError("{folder} has no checkpoint of step {step}; it has: {known}", "", "checkpoint.permanent keeps them; schedules constant and warmup_stable_decay leave the last ones", folder=source.parent, step=step, known=known)
+    here().lead(lambda: _state_of(folder)["step"])
+    _load(run, folder)
+    if run.finished:
+        raise ConfigError("from_step: {step} leaves no step to do, since length is {total} steps", "length counts the steps before the branch too", "raise length", step=step, total=run.schedule.total)
+
+
+def _load(run: Run, folder: Path) -> dict[str, Any]:
+    """Bring tensors, random states, step and place in the data of a checkpoint into the run; returns its state."""
+    state, tensors = _read(folder, run)
+    _check_model(run, folder, {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")})
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    run.model.load_changing(parts["model"])
+    run.engine.optimizer.load_state(parts.get("optimizer", {}))
+    for part, keeper in (("average", run.average), ("teacher", run.teacher), (_own_part(), run.objective)):
+        if keeper and part in parts:
+            keeper.load_state(parts[part])
+    if "scaler" in state and run.engine.scaler.is_enabled():
+        run.engine.scaler.load_state_dict(state["scaler"])
+    if here().rank < len(state["random"]):  # a rank that was not there draws on as it was seeded
+        set_random_state(state["random"][here().rank])
+    run.step, run.tokens, run.place = state["step"], state["tokens"], state.get("loader", {}).get("place", state["step"])
+    return state
+
+
+def _wait_for_writer(run: Run) -> None:
+    """Let the checkpoint that is being written behind the steps become whole."""
+    for hook in run.hooks:
+        if isinstance(hook, Checkpointer):
+            hook.wait()
+
+
+def _choose(folder: Path, run: Run) -> str:
+    """The newest whole checkpoint that this run may go on from. What is damaged is named; what is passed over is set aside."""
+    for aside in (folder / "checkpoints").glob("step-????????.partial"):
+        shutil.rmtree(aside, ignore_errors=True)
+    for found in reversed(saved(folder)):
         try:
-            state = _read_state(folder)
+            state = _state_of(found)
         except DataError as error:
-            warn("{folder} is damaged and is skipped: {error}", folder=folder, error=error)
+            warn("{folder} is damaged and is skipped: {error}", folder=found, error=error)
+            set_aside(found)
             continue
-        same_length = state["total"] == run.schedule.total
-        if state["step"] > (run.schedule.total if same_length else min(state["unchanged_until"], run.schedule.unchanged_until)):
-            continue
-        run.model.load_changing(load_file(folder / "model.safetensors"))
-        run.engine.optimizer.load_state(load_file(folder / "optimizer.safetensors"))
-        if run.average and (folder / "average.safetensors").exists():
-            run.average.load_state(load_file(folder / "average.safetensors"))
-        if run.teacher and (folder / "teacher.safetensors").exists():
-            run.teacher.load_state(load_file(folder / "teacher.safetensors"))
-        if (folder / "objective.safetensors").exists():
-            run.objective.load_state(load_file(folder / "objective.safetensors"))
-        run.step, run.tokens, run.seconds, run.history = state["step"], state["tokens"], state["seconds"], state["history"]
-        torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8))
-        return True
-    return False
+        if state["step"] <= (run.schedule.total if state["total"] == run.schedule.total else min(state["unchanged_until"], run.schedule.unchanged_until)):
+            return str(found)
+        set_aside(found)
+    return ""
 
 
-def _read_state(folder: Path) -> dict:
+def _state_of(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint all of whose files have the bytes that were written. DataError names the one that has not."""
     try:
-        state = json.loads((folder / "state.json").read_bytes())
-        if state["format"] > FORMAT:
-            raise DataError("{folder} was written by a newer Luban", "", "upgrade Luban", folder=folder)
-        for name, digest in state["sha256"].items():
-            if _sha256(folder / name) != digest:
-                raise DataError("{file} does not have the bytes that were written", file=folder / name)
-        return state
+        if not (folder / storage.INDEX).exists() and "sha256" in (state := storage.read_state(folder)):  # format 1
+            for name, digest in state["sha256"].items():
+                if sha256_of(folder / name) != digest:
+                    raise DataError("{file} does not have the bytes that were written", file=folder / name)
+            return state
+        storage.verify(folder, storage.read_index(folder))
+        return storage.read_state(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("{folder}: {error}", folder=folder, error=error) from None
 
 
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    shared: dict[int, str] = {}
-    unique = {}
-    for name, tensor in tensors.items():  # tied weights are one tensor; load_state_dict ties them again
-        if tensor.numel() and shared.setdefault(tensor.data_ptr(), name) != name:
-            tensor = tensor.clone()
-        unique[name] = tensor.cpu()
-    save_file(unique, path, metadata={"format": "pt"})
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
+def _read(folder: Path, run: Run) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """State and tensors of a whole checkpoint, each tensor in the layout of this rank's own."""
+    state = storage.read_state(folder)
+    if not (folder / storage.INDEX).exists():
+        state["random"] = [{**random_state(), "torch": state["random"]}]
+        return state, {f"{file.stem}/{name}": tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    ours = dict(run.model.named_parameters(remove_duplicate=False))
+
+    def like(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        names = key.partition("/")[2].split("::")  # a parameter's, before or behind what is kept of it
+        parameter = next((ours[name] for name in names if name in ours), None)
+        if isinstance(parameter, DTensor) and parameter.shape == shape:
+            return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        return torch.empty(shape, dtype=dtype)
+
+    tensors = storage.load_tensors(folder, storage.read_index(folder), like)
+    return state, tensors | {name: tensors[known] for name, known in state["aliases"].items()}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _check_model(run: Run, folder: Path, found: dict[str, torch.Tensor]) -> None:
+    """DataError where a checkpoint is of another model than the run's."""
+    wanted = run.model.changing()
+    for name in sorted(wanted.keys() | found.keys()):
+        was, now = (list(tensors[name].shape) if name in tensors else "-" for tensors in (found, wanted))
+        if was != now:
+            raise DataError(
+                "{folder} is a checkpoint of another model: its {name} is {was}, this model's is {now}", "", "remove the folder, or give the run the shape it began with",
+                folder=folder, name=name, was=was, now=now,
+            )  # fmt: skip

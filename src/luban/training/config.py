@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNega
 from luban.adapters.config import NAMES as ADAPTERS
 from luban.adapters.config import AnyAdapter
 from luban.foundation.config import Auto, Config, field
-from luban.foundation.durations import Duration
+from luban.foundation.durations import Duration, TimeSpan
 from luban.inference.config import SamplingConfig
 from luban.models.quantization_config import AnyQuantization
 from luban.models.shape import ShapeConfig
@@ -66,8 +66,12 @@ class ScheduleConfig(Config):
 class CheckpointConfig(Config):
     """When the training state is saved so that a killed run continues."""
 
-    every: Duration | Auto = field("auto", "Length between checkpoints; auto is a tenth of the run, at most 500 steps.", role="machine")
+    every: Duration | Auto = field("auto", "Length between checkpoints; auto: what loses the least time for what a save costs and failures_every, a tenth of the run at most.", role="machine")
+    failures_every: TimeSpan = field("1d", "How long this machine runs, on average, until something ends the run; for every: auto.", role="machine")
     keep: PositiveInt = field(2, "How many of the newest checkpoints stay.", unit="checkpoints", role="machine")
+    permanent: Duration | None = field(None, "A checkpoint after each such length stays for good; none does by default.", role="machine")
+    ephemeral: TimeSpan | None = field(None, "Between them also save after each such time, such as 5m; the next checkpoint takes the place of such a one.", role="machine")
+    behind: bool | Auto = field("auto", "Copy the state and write it while the steps go on; auto: where the copy takes no more than a quarter of the free memory.", role="machine")
 
 
 class ValidationConfig(Config):
@@ -105,6 +109,13 @@ class AlertsConfig(Config):
     repeat_minutes: PositiveFloat = field(60.0, "How long a rule that has spoken stays silent while its cause lasts.", unit="minutes", role="machine")
 
 
+class EnergyConfig(Config):
+    """How the energy of a run is known, and what it weighs in CO2."""
+
+    watts: PositiveFloat | Auto = field("auto", "Power of what the run uses, where you know it; auto reads the meters of the machine (RAPL, NVML) and else takes a model: 12 W a core in use, 0.3725 W a gigabyte held.", unit="watts", role="machine")
+    grams_per_kilowatt_hour: NonNegativeFloat = field(436.0, "Grams of CO2 that a kilowatt-hour stands for; 436 is the world's average of 2022 (Ember, Global Electricity Review 2023).", unit="grams", role="machine")
+
+
 class TrackConfig(Config):
     """Where the numbers go beside the terminal and training/log.jsonl."""
 
@@ -117,6 +128,42 @@ class TrackConfig(Config):
     prometheus: str = field("", "Serve Prometheus metrics while the run lasts, such as 127.0.0.1:9400; port 0 takes a free one.", role="machine", pattern=r"^(.+:\d{1,5})?$")
     prometheus_file: str = field("", "Write the same metrics to this file, ending in .prom, for node_exporter's textfile collector.", role="machine")
     alerts: AlertsConfig = field(AlertsConfig(), "When the run speaks up, and to whom.")
+    energy: EnergyConfig = field(EnergyConfig(), "How energy and CO2 are reckoned.")
+
+
+Limit = TimeSpan | Literal["auto", "none"]
+
+
+class WatchdogConfig(Config):
+    """How long a section may last before it counts as hanging: a time such as 20m, auto, or none. auto is ten times the slowest so far, and never less than what the field says."""
+
+    set_up: Limit = field("auto", "Reading data and model, before step one; auto is an hour.", role="machine")
+    step: Limit = field("auto", "A step with its data; auto is at least 15 minutes, and an hour where something is compiled.", role="machine")
+    evaluation: Limit = field("auto", "A validation, or samples; auto is at least an hour.", role="machine")
+    checkpoint: Limit = field("auto", "Writing a checkpoint; auto is at least half an hour.", role="machine")
+
+
+class GuardsConfig(Config):
+    """What is watched at each step, and what happens when something is wrong."""
+
+    too_many: PositiveInt = field(10, "Refused steps in a row that stop the run.", unit="steps", role="machine")
+    keep_batches: NonNegativeInt = field(20, "Refused steps whose text is kept for a look, in training/refused.", unit="steps", role="machine")
+    spikes: Literal["none", "skip", "rollback"] = field("none", "A step whose loss jumps: skip does not apply it; rollback goes back to the last checkpoint and passes over the data read since.")
+    spike_threshold: PositiveFloat = field(8.0, "A spike is so many robust deviations (from the median absolute difference of neighbours) above the median of the last losses.", unit="deviations")
+    gradient_threshold: NonNegativeFloat = field(0.0, "The same of the gradient norm; 0 looks at the loss alone.", unit="deviations")
+    spike_window: Annotated[int, Field(ge=8, le=100_000)] = field(64, "Accepted steps that the median is of; nothing is a spike before a quarter of them is there.", unit="steps")
+    layers_every: NonNegativeInt = field(0, "Log the gradient norm of each layer every so many steps; 0: only when something is wrong.", unit="steps", role="machine")
+    layers_threshold: NonNegativeFloat = field(8.0, "Name the layers of a step whose gradient norm is so many robust deviations of its logarithm from the median, up or down; 0 never does.", unit="deviations", role="machine")
+    recheck_every: NonNegativeInt = field(0, "Compute every so many steps the gradients twice and compare them, which finds processors that miscalculate; 0 never does.", unit="steps", role="machine")
+    recheck_action: Literal["note", "stop"] = field("stop", "What a difference does: note writes it down, stop also ends the run before the step is applied.", role="machine")
+    watchdog: WatchdogConfig = field(WatchdogConfig(), "When a section hangs: the stacks of all threads are written to training/ and the process ends with status 75.")
+
+
+class LayoutConfig(Config):
+    """What each of the processes that torchrun starts holds of a model; the mathematics of a step is the same with any of them."""
+
+    shard: Literal["auto", "none", "gradients", "full"] = field("auto", "none: each process holds everything; gradients: gradients and the optimizer's state are held in shards (ZeRO-2); full: the weights too (ZeRO-3). auto: none, and full on GPUs that weights, gradients and optimizer state would fill by more than half.", role="machine")
+    replicas: PositiveInt | Auto = field("auto", "How many times the model is held in all; the processes must divide by it. auto: once with shards, once a process without.", role="machine")
 
 
 class ReplayConfig(Config):
@@ -135,6 +182,7 @@ class TrainConfig(Config):
     mapping: dict[str, Any] = field({}, "Which column of the files holds what, such as {prompt: question, answer: reply} or {text: review, label: stars}; empty: recognised, and shown.")
     validation_data: str | list[str] = field([], "Held-out data; by default the validation split (causal) or a share (instruction).", input=True)
     model: str = field("", "Stage or Hugging Face model directory to start from; empty starts from random weights of `shape`.", input=True)
+    from_step: PositiveInt | None = field(None, "Go on from the checkpoint after this step of `model`, a train stage: with its optimizer state and place in the data, under this stage's own length and schedule. Without: from its finished weights.", unit="steps", later=True)
     tokenizer: str = field("", "Tokenizer stage or folder; empty takes the data's or the model's own.", input=True)
     embeddings: str = field("", "Word vectors that a new model's token embeddings begin with: a fit stage, or a word2vec or GloVe file.", input=True)
     depth: PositiveInt | Auto = field("auto", "The one dial of a new model: width, heads, learning rate and batch follow from it where they are auto.", unit="layers")
@@ -145,7 +193,7 @@ class TrainConfig(Config):
     sequence_length: PositiveInt | Auto = field("auto", "Tokens a row; auto is the model's maximum, at most 2,048.", unit="tokens")
     batch_tokens: PositiveInt | Auto = field("auto", "Tokens a step over all ranks and accumulation.", unit="tokens")
     batch_examples: PositiveInt | Auto = field("auto", "Examples a step, for objectives on labelled examples (batch_tokens is for those on text); auto is 32.", unit="examples")
-    micro_batch_rows: PositiveInt | Auto = field("auto", "Rows in one forward pass; this does not change the result of a step.", unit="rows", role="machine")
+    micro_batch_rows: PositiveInt | Literal["auto", "fit"] = field("auto", "Rows in one forward pass; this does not change the result of a step. fit tries in a process of its own how many the memory holds.", unit="rows", role="machine")
     packing: Literal["auto", "concatenate", "best_fit", "none"] = field("auto", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits; none gives each a row of its own. auto: concatenate for causal, best_fit for the others, which do not know concatenate.")
     optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
@@ -155,10 +203,13 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
     determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")
     engine: Literal["torch", "layerwise"] = field("torch", "torch; or layerwise: the optimizer steps inside the backward pass, so that no gradients are held, with no clipping by the global norm and no accumulation.")
+    layout: LayoutConfig = field(LayoutConfig(), "How several processes share the work (torchrun --nproc-per-node 2 -m luban run …).")
     weights: Literal["float32", "bfloat16"] = field("float32", "How the weights are held while they learn; bfloat16 halves them, with stochastic rounding (optimizers adafactor, adamw_8bit, lion, sgd).")
     recompute: Recompute = field("none", "Activations that are computed again in the backward pass: none; selective, all but the results of products and attention; full, each block from its input, a third more time; or a budget such as 2 GiB that the blocks' activations must fit.", role="machine")
     compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
-    threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic; auto is one a core.", unit="threads", role="machine")
+    threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic, of each process; auto is one a core, shared by the processes that torchrun starts.", unit="threads", role="machine")
+    wall_clock: TimeSpan | None = field(None, "Save and leave with status 75 before so much time has passed since the stage began, such as 3h or 90m; the same command continues.", role="machine")
+    guards: GuardsConfig = field(GuardsConfig(), "What is watched at each step.", later=True)
     validation: ValidationConfig = field(ValidationConfig(), "Scoring held-out data during the run.")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Saving the training state.")
     samples: SamplesConfig = field(SamplesConfig(), "Text written during the run.")

@@ -52,7 +52,7 @@ class Memory:
     def __init__(self, run: Run, request: DataRequest, rows: int):
         decoder = run.model.shape.kind == "decoder"
         self.objective = load_objective(CausalConfig() if decoder else MaskedConfig())
-        self.engine = TorchEngine(run.model, run.engine.optimizer, self.objective, rows, run.engine.precision)
+        self.engine = TorchEngine(run.model, run.engine.optimizer, self.objective, rows, run.engine.precision, layout=run.engine.layout)
         self.batches: list[Batch] = self.objective.loaders(request).validation
 
     def after_step(self, run: Run) -> None:

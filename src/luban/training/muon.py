@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from luban.parallel.layouts import placed, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration that brings singular values near 1 fastest
 
 
@@ -35,11 +37,11 @@ class Muon(torch.optim.Optimizer):
                 nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
                 by_shape.setdefault(parameter.shape, []).append((parameter, nesterov))
             for shape, entries in by_shape.items():
-                updates = orthogonalise(torch.stack([update for _, update in entries]), group["iterations"])
+                updates = orthogonalise(torch.stack([whole(update) for _, update in entries]), group["iterations"])  # of matrices in shards on every rank
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for (parameter, _), update in zip(entries, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+                    parameter.add_(placed(update.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
+from luban.parallel.layouts import placed
 from luban.training.adafactor import Adafactor
 from luban.training.adamw_8bit import AdamW8bit
 from luban.training.config import OptimizerConfig
@@ -120,7 +121,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if slots := by_name.get(self.names[parameter]):
-                        optimizer.state[parameter] = {slot: value.to(parameter.device) if value.ndim else value.clone() for slot, value in slots.items()}
+                        optimizer.state[parameter] = {slot: placed(value, parameter) if value.ndim else value.clone() for slot, value in slots.items()}
 
 
 def _group(parameters: list[nn.Parameter], name: str, peak: float, decay: float, embedding: bool) -> dict[str, Any]:

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from luban.adapters.files import base_of, open_model, read_settings, read_tensors, wear
+from luban.examples.tasks import TextPair
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError, LubanError
-from luban.inference.config import SamplingConfig
+from luban.inference.config import GenerationConfig, SamplingConfig
 from luban.inference.engine import Engine
+from luban.inference.seq2seq import generate_from
+from luban.inference.steps import Steps
+from luban.inference.texts import end_ids, framed_items
 from luban.models.base import Model
 from luban.models.counts import parameters
 from luban.models.huggingface import load_model, save_model
@@ -32,12 +36,14 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 12, 16
 def check_parity(training: Run, folder: Path) -> dict[str, Any]:
     """Open what was written and compare it with the model in memory on held-out data. LubanError where they differ.
 
-    For models that write also the greedy tokens: one prompt at a time in the trained model, all at once in the engine that serves the others.
+    For models that write also the greedy tokens: one prompt at a time in the trained model, all at once, by what serves them, in the others. An encoder–decoder
+    on texts reads held-out inputs, which each model frames by its own note, as its predictor does.
     """
     model, batch = training.model.eval(), held_out(training)
-    expected, asked = _outputs(training, model, batch), prompts(model, batch)
+    expected, asked = _outputs(training, model, batch), prompts(training, model, batch)
     written = _written(model, training, asked, one_by_one=True)
-    report: dict[str, Any] = {"bound": BOUND, "prompts": len(asked), "largest_difference": {}, "same_tokens": {}}
+    read = "sources" if model.shape.kind == "encoder_decoder" else "prompts"
+    report: dict[str, Any] = {"bound": BOUND, read: len(asked), "largest_difference": {}, "same_tokens": {}}
 
     def compare(name: str, other: Model) -> None:
         other.eval()
@@ -45,7 +51,7 @@ def check_parity(training: Run, folder: Path) -> dict[str, Any]:
         scale = max(1.0, float(expected.abs().max()))
         report["largest_difference"][name] = float((found - expected).abs().max()) / scale
         differing = [pair for pair in zip(asked, written, _written(other, training, asked), strict=True) if pair[1] != pair[2]]
-        report["same_tokens"][name] = _same_choices(found, expected) and all(_tie(model, *pair) for pair in differing)
+        report["same_tokens"][name] = _same_choices(found, expected) and prompts(training, other, batch) == asked and all(_tie(model, *pair) for pair in differing)
 
     if parameters(model.shape)["total"] > LARGE:
         method, whole = model.adapter, model.saved_whole
@@ -115,14 +121,22 @@ def _tie(model: Model, prompt: list[int], first: list[int], second: list[int]) -
     place = next((index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
     if place is None:
         return False
-    logits = wide(model.logits(model(torch.tensor([prompt + first[:place]], device=model.device))[0, -1]))
+    steps = Steps(model, [prompt], 1, len(first))
+    logits = steps.start()[0]
+    for token in first[:place]:
+        logits = steps.step([token], [0])[0]
     return bool((logits[first[place]] - logits[second[place]]).abs() <= 2 * BOUND * max(1.0, float(logits.abs().max())))
 
 
-def prompts(model: Model, batch: Batch) -> list[list[int]]:
-    """The beginnings of the rows, for models that write text one token after another."""
-    if model.shape.kind != "decoder" or (model.head is not None and model.head.replaces_output):
+def prompts(training: Run, model: Model, batch: Batch) -> list[list[int]]:
+    """What models that write text go on from: a decoder the beginnings of the rows; an encoder–decoder held-out inputs as its predictor frames them, or the rows' sources."""
+    if model.shape.kind == "encoder" or (model.head is not None and model.head.replaces_output):
         return []
+    if model.shape.kind == "encoder_decoder":
+        items = [{"input": example.input, "controls": example.controls} for example in training.loaders.held_out[:PROMPTS] if isinstance(example, TextPair)]
+        if items:
+            return framed_items(model, training.tokenizer, items)[0]
+        return [] if batch.source is None else [row[kept == kept[0]].tolist() for row, kept in zip(batch.source[:PROMPTS], batch.source_segments, strict=False)]
     found = []
     for row in batch.inputs[:PROMPTS].tolist():
         found.append(row[: min(PROMPT_TOKENS, max(1, len(row) // 2))])
@@ -130,11 +144,14 @@ def prompts(model: Model, batch: Batch) -> list[list[int]]:
 
 
 def _written(model: Model, training: Run, asked: list[list[int]], one_by_one: bool = False) -> list[list[int]]:
-    """Greedy tokens after each prompt."""
+    """Greedy tokens after each prompt, or for each source."""
     if not asked:
         return []
-    sampling = SamplingConfig(temperature=0.0, maximum_tokens=NEW_TOKENS)
     groups = [[prompt] for prompt in asked] if one_by_one else [asked]
+    if model.shape.kind == "encoder_decoder":
+        greedy, ends = GenerationConfig(maximum_tokens=NEW_TOKENS), end_ids(training.tokenizer, model.shape.kind)
+        return [ids for group in groups for ids in generate_from(model, group, greedy, end_ids=ends)]
+    sampling = SamplingConfig(temperature=0.0, maximum_tokens=NEW_TOKENS)
     found = []
     for group in groups:
         engine = Engine(model, training.tokenizer, slots=len(group))

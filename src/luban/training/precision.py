@@ -13,10 +13,10 @@ from luban.foundation.hardware import cores, keep_freed_memory, resident_bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device() -> torch.device:
-    """A CUDA (or ROCm) GPU if there is one, then Apple's, then the processor."""
+def choose_device(local_rank: int = 0) -> torch.device:
+    """A CUDA (or ROCm) GPU if there is one, of several that of this process; then Apple's, then the processor."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", local_rank % torch.cuda.device_count()) if torch.cuda.device_count() > 1 else torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -38,9 +38,9 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def prepare_machine(threads: int | str, strict: bool) -> int:
-    """Set threads and determinism for this process; returns the threads used."""
-    count = cores() if threads == "auto" else threads
+def prepare_machine(threads: int | str, strict: bool, processes: int = 1) -> int:
+    """Set threads and determinism for this process, one of so many on the machine; returns the threads used."""
+    count = max(1, cores() // processes) if threads == "auto" else threads
     torch.set_num_threads(count)
     keep_freed_memory()
     if strict != torch.are_deterministic_algorithms_enabled():  # asking loads the compiler: 1.6 s

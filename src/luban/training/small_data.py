@@ -44,6 +44,8 @@ class Unfreezer:
     What learns is a function of the step alone, so that a resumed run goes on as it was.
     """
 
+    section = "steps"
+
     def __init__(self, model: Model, every_steps: int):
         self.every = max(1, every_steps)
         self.depths = layer_depths(model)
@@ -56,6 +58,9 @@ class Unfreezer:
             self.set(run.model, run.step)
             if (depth := self.top - run.step // self.every) >= 0:
                 say("  unfreezing: {part} learns from step {step} on", part="embeddings" if depth == 0 else f"layer {depth}", step=run.step)
+
+    def resumed(self, run: Run) -> None:
+        self.set(run.model, run.step)
 
     def set(self, model: Model, step: int) -> None:
         lowest = self.top - step // self.every

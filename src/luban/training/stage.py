@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from luban.adapters.files import save_adapter
-from luban.foundation.artifacts import Work, listed, write_json
+from luban.foundation.artifacts import Work, listed, read_json, write_json
 from luban.foundation.console import count_text, say, seconds_text
 from luban.foundation.custom import load_custom
-from luban.foundation.errors import Interrupted
+from luban.foundation.errors import ConfigError, Interrupted
 from luban.models.base import Model
 from luban.models.config_json import head_from, read_config
 from luban.models.counts import flops_per_token, parameters
@@ -22,25 +22,36 @@ from luban.models.heads import Head
 from luban.models.huggingface import save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.objectives.config import ON_TEXT
+from luban.parallel.ranks import Ranks, here
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training.averaging import Average
 from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, make_model
 from luban.training.card import write_model_card
-from luban.training.checkpoints import BEST, Checkpointer, restore
-from luban.training.config import TrainConfig
-from luban.training.engines import ENGINES, choose_recompute, make_engine
+from luban.training.checkpoints import Checkpointer, branch, restore
+from luban.training.config import CheckpointConfig, TrackConfig, TrainConfig
+from luban.training.consumed import Ledger
+from luban.training.engines import ENGINES, choose_layout, choose_recompute, make_engine
 from luban.training.folds import cross_validate
 from luban.training.forgetting import Memory, general_text, remembers
-from luban.training.guards import Guard, StopSignals
-from luban.training.hooks import Callback, Follower, Sampler, Validator
+from luban.training.goodput import Clock
+from luban.training.guards import Guard
+from luban.training.hooks import Agreement, Callback, Follower, Sampler, TimeKeeper, Validator
+from luban.training.layers import LayerWatch
 from luban.training.loop import train
+from luban.training.memory import Explainer
 from luban.training.parity import check_parity
 from luban.training.passes import make_passes, make_teacher
 from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
+from luban.training.probe import fitting_rows
+from luban.training.randomness import seed_all
+from luban.training.recheck import Rechecked
+from luban.training.retention import Cadence
 from luban.training.run import Hook, Run
 from luban.training.schedules import make_schedule
+from luban.training.signals import StopSignals, WallClock, asked_to_leave
 from luban.training.small_data import Unfreezer, add_noise, set_dropout
 from luban.training.tracking import Tracker
+from luban.training.watchdog import Watchdog
 
 VERSION = 1
 
@@ -53,7 +64,10 @@ def run(config: TrainConfig, work: Work) -> None:
     if config.validation.folds:
         cross_validate(config, work, train_once)
     training, choices = train_once(config, work)
-    model, tokenizer = training.model.eval(), training.tokenizer
+    model = training.engine.layout.whole_model(training.model)
+    if model is None:  # the first process has all of it, and writes it
+        return
+    training.model, tokenizer = model.eval(), training.tokenizer
     tokenizer.save(work.path)
     write_json(work.path / "generation_config.json", _generation(config, tokenizer))
     if model.adapter:
@@ -66,50 +80,87 @@ def run(config: TrainConfig, work: Work) -> None:
 
 
 def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tuple[Run, dict[str, Any]]:
-    """One training in ``work.path/training``, from the start or where it was stopped, to the weights that are to be saved.
+    """One training in ``work.path/training``, from the start or where it was stopped, to the weights that are to be saved. All ranks run it; only the first
+    leaves files in the folder, what another would write goes to a folder that is dropped with it.
 
     ``fold`` holds out that one of the folds instead of the validation share. Raises Interrupted when a signal asked to stop.
     """
-    folder = work.path / "training"
-    folder.mkdir(parents=True, exist_ok=True)
-    device = choose_device()
+    folder, ranks = work.path / "training", here()
+    written = ranks.scratch / "training" if ranks.scratch else folder
+    for place in (folder, written):
+        place.mkdir(parents=True, exist_ok=True)
+    clock = Clock(written, config.track.energy)
+    with clock.running(), Watchdog(clock, config.guards.watchdog, folder, ranks.rank) as watchdog, StopSignals() as signals, Explainer(config).watching() as memory:
+        memory.run = training = set_up(config, work, fold, written)
+        training.clock = clock
+        return _train(training, work, fold, written, watchdog, signals)
+
+
+def set_up(config: TrainConfig, work: Work, fold: int | None, written: Path) -> Run:
+    """A training before its first step: data, model, engine. ``written`` is where this rank may leave files."""
+    folder, ranks = work.path / "training", here()
+    device = choose_device(ranks.local_rank)
     objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
     check_kind(config, objective)
-    choices = _choices(config, folder, device, objective.by_example)
+    choices = _choices(config, work, device, objective.by_example, ranks)
     known = find_tokenizer(work)
     tokenizer = objective.adapt_tokenizer(known)
-    loaders = objective.loaders(_data(config, work, tokenizer, fold))
+    loaders = objective.loaders(_data(config, work, tokenizer, fold, written.parent))
     model = make_model(config, work, tokenizer, objective).to(device)
-    objective.before_training(model, loaders, folder, DTYPES[choices["precision"]])
-    torch.manual_seed(work.seed)  # dropout and its kin, whatever ran in this process before
-    training = _assemble(config, choices, folder, model, tokenizer, objective, loaders)
+    for _ in ranks.in_turn():  # what takes long to find out, the first process leaves to the others
+        objective.before_training(model, loaders, folder, DTYPES[choices["precision"]])
+    seed_all(work.seed + (ranks.rank << 32))  # dropout and its kin, whatever ran in this process before
+    return _assemble(config, choices, folder, model, tokenizer, objective, loaders)
 
-    tracker = Tracker(folder, config.track, work.name)
-    validator = _add_hooks(training, tracker, [*(load_custom(str(reference)) for reference in listed(work.inputs.get("callbacks"))), *([work.watch] if work.watch else [])])
+
+def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog: Watchdog, signals: StopSignals) -> tuple[Run, dict[str, Any]]:
+    """From the last checkpoint, if there is one, to the end."""
+    config, choices, ranks = training.config, training.choices, here()
+    tracker = Tracker(written, config.track if ranks.leads else TrackConfig(tensorboard=False), work.name)
+    guard = Guard(training, config.guards, LayerWatch(training, config.guards, written, tracker.figures), written)
+    guards: list[Hook] = [guard, watchdog]
+    if config.guards.recheck_every:
+        training.engine.passes = recheck = Rechecked(training, config.guards, written)
+        guards.append(recheck)
+    validator = _add_hooks(training, tracker, guards, [*(load_custom(str(reference)) for reference in listed(work.inputs.get("callbacks"))), *([work.watch] if work.watch else [])])
     if restore(training):
-        for hook in training.hooks:
-            if isinstance(hook, Unfreezer):
-                hook.set(training.model, training.step)
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
-    tracker.open(training)
-    memory = _memory(config, work, training, choices, fold)
-    _introduce(training, choices)
-    try:
+    elif config.from_step:
+        _branch(training, config, work)
+    training.resumed()
+    guard.events.retract(training.step)
+    with contextlib.closing(tracker), contextlib.closing(training.hooks[-1]):  # the checkpointer first: what it is writing becomes whole
+        tracker.open(training)
+        memory = _memory(config, work, training, choices, fold)
+        _introduce(training, choices)
         if training.step == 0:
-            validator.after_step(training)
-            if memory:
-                memory.measure(training, "before")
-        with StopSignals(training):
-            train(training, Guard(folder))
-    finally:
-        tracker.close()
-    if training.stop_reason.startswith("SIG"):
+            with training.clock.section("evaluation"):
+                validator.after_step(training)
+                if memory:
+                    memory.measure(training, "before")
+        signals.run = training
+        train(training, guard)
+    if guard.error:
+        raise guard.error
+    if asked_to_leave(training.stop_reason):
+        guard.events.add("stopped", training.step, reason=training.stop_reason)
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
-    validator.finish(training)
-    if memory:
-        memory.measure(training, "after")
+    signals.run = None
+    with training.clock.section("evaluation"):
+        validator.finish(training)
+        if memory:
+            memory.measure(training, "after")
     return training, choices
+
+
+def _branch(training: Run, config: TrainConfig, work: Work) -> None:
+    """Begin in the midst of another training."""
+    if not (source := work.inputs["model"]):
+        raise ConfigError("from_step names a checkpoint of model, and there is no model", "", "name the train stage as model, or leave from_step out")
+    folder = Path(getattr(source, "path", source))
+    branch(training, folder / "training", config.from_step)
+    say("branching from {folder} at step {step} of {total}", folder=folder, step=training.step, total=training.schedule.total)
 
 
 def _memory(config: TrainConfig, work: Work, training: Run, choices: dict[str, Any], fold: int | None) -> Memory | None:
@@ -121,14 +172,19 @@ def _memory(config: TrainConfig, work: Work, training: Run, choices: dict[str, A
     return Memory(training, request, max(1, choices["micro_batch_rows"] or 2048 // config.sequence_length))
 
 
-def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example: bool) -> dict[str, Any]:
-    """What was chosen on this machine, written before step one and replayed when the run is continued."""
-    file = folder / "choices.json"
-    if file.exists():
-        choices = json.loads(file.read_bytes())
-        prepare_machine(choices["threads"], config.determinism == "strict")
-        return choices
-    threads = prepare_machine(config.threads, config.determinism == "strict")
+def _choices(config: TrainConfig, work: Work, device: torch.device, by_example: bool, ranks: Ranks) -> dict[str, Any]:
+    """What was chosen on this machine, written before step one and replayed when the run is continued; threads only where as many processes share the machine."""
+    file = work.path / "training" / "choices.json"
+    known = ranks.lead(lambda: _read_choices(file, config))
+    same = known is not None and known.get("processes", 1) == ranks.size
+    threads = prepare_machine(known["threads"] if same else config.threads, config.determinism == "strict", ranks.local_size)
+    if same:
+        return known
+    if known is not None:
+        known |= {"processes": ranks.size, "threads": threads}
+        if ranks.leads:
+            write_json(file, known)
+        return known
     precision = choose_precision(config.precision, device)
     name = next(key for key, value in DTYPES.items() if value == precision)
     rows = config.micro_batch_rows
@@ -138,12 +194,24 @@ def _choices(config: TrainConfig, folder: Path, device: torch.device, by_example
         rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if not by_example else 0
         if "accumulate" in ENGINES[config.engine].lacks:
             rows = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
-    choices = {"device": device.type, "threads": threads, "precision": name, "micro_batch_rows": rows}
-    write_json(file, choices)
+    if rows == "fit":
+        whole = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
+        rows = ranks.lead(lambda: fitting_rows(config, work, -(-whole // ranks.size)))
+    choices = {"device": device.type, "processes": ranks.size, "threads": threads, "precision": name, "micro_batch_rows": rows}
+    if ranks.leads:
+        write_json(file, choices)
     return choices
 
 
-def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None) -> DataRequest:
+def _read_choices(file: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What an earlier process of the run has chosen; chosen anew where the file is missing or damaged. What the recipe says itself by now counts before it."""
+    found = read_json(file)
+    if not {"threads", "precision", "micro_batch_rows"} <= found.keys():
+        return None
+    return found | {name: value for name in ("threads", "precision", "micro_batch_rows") if (value := getattr(config, name)) not in ("auto", "fit")}
+
+
+def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None, folder: Path | None = None) -> DataRequest:
     return DataRequest(
         data=listed(work.inputs.get("data")),
         validation=listed(work.inputs.get("validation_data")),
@@ -160,7 +228,7 @@ def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | Non
         fold=None if fold is None else (fold, config.validation.folds),
         mapping=config.mapping,
         mixture=config.mixture,
-        work=work.path,
+        work=folder or work.path,
         teachers=[Path(getattr(source, "path", source)) for name in ("objective.teacher", "objective.reference") for source in listed(work.inputs.get(name))],
         model_head=_model_head(work),
         named={name.removeprefix("objective."): Path(getattr(source, "path", source)) for name in work.inputs if name.startswith("objective.") for source in listed(work.inputs.get(name))},
@@ -186,7 +254,9 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         for block in model.blocks():
             block.compile()  # in place: parameter names stay
     teacher = make_teacher(config.regularization.adversarial, model)
-    engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher))
+    layout = choose_layout(config, model, objective, here())
+    layout.place(model)
+    engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher), layout)
     made = Run(
         config=config,
         folder=folder,
@@ -199,6 +269,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         step_tokens=step_tokens,
         flops_per_token=flops_per_token(model.shape, config.sequence_length) - _unused_flops(model),
         teacher=teacher,
+        choices=choices,
     )
     if config.regularization.average != "none":
         made.average = Average(model, config.regularization)
@@ -213,7 +284,7 @@ def _unused_flops(model: Model) -> float:
     return 6.0 * model.shape.vocabulary_size * model.shape.hidden_size if model.head is not None and model.head.replaces_output else 0.0
 
 
-def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validator:
+def _add_hooks(training: Run, tracker: Tracker, guards: list[Hook], callbacks: list[Any]) -> Validator:
     config, total = training.config, training.schedule.total
 
     def steps(every: Any, auto: int) -> int:
@@ -222,9 +293,15 @@ def _add_hooks(training: Run, tracker: Tracker, callbacks: list[Any]) -> Validat
     decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
     validator = Validator(steps(config.validation.every, -(-total // 10)), config.validation, training.loaders, tracker)
     sampler = Sampler(steps(config.samples.every, -(-total // 4)), config.samples, training.objective.conversational, tracker)
-    checkpointer = Checkpointer(steps(config.checkpoint.every, min(500, total // 10)), config.checkpoint.keep, decay)
-    training.hooks = [tracker, *_weight_hooks(training), validator, sampler, *map(Callback, callbacks), checkpointer]
+    checkpointer = Checkpointer(training, cadence_of(config.checkpoint, steps, total), steps(config.checkpoint.permanent, 1) if config.checkpoint.permanent else 0, decay, tracker.figures)
+    limit = [WallClock(config.wall_clock, training.clock.started)] if config.wall_clock else []
+    training.hooks = [tracker, *guards, Ledger(training), *_weight_hooks(training), validator, TimeKeeper(validator.every, tracker), sampler, *map(Callback, callbacks), *limit, Agreement(), checkpointer]
     return validator
+
+
+def cadence_of(config: CheckpointConfig, steps: Callable[[Any, int], int], total: int) -> Cadence:
+    """When checkpoints are due; ``steps`` makes steps of a length."""
+    return Cadence(0 if config.every == "auto" else steps(config.every, 1), total, config.failures_every.seconds, config.ephemeral.seconds if config.ephemeral else 0.0)
 
 
 def _weight_hooks(training: Run) -> list[Hook]:
@@ -273,12 +350,16 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         **({"general": training.history["general"]} if training.history.get("general") else {}),
         **{key: training.history[key] for key in ("best_validation", "best_metric", "best_step", "before", "after") if key in training.history},
         **training.loaders.report,
+        "checkpoints": training.hooks[-1].report(),
     }
+    training.clock.leave("done")
+    work.cost |= training.clock.report()
+    work.metrics |= {"guard": found} if (found := training.history.get("guard")) and any(found.values()) else {}
     if (adapter := training.model.adapter) and (found := adapter.report(training.model)):
         work.metrics["adapter"] = found
         adapter.show(training.model)
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
+    work.scrap += [f"training/{file.name}" for file in training.folder.glob("best-*.safetensors")]
     if not training.schedule.unchanged_until:
-        shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
-        (training.folder / BEST).unlink(missing_ok=True)
+        work.scrap += [f"training/{name}" for name in training.hooks[-1].passing()]
     say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import secrets
 import socket
 import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luban import __version__
-from luban.foundation.artifacts import write_bytes, write_json
+from luban.foundation.artifacts import write_json
 from luban.foundation.console import console, count_text, say, seconds_text
 from luban.foundation.messages import t
 from luban.models.counts import parameters
 from luban.tokens.loader import PackedLoader
 from luban.training.alerts import Alerts
 from luban.training.config import TrackConfig
-from luban.training.log import ABOUT, LOG, read_about, read_log
+from luban.training.log import ABOUT, LOG, read_about, read_log, write_log
 from luban.training.precision import held_bytes
 from luban.training.run import Run
 from luban.training.writers import open_writers
@@ -29,6 +33,8 @@ SHOWN = 4  # scores printed at a validation; the log has them all
 class Tracker:
     """A hook that must stand first: it writes the step before anything else happens to it."""
 
+    section = "other"
+
     def __init__(self, folder: Path, config: TrackConfig, name: str):
         self.folder, self.config, self.name = folder, config, name
         self.log = folder / LOG
@@ -36,17 +42,30 @@ class Tracker:
         self.alerts = Alerts(config.alerts, folder, name)
         self.writers = open_writers(folder, config, name, self.identity)
         self.stream = None
+        self.waiting: deque[Callable[[], None]] = deque()  # steps that are not written yet: on an accelerator the last one, whose numbers are still being made
+        self.behind = 0
         self.begun = time.monotonic()
         self.first_step = 0
 
     def open(self, run: Run) -> None:
         """Start writing after the run's step; entries past it (of a run killed after its checkpoint) are retracted."""
-        kept = [entry for entry in read_log(self.log) if entry.get("step", 0) <= run.step]
-        write_bytes(self.log, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept).encode("utf-8"))
-        self.stream = self.log.open("a", encoding="utf-8")
+        self._retract(run.step)
         self.begun, self.first_step = time.monotonic(), run.step
+        self.behind = 0 if run.engine.device.type == "cpu" else 1
         write_json(self.folder / ABOUT, self._about(run))
         self.alerts.open(run.step)
+
+    def resumed(self, run: Run) -> None:
+        """The run stands at an earlier step again: what was written past it is retracted."""
+        self.waiting.clear()
+        if self.stream:
+            self.stream.close()
+            self._retract(run.step)
+
+    def _retract(self, step: int) -> None:
+        kept = [entry for entry in read_log(self.log) if isinstance(entry.get("step"), int) and entry["step"] <= step and step]
+        write_log(self.log, kept)
+        self.stream = self.log.open("a", encoding="utf-8")
 
     def close(self) -> None:
         if self.stream:
@@ -56,20 +75,38 @@ class Tracker:
             writer.close()
 
     def after_step(self, run: Run) -> None:
-        peak_share = run.last["tokens_per_second"] * run.flops_per_token / run.peak_flops if run.peak_flops else None
-        entry = {"step": run.step, "tokens": run.tokens, **run.last, "peak_share": peak_share, "memory_bytes": held_bytes(), "seconds": run.seconds}
+        shown = run.step == self.first_step + 1 or run.every(self.config.every)
+        self.waiting.append(partial(self._step, run, run.step, run.tokens, run.last, held_bytes(), run.seconds, shown))
+        self._catch_up(self.behind)
+
+    def before_checkpoint(self, run: Run) -> None:
+        self._catch_up(0)
+
+    def _catch_up(self, behind: int) -> None:
+        while len(self.waiting) > behind:
+            self.waiting.popleft()()
+
+    def _step(self, run: Run, step: int, tokens: int, last: Mapping[str, float], memory: int, seconds: float, shown: bool) -> None:
+        peak_share = last["tokens_per_second"] * run.flops_per_token / run.peak_flops if run.peak_flops else None
+        entry = {"step": step, "tokens": tokens, **last, "peak_share": peak_share, "memory_bytes": memory, "seconds": seconds}
         self._write(entry)
-        self.alerts.step(run.step, run.last)
+        self.alerts.step(step, last)
         numbers = {name: value for name, value in entry.items() if name not in ("step", "seconds") and value is not None}
         for writer in self.writers:
-            writer.scalars("train", numbers, run.step)
-        if run.step == self.first_step + 1 or run.every(self.config.every):
-            self._print(run, peak_share)
+            writer.scalars("train", numbers, step)
+        if shown:
+            self._print(run, step, last, peak_share)
+
+    def figures(self, step: int, group: str, values: dict[str, float]) -> None:
+        """A line of other figures under a name of their own: gradient norms by layer, where the time went."""
+        self._write({"step": step, group: values})
+        for writer in self.writers:
+            writer.scalars(group, values, step)
 
     def validation(self, run: Run, scores: dict[str, float]) -> None:
         self._write({"step": run.step, "validation": scores})
         if reader := _reader(run):
-            self._write({"step": run.step, "data": reader.consumed(run.step)})
+            self._write({"step": run.step, "data": reader.consumed(run.place)})
         self.alerts.validation(scores)
         for writer in self.writers:
             writer.scalars("validation", scores, run.step)
@@ -105,14 +142,14 @@ class Tracker:
         self.stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.stream.flush()
 
-    def _print(self, run: Run, peak_share: float | None) -> None:
-        done = run.step - self.first_step
-        left = (time.monotonic() - self.begun) / done * (run.schedule.total - run.step)
-        reward = f" | {t('reward')} {run.last['reward']:.3f}" if "reward" in run.last else ""  # whose loss says nothing
+    def _print(self, run: Run, step: int, last: Mapping[str, float], peak_share: float | None) -> None:
+        done = step - self.first_step
+        left = (time.monotonic() - self.begun) / done * (run.schedule.total - step)
+        reward = f" | {t('reward')} {last['reward']:.3f}" if "reward" in last else ""  # whose loss says nothing
         peak = " | " + t("{share:.0%} of peak", share=peak_share) if peak_share else ""
         console().print(
-            f"step {run.step}/{run.schedule.total} | loss {run.last['loss']:.4f} | lr {run.last['learning_rate']:.2e}"
-            f"{reward} | grad {run.last['gradient_norm']:.2f} | {count_text(run.last['tokens_per_second'])} tok/s{peak} | "
+            f"step {step}/{run.schedule.total} | loss {last.get('loss', math.nan):.4f} | lr {last['learning_rate']:.2e}"
+            f"{reward} | grad {last['gradient_norm']:.2f} | {count_text(last['tokens_per_second'])} tok/s{peak} | "
             + t("{time} left", time=seconds_text(left)),
             markup=False,
         )
@@ -120,5 +157,7 @@ class Tracker:
 
 def _reader(run: Run) -> PackedLoader | None:
     """What reads the run's text, where it reads text; it knows what came from where at any step, so nothing is remembered."""
-    loader = getattr(run.loaders.train, "loader", run.loaders.train)  # under noise
+    loader = run.loaders.train
+    while not isinstance(loader, PackedLoader) and hasattr(loader, "loader"):  # under noise, and what notes what was read
+        loader = loader.loader
     return loader if isinstance(loader, PackedLoader) else None

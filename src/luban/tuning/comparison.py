@@ -22,7 +22,7 @@ from luban.pipeline.config import TuneConfig
 from luban.pipeline.recipe import Recipe, make_recipe, read_plain
 from luban.pipeline.runner import run_recipe
 from luban.tuning.metric import find_metric, mean_of, measure, plain_name
-from luban.tuning.problem import needed_for, only
+from luban.tuning.problem import needed_for, only, refuse_ranks
 
 FOLDER = "compare"
 FULL = "full"
@@ -75,8 +75,10 @@ def compare(recipe: Path, overrides: list[str], methods: list[str], bases: list[
 
     A candidate that is there already is not trained again; one that fails is named, and the others go on. Raises ConfigError for a stage or a method that is not there.
     """
+    refuse_ranks("compare")
     plain, folder, default_name, source = read_plain(recipe, overrides)
     made = make_recipe(plain, folder, default_name, source, out)
+    _check_methods(methods)
     chosen = _stage(made, stage)
     candidates = _candidates(plain["stages"][chosen], made, methods, bases)
     metric, maximize = find_metric(build(TuneConfig, {}), made.stages[chosen], source)
@@ -156,19 +158,24 @@ def _stage(recipe: Recipe, name: str | None) -> str:
     known = [stage.name for stage in recipe.stages.values() if stage.kind.name == "train" and stage.config.model]
     if name is None and known:
         return known[-1]
+    if not known:
+        raise ConfigError("no train stage starts from a model", "methods are compared on one base, bases by one method", "name a base in a train stage: model: FOLDER")
     if name not in known:
-        raise ConfigError("there is no train stage called {name} that starts from a model", "methods are compared on one base", "stages that do: {known}", name=name or "-", known=", ".join(known) or "-")
+        raise ConfigError("there is no train stage called {name} that starts from a model", "", "stages that do: {known}", name=name, known=", ".join(known))
     return name
+
+
+def _check_methods(methods: list[str]) -> None:
+    for method in methods:
+        if method != FULL and method not in NAMES:
+            guess = nearest(method, [FULL, *NAMES])
+            raise ConfigError("--methods: there is no method {method!r}", "", "did you mean {guess}?" if guess else "known are: {known}", method=method, guess=guess, known=", ".join([FULL, *NAMES]))
 
 
 def _candidates(stage: dict[str, Any], recipe: Recipe, methods: list[str], bases: list[str]) -> list[Candidate]:
     """Every method on every base; what is not named stays as the recipe has it. Settings of an adapter in the recipe hold for its own method."""
     own = stage.get("adapter")
     own = {"method": own} if isinstance(own, str) else own or {}
-    for method in methods:
-        if method != FULL and method not in NAMES:
-            guess = nearest(method, [FULL, *NAMES])
-            raise ConfigError("--methods: there is no method {method!r}", "", "did you mean {guess}?" if guess else "known are: {known}", method=method, guess=guess, known=", ".join([FULL, *NAMES]))
     by_method = [(method, {"adapter": "none" if method == FULL else own if own.get("method") == method else {"method": method}}) for method in methods] or [("", {})]
     by_base = [(_short(base), {"model": _place(base, recipe)}) for base in bases] or [("", {})]
     made = [Candidate("-".join(part for part in (first, second) if part), {**one, **other}) for second, other in by_base for first, one in by_method]

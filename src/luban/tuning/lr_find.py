@@ -26,7 +26,7 @@ from luban.planning.resolve import resolve
 from luban.training.run import Run
 from luban.training.schedules import Schedule
 from luban.training.stage import train_once
-from luban.tuning.problem import only
+from luban.tuning.problem import only, refuse_ranks
 
 FOLDER = "lr-find"
 DIVERGED = 4.0  # the loss is beyond hope when it is above its lowest by three times that, or three times the whole fall, whichever is more
@@ -83,6 +83,7 @@ class Rising:
 
 def lr_find(recipe: Recipe, stage: str | None = None, steps: int = 100, low: float = 1e-7, high: float = 1.0) -> Suggestion:
     """Run the test for a train stage (the last one by default) and write plot.svg and rates.json. Raises ConfigError, and LubanError when no rate taught anything."""
+    refuse_ranks("lr-find")
     chosen = _train_stage(recipe, stage)
     if not 0 < low < high:
         raise ConfigError("lr-find: the rates must rise, from {low} to {high}", "", "write --from 1e-7 --to 1", low=low, high=high)

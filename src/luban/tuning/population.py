@@ -17,7 +17,7 @@ from luban.foundation.artifacts import write_bytes
 from luban.foundation.console import say
 from luban.pipeline.runner import stage_fingerprint
 from luban.pipeline.spaces import Space, every
-from luban.training.checkpoints import BEST, saved
+from luban.training.retention import saved
 from luban.tuning.problem import Problem
 from luban.tuning.study import Claim, Given, TrialState, alone, hold, take
 from luban.tuning.trial import remove_heavy
@@ -130,9 +130,9 @@ def copy_checkpoint(problem: Problem, winner: Any, values: dict[str, Any], folde
     shutil.rmtree(target, ignore_errors=True)
     training = target / "training"
     (training / "checkpoints").mkdir(parents=True)
-    for name in ("choices.json", "log.jsonl", BEST):
-        if (source / "training" / name).exists():
-            shutil.copyfile(source / "training" / name, training / name)
+    for file in (source / "training").iterdir():
+        if file.name in ("choices.json", "log.jsonl", "consumed.jsonl") or file.match("best-*.safetensors"):
+            shutil.copyfile(file, training / file.name)
     newest = saved(source / "training")[-1]
     shutil.copytree(newest, training / "checkpoints" / newest.name)
     recipe = problem.trial_recipe(values, folder)

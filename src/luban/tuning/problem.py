@@ -11,6 +11,7 @@ from typing import Any
 
 from luban.foundation.artifacts import fingerprint
 from luban.foundation.config import Config, Source, build, fields_with_role
+from luban.foundation.environment import launch
 from luban.foundation.errors import ConfigError, LubanError, nearest
 from luban.foundation.yaml_files import apply_override
 from luban.pipeline.config import TuneConfig
@@ -81,6 +82,15 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def refuse_ranks(verb: str) -> None:
+    """ConfigError where torchrun started several processes: each would do all of the trainings."""
+    if (count := launch().world_size) > 1:
+        raise ConfigError(
+            "luban {verb} is the work of one process, and {count} were started", "each of them would do all of its trainings, in one folder",
+            "start it without torchrun (luban tune --jobs trains several at once), then train with what was found: torchrun … -m luban run", verb=verb, count=count,
+        )  # fmt: skip
 
 
 def read_problem(path: Path, overrides: list[str] = (), out: Path | None = None) -> Problem:

@@ -21,7 +21,7 @@ from luban.pipeline.spaces import ends, every
 from luban.tuning import result
 from luban.tuning.metric import plain_name
 from luban.tuning.population import train_population
-from luban.tuning.problem import Problem
+from luban.tuning.problem import Problem, refuse_ranks
 from luban.tuning.report import importances, print_tables, short_names, value_text, write_report
 from luban.tuning.study import Claim, TrialState, alone, budget, complete, next_claim, open_study, settled
 from luban.tuning.trial import Order, Outcome, remove_heavy
@@ -101,6 +101,7 @@ class Search:
 
 def tune(problem: Problem, command: str = "luban tune RECIPE") -> Best:
     """Search, or go on with a search that was stopped. Raises Interrupted when it was asked to stop, LubanError when nothing succeeded."""
+    refuse_ranks("tune")
     let_waiting_threads_sleep()
     result.set_aside_other(problem)
     with alone(problem):  # two tuners that begin together would both make the tables

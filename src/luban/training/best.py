@@ -1,0 +1,76 @@
+"""The weights of the best validation so far, ``training/best-00000120.safetensors``: one file for each that a checkpoint knows of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from luban.foundation.artifacts import from_os_error, sync_directory
+from luban.foundation.console import warn
+from luban.foundation.errors import DataError
+from luban.parallel.layouts import placed, whole
+from luban.parallel.ranks import here
+from luban.training import storage
+from luban.training.retention import best_steps, number_of, saved
+from luban.training.run import Run
+
+
+def _best_file(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:08d}.safetensors"
+
+
+def keep_best(run: Run) -> None:
+    """Write the weights as they stand as those of the best validation; the one before goes when no checkpoint knows of it any more."""
+    weights = {name: whole(tensor.detach()) for name, tensor in run.model.changing().items()}
+    if not here().leads:
+        return
+    file = _best_file(run.folder, run.step)
+    partial = file.with_suffix(".partial")
+    try:
+        unique = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+        storage.write_tensors(partial, unique, {"sha256": _digest(unique)})
+        os.replace(partial, file)
+        sync_directory(run.folder)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise from_os_error(error, file) from error
+
+
+def restore_best(run: Run) -> bool:
+    """Read the weights of the best validation back into the model. False where they are missing or damaged, which is said."""
+    file = _best_file(run.folder, run.history["best_step"])
+    try:
+        with safe_open(file, "pt") as opened:
+            known = (opened.metadata() or {}).get("sha256")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        if known != _digest(tensors):
+            raise DataError("{file} does not have the bytes that were written", file=file)
+        ours = dict(run.model.named_parameters(remove_duplicate=False))
+        run.model.load_changing({name: placed(tensor, ours[name]) if name in ours else tensor for name, tensor in tensors.items()})
+    except (OSError, SafetensorError, DataError) as error:
+        warn("the weights of the best validation cannot be read, the last ones are kept: {error}", error=error)
+        return False
+    return True
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{list(tensors[name].shape)}".encode())
+        for piece in storage.pieces(tensors[name]):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def prune_best(folder: Path) -> None:
+    """Remove the best weights that neither a checkpoint nor what was written since the newest one knows of."""
+    known = best_steps(folder)
+    newest = max((number_of(found) for found in saved(folder)), default=0)
+    for file in folder.glob("best-????????.safetensors"):
+        if (step := int(file.stem.removeprefix("best-"))) not in known and step <= newest:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Being asked to leave: SIGINT, SIGTERM, SIGUSR1 and the wall clock let the step finish, save, and leave with a status that a scheduler requeues on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+from luban.foundation.console import say
+from luban.foundation.durations import TimeSpan
+from luban.foundation.errors import Interrupted
+from luban.training.run import Run
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # from a person; from a scheduler that preempts; from one that warns (Slurm's --signal)
+WALL_CLOCK = "wall_clock"
+
+
+class StopSignals:
+    """While it lasts a signal asks the run to stop after its step; a second one leaves at once. Before there is a run nothing has to be saved, and it leaves at once too."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in ASKING:
+            try:
+                self.previous[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread (a notebook's worker, a server): the caller stops us some other way
+                break
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that was not set by Python
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.run is None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise Interrupted("stopped by {signal}; nothing that was done is lost", "", "run the same command again: it continues", signal=name)
+        if self.run.stop_wish:
+            raise KeyboardInterrupt
+        self.run.stop_wish = name
+        say("{name}: finishing the step and saving; press again to leave at once", name=name)
+
+
+class WallClock:
+    """A hook that asks the run to stop while there is time left for one more turn of everything: a step, a validation, a checkpoint, each as slow as the slowest so far."""
+
+    section = "other"
+
+    def __init__(self, limit: TimeSpan, begun: float):
+        self.limit, self.begun = limit, begun
+
+    def after_step(self, run: Run) -> None:
+        slowest = run.clock.slowest
+        needed = 2 * sum(slowest.get(name, 0.0) for name in ("data", "steps", "compilation", "evaluation", "checkpoints"))
+        if not run.stop_wish and time.monotonic() - self.begun + needed > self.limit.seconds:
+            run.stop_wish = WALL_CLOCK
+            say("wall_clock: {limit} are nearly over; saving at step {step}", limit=self.limit, step=run.step)
+
+
+def asked_to_leave(reason: str) -> bool:
+    """Whether a run stopped since somebody asked it to, and is to be continued."""
+    return reason == WALL_CLOCK or reason.startswith("SIG")
