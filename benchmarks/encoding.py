@@ -32,7 +32,7 @@ def read(files: list[Path]) -> list[str]:
     """Documents of the files; of JSON lines the field text."""
     documents = []
     for file in files:
-        content = (gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()).decode("utf-8")
+        content = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8")
         text = "\n".join(json.loads(line)["text"] for line in content.splitlines()) if ".jsonl" in file.suffixes else content
         documents += [text[start : start + DOCUMENT] for start in range(0, len(text), DOCUMENT)]
     return documents

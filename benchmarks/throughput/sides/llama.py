@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import LlamaConfig
-
 from shapes import Shape
+from transformers import LlamaConfig
 
 
 def config(shape: Shape) -> LlamaConfig:

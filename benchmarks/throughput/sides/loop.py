@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shapes import SHAPES, Shape  # noqa: E402
-from turns import Turns, keep_memory  # noqa: E402
+from shapes import SHAPES, Shape
+from turns import Turns, keep_memory
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def transformers_model(shape: Shape, asked: argparse.Namespace) -> tuple[torch.nn.Module, Loss]:
-    from transformers import LlamaForCausalLM
-
     from sides.llama import config
+    from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(config(shape))
     run = torch.compile(model) if asked.compile else model

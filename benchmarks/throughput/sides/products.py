@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shapes import SHAPES, Shape  # noqa: E402
-from turns import Turns, keep_memory  # noqa: E402
+from shapes import SHAPES, Shape
+from turns import Turns, keep_memory
 
 
 def seconds(form: Callable[[], object]) -> float:

@@ -12,9 +12,9 @@ import torch
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shapes import SHAPES  # noqa: E402
-from sides.llama import config  # noqa: E402
-from turns import Turns, keep_memory  # noqa: E402
+from shapes import SHAPES
+from sides.llama import config
+from turns import Turns, keep_memory
 
 
 class Wait(TrainerCallback):
