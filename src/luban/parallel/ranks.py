@@ -49,6 +49,7 @@ class Ranks:
         self.peers: list[tuple[str, int]] = []  # machine and process of each rank
         self.files: dist.ProcessGroup | None = None  # a connection of their own, for a thread that writes files while the steps use the other
         self._words = itertools.count()
+        self._said: list[str] = []  # words of this rank in the store
         self._calls = itertools.count()
 
     @property
@@ -67,7 +68,7 @@ class Ranks:
             return value
         key = f"word/{next(self._words)}"
         if self.leads:
-            self.store.set(key, json.dumps(value))
+            self._say(key, value)
             return value
         return json.loads(self._wait(key))
 
@@ -76,12 +77,20 @@ class Ranks:
         return self.tell(work() if self.leads else None)
 
     def everyone(self, value: Any = None) -> list[Any]:
-        """What each gives, to all, in the order of ranks. Without a value: where all wait for the last."""
+        """What each gives, to all, in the order of ranks. Without a value: where all wait for the last. Who has come here has heard all that was said before, so that is dropped."""
         if self.alone:
             return [value]
         key = f"word/{next(self._words)}"
-        self.store.set(f"{key}/{self.rank}", json.dumps(value))
-        return [json.loads(self._wait(f"{key}/{rank}")) for rank in range(self.size)]
+        before, self._said = self._said, []
+        self._say(f"{key}/{self.rank}", value)
+        found = [json.loads(self._wait(f"{key}/{rank}")) for rank in range(self.size)]
+        for old in before:
+            self.store.delete_key(old)
+        return found
+
+    def _say(self, key: str, value: Any) -> None:
+        self.store.set(key, json.dumps(value))
+        self._said.append(key)
 
     def in_turn(self) -> Iterator[None]:
         """Once around, on rank 0 first, and on the others when it is through."""

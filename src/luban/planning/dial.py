@@ -95,7 +95,7 @@ def _preference_rates(width: int, objective: str) -> dict[str, float]:
 # the whole model takes 1e-5 (as Hu et al. 2021 on RoBERTa; customary at 7B). Single vectors and prompts, of which each number must move much: more. Papers'
 # rates that were lower (3e-3 for IA3, ten times for LoRA) left most of the score behind on a few hundred examples (docs/notebook.md).
 ADAPTERS = {
-    "lora": (25, 3e-3), "dora": (25, 3e-3), "rslora": (10, 3e-3), "pissa": (5, 1e-3), "lora_plus": (2, 5e-4), "adalora": (125, 1e-2), "vera": (300, 5e-2), "ia3": (600, 5e-2),
+    "lora": (25, 3e-3), "dora": (25, 3e-3), "rslora": (10, 3e-3), "pissa": (5, 1e-3), "lora_plus": (2, 5e-4), "adalora": (250, 2e-2), "vera": (300, 5e-2), "ia3": (300, 3e-2),
     "houlsby": (25, 3e-3), "pfeiffer": (25, 3e-3), "bitfit": (20, 5e-3), "prefix": (600, 5e-2), "p_tuning": (250, 5e-2), "prompt": (200, 5e-2),
 }  # fmt: skip
 
