@@ -80,10 +80,11 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 def plain_items(annotation: Any) -> set[type]:
     """The types of the plain values that a field takes a list of; none where it holds no such list, or takes text for what it is."""
     choices = _choices(annotation)
+    alone = {get_args(choice)[0] if get_origin(choice) is Annotated else choice for choice in choices}  # what the field takes as it is
     found: set[type] = set()
     for item in () if str in choices else (get_args(choice)[0] for choice in choices if get_origin(choice) is list):
         item = get_args(item)[0] if get_origin(item) is Annotated else item
-        found |= set(map(type, get_args(item))) if get_origin(item) is Literal else {item} & {str, int, float}
+        found |= set(map(type, get_args(item))) if get_origin(item) is Literal else {item} & {str, int, float} - alone
     return found | {int} if float in found else found
 
 
