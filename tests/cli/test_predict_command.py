@@ -94,6 +94,7 @@ def test_a_slow_writer_has_each_answer_at_once_and_may_stop(model):
     process.stdin.write(b"\xff half")
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)  # while its input is still open: it would end by itself otherwise
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in errors and b"Fatal" not in errors
 

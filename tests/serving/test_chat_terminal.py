@@ -91,7 +91,7 @@ def test_in_a_real_terminal(model_folder):
     os.set_blocking(master, False)
     seen = ""
 
-    def until(text: str, seconds: float = 60) -> None:
+    def until(text: str, seconds: float = 180) -> None:
         nonlocal seen
         deadline = time.monotonic() + seconds
         while text not in seen:
