@@ -72,10 +72,12 @@ class Watchdog:
         longest = SLOW_TIMES * min(self.limit(name) for name in FIELDS) + 2 * interval  # that a library may hold the interpreter, whatever section it is
         with self.file.open("a", encoding="utf-8") as stacks:
             try:
-                while not self._ended.wait(interval):
-                    now = time.monotonic()
+                while True:
                     if longest < threading.TIMEOUT_MAX and not in_notebook():
                         faulthandler.dump_traceback_later(longest, exit=True, file=stacks)
+                    if self._ended.wait(interval):
+                        return
+                    now = time.monotonic()
                     self._look(min(now - last, 2 * interval), stacks)
                     last = now
             finally:
