@@ -32,6 +32,18 @@ ADAPTERS = {
 PLACES = {"prompt": 4, "made": 9, "prefix": 6}  # before a text
 
 
+def save_stirred(model, config, seed, folder, base, size):
+    """An adapter that says something, written to ``folder`` with its base's tokenizer."""
+    attach(model, config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(torch.randn(value.shape, generator=generator) * size)
+    save_adapter(model, folder, base, Tokenizer.load(base))
+    Tokenizer.load(base).save(folder)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A base and adapters that say different things."""
@@ -39,14 +51,7 @@ def folders(tmp_path_factory):
     make_model(root / "base", maximum_positions=256)
     for seed, (name, config) in enumerate(ADAPTERS.items()):
         model = load_model(root / "base")
-        attach(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.requires_grad:
-                    value.add_(torch.randn(value.shape, generator=generator) * 0.5)
-        save_adapter(model, root / name, root / "base", Tokenizer.load(root / "base"))
-        Tokenizer.load(root / "base").save(root / name)
+        save_stirred(model, config, seed, root / name, root / "base", 0.5)
     return root
 
 
@@ -116,14 +121,7 @@ def task_folders(tmp_path_factory):
     }  # fmt: skip
     for seed, (name, (base, task, config)) in enumerate(made.items()):
         model = load_model(root / base, head=HEADS[task], seed=seed)
-        attach(model, config, seed)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.requires_grad:
-                    value.add_(torch.randn(value.shape, generator=generator) * 0.3)
-        save_adapter(model, root / name, root / base, Tokenizer.load(root / base))
-        Tokenizer.load(root / base).save(root / name)
+        save_stirred(model, config, seed, root / name, root / base, 0.3)
     return root
 
 

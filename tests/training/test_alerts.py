@@ -14,24 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_recipe
 
-import luban
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError
 from luban.training import alerts
 from luban.training.alerts import Alerts
 from luban.training.config import AlertsConfig
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("alerts")
-    recipe = tiny_recipe(folder)
-    recipe["stages"]["corpus"]["sources"] = str(folder / "text.txt")
-    recipe["stages"].pop("base")
-    luban.run(recipe, out=folder / "run")
-    return folder / "run"
 
 
 class Hook:
@@ -70,7 +58,7 @@ def hook() -> Iterator[Hook]:
     made.stop()
 
 
-def test_every_rule_speaks_when_its_cause_is_there(made, tmp_path, monkeypatch, hook):
+def test_every_rule_speaks_when_its_cause_is_there(tokens, tmp_path, monkeypatch, hook):
     """One run in which all of it happens: two steps of NaN, gradients that climb, a pause, a slow end, a disk that is too small."""
     from luban.objectives.causal import Causal
 
@@ -99,7 +87,7 @@ def test_every_rule_speaks_when_its_cause_is_there(made, tmp_path, monkeypatch, 
     command = shlex.join([sys.executable, "-S", "-E", str(listener), str(tmp_path / "heard of it.jsonl")])
     rules = {"loss_not_finite": 2, "no_step_minutes": 0.01, "throughput": 0.5, "validation_rising": 2, "disk_free": "1000 TiB"}
     monkeypatch.setattr(alerts, "LOOK_SECONDS", 0.1)
-    artifact = train(made, tmp_path, pause, length="124 steps", validation={"every": "31 steps"}, track={"tensorboard": False, "alerts": {**rules, "webhook": hook.url, "command": command}})
+    artifact = train(tokens, tmp_path, pause, length="124 steps", validation={"every": "31 steps"}, track={"tensorboard": False, "alerts": {**rules, "webhook": hook.url, "command": command}})
 
     folder = artifact.path / "training"
     logged = [json.loads(line) for line in (folder / "alerts.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -116,7 +104,7 @@ def test_every_rule_speaks_when_its_cause_is_there(made, tmp_path, monkeypatch, 
     assert pauses and pauses[0] < 15 and artifact.metrics["steps"] == 124
 
 
-def train(made: Path, folder: Path, watch, **fields):
+def train(tokens: Path, folder: Path, watch, **fields):
     """A train stage with a function that looks in after each step."""
     from luban.foundation.kinds import KINDS
     from luban.pipeline.api import one_stage
@@ -124,7 +112,7 @@ def train(made: Path, folder: Path, watch, **fields):
 
     shape = {"layers": 1, "hidden_size": 16, "heads": 2, "head_dim": 8, "feed_forward_size": 16, "maximum_positions": 64}
     settings = {"shape": shape, "sequence_length": 16, "batch_tokens": 32, "threads": 1, "optimizer": {"learning_rate": 1e-3}, "checkpoint": {"every": "1000 steps"}, **fields}
-    return run_recipe(one_stage(KINDS["train"], (str(made / "tokens"),), out=folder / "out", seed=1, **settings), watch=watch)[0]
+    return run_recipe(one_stage(KINDS["train"], (str(tokens),), out=folder / "out", seed=1, **settings), watch=watch)[0]
 
 
 def told(capsys) -> str:

@@ -64,6 +64,7 @@ class Run:
     stop_wish: str = ""  # of this rank alone: a signal's name, until all have agreed to it
     clock: Clock = field(default_factory=Clock)  # where the time goes
     choices: dict[str, Any] = field(default_factory=dict)  # what was chosen on this machine
+    checkpointer: Any = None  # the last of the hooks, once they stand (checkpoints.py)
     started: float = field(default_factory=time.monotonic)
     measured: float = float("-inf")  # when the machine was last measured
 

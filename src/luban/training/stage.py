@@ -129,7 +129,7 @@ def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog:
         _branch(training, config, work)
     training.resumed()
     guard.events.retract(training.step)
-    with contextlib.closing(tracker), contextlib.closing(training.hooks[-1]):  # the checkpointer first: what it is writing becomes whole
+    with contextlib.closing(tracker), contextlib.closing(training.checkpointer):  # the checkpointer first: what it is writing becomes whole
         tracker.open(training)
         memory = _memory(config, work, training, choices, fold)
         _introduce(training, choices)
@@ -293,9 +293,9 @@ def _add_hooks(training: Run, tracker: Tracker, guards: list[Hook], callbacks: l
     decay = {training.schedule.decay_start} if config.schedule.shape == "warmup_stable_decay" else set()
     validator = Validator(steps(config.validation.every, -(-total // 10)), config.validation, training.loaders, tracker)
     sampler = Sampler(steps(config.samples.every, -(-total // 4)), config.samples, training.objective.conversational, tracker)
-    checkpointer = Checkpointer(training, cadence_of(config.checkpoint, steps, total), steps(config.checkpoint.permanent, 1) if config.checkpoint.permanent else 0, decay, tracker.figures)
+    training.checkpointer = Checkpointer(training, cadence_of(config.checkpoint, steps, total), steps(config.checkpoint.permanent, 1) if config.checkpoint.permanent else 0, decay, tracker.figures)
     limit = [WallClock(config.wall_clock, training.clock.started)] if config.wall_clock else []
-    training.hooks = [tracker, *guards, Ledger(training), *_weight_hooks(training), validator, TimeKeeper(validator.every, tracker), sampler, *map(Callback, callbacks), *limit, Agreement(), checkpointer]
+    training.hooks = [tracker, *guards, Ledger(training), *_weight_hooks(training), validator, TimeKeeper(validator.every, tracker), sampler, *map(Callback, callbacks), *limit, Agreement(), training.checkpointer]
     return validator
 
 
@@ -350,7 +350,7 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         **({"general": training.history["general"]} if training.history.get("general") else {}),
         **{key: training.history[key] for key in ("best_validation", "best_metric", "best_step", "before", "after") if key in training.history},
         **training.loaders.report,
-        "checkpoints": training.hooks[-1].report(),
+        "checkpoints": training.checkpointer.report(),
     }
     training.clock.leave("done")
     work.cost |= training.clock.report()
@@ -361,5 +361,5 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
     work.scrap += [f"training/{file.name}" for file in training.folder.glob("best-*.safetensors")]
     if not training.schedule.unchanged_until:
-        work.scrap += [f"training/{name}" for name in training.hooks[-1].passing()]
+        work.scrap += [f"training/{name}" for name in training.checkpointer.passing()]
     say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))
