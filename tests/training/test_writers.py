@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from test_alerts import made, train  # noqa: F401  (a module's fixture)
+from test_alerts import train
 
 from luban.board.library import Library
 from luban.foundation.config import build
@@ -27,7 +27,7 @@ def metrics_of(text: str) -> dict[str, float]:
     return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples if sample.labels.get("run") == "out"}
 
 
-def test_prometheus_pulls_what_the_log_holds(made, tmp_path, capsys):  # noqa: F811
+def test_prometheus_pulls_what_the_log_holds(tokens, tmp_path, capsys):
     pulled: list[dict[str, float]] = []
 
     def scrape(run) -> None:
@@ -36,7 +36,7 @@ def test_prometheus_pulls_what_the_log_holds(made, tmp_path, capsys):  # noqa: F
             pulled.append(metrics_of(urllib.request.urlopen(address, timeout=10).read().decode()))
 
     file = tmp_path / "luban.prom"
-    artifact = train(made, tmp_path, scrape, length="5 steps", track={"tensorboard": False, "prometheus": "127.0.0.1:0", "prometheus_file": str(file)})
+    artifact = train(tokens, tmp_path, scrape, length="5 steps", track={"tensorboard": False, "prometheus": "127.0.0.1:0", "prometheus_file": str(file)})
     log = [json.loads(line) for line in (artifact.path / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, scores = [entry for entry in log if "loss" in entry], [entry["validation"] for entry in log if "validation" in entry]
     assert pulled[0]["luban_train_step"] == 3 and pulled[0]["luban_train_loss"] == steps[2]["loss"] and pulled[0]["luban_train_steps_total"] == 3
@@ -46,7 +46,7 @@ def test_prometheus_pulls_what_the_log_holds(made, tmp_path, capsys):  # noqa: F
     assert last["luban_train_memory_bytes"] == steps[4]["memory_bytes"] > 10**7
 
 
-def test_a_run_tells_about_itself_before_it_ends(made, tmp_path):  # noqa: F811
+def test_a_run_tells_about_itself_before_it_ends(tokens, tmp_path):
     found: list[dict] = []
     seen: list[dict] = []
 
@@ -54,7 +54,7 @@ def test_a_run_tells_about_itself_before_it_ends(made, tmp_path):  # noqa: F811
         found.append(json.loads((run.folder / "about.json").read_bytes()))
         seen.append(Library(tmp_path).series("out", 100, None, {}))
 
-    artifact = train(made, tmp_path, look, length="4 steps", track={"tensorboard": False})
+    artifact = train(tokens, tmp_path, look, length="4 steps", track={"tensorboard": False})
     about = found[0]
     assert about["steps"] == 4 and about["config"]["optimizer"]["betas"] and about["config"]["length"] and about["objective"] == "causal" and about["identity"].startswith("out-")
     entries = [json.loads(line) for line in (artifact.path / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
