@@ -6,7 +6,8 @@
 
 Every side is a process that stands with its model built, compiled and warmed up, and takes its steps when it is its turn; in every round each takes as many, in another order, and the
 fastest forms of the model's products are timed beside them. Reported: tokens a second (median over the rounds), Luban's ratio to each (median of the rounds' ratios, bootstrap interval),
-and the share of the products' rate: flops_per_token · tokens / seconds / rate, where flops_per_token = 6 · matrix elements + 6 · layers · width · sequence. No side masks documents.
+and the share of the products' rate: flops_per_token · tokens / seconds / rate, where flops_per_token = 6 · matrix elements + 6 · layers · width · sequence. No side masks documents. Where there is a GPU all run
+on it, in bfloat16.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def start(name: str, shape: Shape, asked: argparse.Namespace, work: Path, folder
     address = os.path.join(folder, name)
     log = work / f"{name}.log"
     with Listener(address, "AF_UNIX", authkey=KEY) as listener, log.open("w") as stream:
-        environment = {**os.environ, ADDRESS: address, "OMP_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / name), "PYTHONPATH": f"{ROOT / 'src'}"}
+        environment = {**os.environ, ADDRESS: address, "OMP_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / name), "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))}
         process = subprocess.Popen(command(name, shape, asked, work), stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work)
         listener._listener._socket.settimeout(1.0)
         while True:
@@ -149,7 +150,8 @@ def machine() -> str:
     from luban.foundation.hardware import machine as here
 
     found = here()
-    return f"{found.cpu}, {found.cores} cores, {found.memory_bytes / 2**30:.0f} GiB"
+    named = f"{found.accelerator_name}, " if found.accelerator != "cpu" else ""
+    return f"{named}{found.cpu}, {found.cores} cores, {found.memory_bytes / 2**30:.0f} GiB"
 
 
 def versions(asked: argparse.Namespace) -> dict[str, str]:

@@ -40,5 +40,7 @@ class Shape:
 SHAPES = {
     "S": Shape("S", layers=6, width=288, heads=6, feed_forward=768, vocabulary=4096, sequence=256, rows=32, micro_rows=8),
     "M": Shape("M", layers=12, width=768, heads=12, feed_forward=2048, vocabulary=32000, sequence=512, rows=4, micro_rows=2),
+    "L": Shape("L", layers=12, width=768, heads=12, feed_forward=2048, vocabulary=32000, sequence=1024, rows=32, micro_rows=16),  # for one GPU
+    "XL": Shape("XL", layers=22, width=2048, heads=32, feed_forward=5632, vocabulary=32000, sequence=2048, rows=16, micro_rows=4),  # 1.1 billion, for one GPU
     "tiny": Shape("tiny", layers=2, width=64, heads=4, feed_forward=128, vocabulary=512, sequence=32, rows=4, micro_rows=2),  # to see that all sides run
 }

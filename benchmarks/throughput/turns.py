@@ -1,6 +1,6 @@
 """How the sides take turns: each is a process that does nothing until it is told how many steps to take, and then says how long they took.
 
-Standard library only. A side calls ``Turns()`` once its model stands, ``begin()`` before a step and ``end()`` after it; steps asked for before the first turn are warm-up.
+Standard library only. A side calls ``Turns()`` once its model stands, ``begin()`` before a step and ``end()`` after it; steps asked for before the first turn are warm-up. ``wait`` waits for a device that is still at work.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection
 
 ADDRESS, KEY = "LUBAN_BENCHMARK_ADDRESS", b"throughput"
@@ -16,15 +17,16 @@ ADDRESS, KEY = "LUBAN_BENCHMARK_ADDRESS", b"throughput"
 class Turns:
     """A side's end of the line. ``warm`` steps are taken before its first turn: they compile and fill the allocator."""
 
-    def __init__(self, facts: dict[str, object], warm: int = 3):
+    def __init__(self, facts: dict[str, object], warm: int = 3, wait: Callable[[], object] = lambda: None):
         self.line: Connection = Client(os.environ[ADDRESS], authkey=KEY)
-        self.facts, self.left, self.warming = facts, warm, True
+        self.facts, self.left, self.warming, self.wait = facts, warm, True, wait
         self.born = self.first = time.perf_counter()
 
     def begin(self) -> bool:
         """Wait until a step is wanted. False when the measuring is over."""
         if self.left == 0:
             if self.warming:
+                self.wait()
                 self.line.send({**self.facts, "warm_seconds": time.perf_counter() - self.born})
                 self.warming = False
             asked = self.line.recv()
@@ -39,6 +41,7 @@ class Turns:
         """A step is done."""
         self.left -= 1
         if self.left == 0 and not self.warming:
+            self.wait()
             self.line.send((time.perf_counter() - self.first, time.process_time() - self.processor))
 
 

@@ -53,12 +53,12 @@ def made(family: str) -> Model:
 
 def outputs(model: Model) -> torch.Tensor:
     """Logits or scores of fixed inputs, among them padding and two documents in a row where the family knows them."""
-    tokens = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(1))
-    segments = torch.tensor([[0] * 7, [0] * 5 + [-1] * 2])
+    tokens = torch.randint(3, 61, (2, 7), generator=torch.Generator().manual_seed(1)).to(model.device)
+    segments = torch.tensor([[0] * 7, [0] * 5 + [-1] * 2], device=model.device)
     if model.head is not None and model.head.replaces_output:
         return model.scores(model(tokens, segments=segments), tokens, segments)
     if model.shape.kind == "encoder_decoder":
-        source = torch.randint(3, 61, (2, 6), generator=torch.Generator().manual_seed(2))
+        source = torch.randint(3, 61, (2, 6), generator=torch.Generator().manual_seed(2)).to(model.device)
         return model.logits(model(tokens, source=source, segments=segments, source_segments=torch.zeros_like(source)))
     return model.logits(model(tokens, segments=segments))
 
@@ -69,5 +69,5 @@ def loss(model: Model) -> torch.Tensor:
     flat = found.flatten(0, -2) if found.dim() > 2 else found
     generator = torch.Generator().manual_seed(4)
     if model.head is not None and model.head.structure == "vector":
-        return (flat - torch.randn(flat.shape, generator=generator)).square().mean()
-    return F.cross_entropy(flat, torch.randint(0, flat.shape[-1], (len(flat),), generator=generator))
+        return (flat - torch.randn(flat.shape, generator=generator).to(flat)).square().mean()
+    return F.cross_entropy(flat, torch.randint(0, flat.shape[-1], (len(flat),), generator=generator).to(flat.device))

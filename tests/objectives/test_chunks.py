@@ -34,6 +34,28 @@ def test_values_and_gradients_are_torchs(smoothing, with_bias):
         torch.testing.assert_close(chunked_sum(hidden, weight, bias, targets, weights, smoothing, 7), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_compiled_it_is_the_same(smoothing):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(23, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True), torch.randn(31, requires_grad=True)
+    targets, weights = torch.randint(0, 31, (23,)), torch.rand(23)
+    plain, fused = (chunked_sum(hidden, weight, bias, targets, weights, smoothing, 10, fused=fused) for fused in (False, True))
+    torch.testing.assert_close(fused, plain)
+    for one, other in zip(*(torch.autograd.grad(found, (hidden, weight, bias)) for found in (plain, fused)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_under_autocast_the_loss_keeps_its_digits():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 8).bfloat16(), torch.randn(31, 8).bfloat16()
+    targets, weights = torch.randint(0, 31, (300,)), torch.ones(300)
+    expected = F.cross_entropy((hidden @ weight.t()).float(), targets, reduction="sum")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = chunked_sum(hidden.float(), weight.float(), None, targets, weights, 0.0, 100)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
+
+
 class Largest(TorchDispatchMode):
     """Bytes of the tensors alive at the same time, at the most, counted by their storages."""
 

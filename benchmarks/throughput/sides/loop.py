@@ -1,6 +1,6 @@
 """A peer's model in a bare training loop: `loop.py SHAPE FAMILY [--compile] [--tuned] [--nanogpt DIR]`, with FAMILY one of transformers, litgpt, nanogpt.
 
-As it comes: the whole step in one pass, the optimizer that the family's own script makes. Tuned by hand: micro-batches that stay in cache, freed memory kept, fused AdamW.
+As it comes: the whole step in one pass, the optimizer that the family's own script makes. Tuned by hand: micro-batches that stay in cache, freed memory kept, fused AdamW. On a GPU: bfloat16.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shapes import SHAPES, Shape
 from turns import Turns, keep_memory
 
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -68,11 +70,12 @@ def main() -> None:
     if asked.tuned:
         keep_memory()
     torch.manual_seed(1)
-    turns = Turns({"parameters": 0})
-    model, loss_of = FAMILIES[asked.family](shape, asked)
+    turns = Turns({"parameters": 0}, wait=torch.cuda.synchronize if GPU else lambda: None)
+    with torch.device(DEVICE):
+        model, loss_of = FAMILIES[asked.family](shape, asked)
     turns.facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if asked.family == "nanogpt" and not asked.tuned:
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), DEVICE)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     data = torch.randint(shape.vocabulary, (64, shape.rows, shape.sequence + 1))
@@ -80,7 +83,10 @@ def main() -> None:
     number = 0
     while turns.begin():
         for part in data[number % len(data)].split(rows):
-            (loss_of(part[:, :-1].contiguous(), part[:, 1:].contiguous()) * (len(part) / shape.rows)).backward()
+            part = part.to(DEVICE, non_blocking=True)
+            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=GPU):
+                loss = loss_of(part[:, :-1].contiguous(), part[:, 1:].contiguous())
+            (loss * (len(part) / shape.rows)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from turns import Turns
 
@@ -17,7 +19,9 @@ def pause(run: Any) -> None:
     """A step has ended, with its batch, its guard and its line in the log; the next begins when it is wanted."""
     if not _turns:
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        _turns.append(Turns({"parameters": parameters, "micro_batch_rows": run.engine.micro_batch_rows, "compile": run.config.compile}, warm=int(os.environ.get("WARM", "3"))))
+        facts = {"parameters": parameters, "micro_batch_rows": run.engine.micro_batch_rows, "compile": run.config.compile}
+        wait = torch.cuda.synchronize if run.model.device.type == "cuda" else lambda: None
+        _turns.append(Turns(facts, warm=int(os.environ.get("WARM", "3")), wait=wait))
     else:
         _turns[0].end()
     if not _turns[0].begin():

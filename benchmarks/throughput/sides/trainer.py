@@ -16,6 +16,8 @@ from shapes import SHAPES
 from sides.llama import config
 from turns import Turns, keep_memory
 
+GPU = torch.cuda.is_available()
+
 
 class Wait(TrainerCallback):
     """Between two of the Trainer's steps."""
@@ -42,13 +44,13 @@ def main() -> None:
     if asked.tuned:
         keep_memory()
     torch.manual_seed(1)
-    turns = Turns({})
+    turns = Turns({}, wait=torch.cuda.synchronize if GPU else lambda: None)
     model = LlamaForCausalLM(config(shape))
     turns.facts["parameters"] = model.num_parameters()
     data = [{"input_ids": tokens, "labels": tokens} for tokens in torch.randint(shape.vocabulary, (64 * shape.rows, shape.sequence))]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=rows, gradient_accumulation_steps=shape.rows // rows, max_steps=1_000_000, learning_rate=1e-3, use_cpu=True, save_strategy="no",
+            folder, per_device_train_batch_size=rows, gradient_accumulation_steps=shape.rows // rows, max_steps=1_000_000, learning_rate=1e-3, use_cpu=not GPU, bf16=GPU, save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, torch_compile=asked.tuned,
         )  # fmt: skip
         Trainer(model, arguments, train_dataset=data, callbacks=[Wait(turns)]).train()

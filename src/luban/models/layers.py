@@ -73,8 +73,8 @@ class Attention(nn.Module):
         batch, heads, seq, head_dim = queries.shape
         if seq == 1 and heads != self.key_value_heads:
             # One new token: the query heads of a group become rows of one small product, so that no key is copied.
-            grouped = queries.view(batch, self.key_value_heads, -1, head_dim)
-            return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(batch, heads, 1, head_dim)
+            grouped = queries.reshape(batch, self.key_value_heads, -1, head_dim)
+            return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(batch, heads, 1, head_dim)
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=mask is None and seq > 1, enable_gqa=heads != self.key_value_heads
         )

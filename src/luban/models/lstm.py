@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from luban.models.base import Model, draw
 from luban.models.classic import vector
@@ -50,17 +49,16 @@ class Lstm(Model):
             return self.embedding.weight.new_zeros(rows, seq, self.shape.hidden_size)
         packed = documents.pack(self.dropout(self.model.embed_tokens(tokens)))
         held = None if cache is None else [state[documents.rows] for state in cache.read()]  # each [documents, layers, cell]
-        ends = []
+        data, ends = packed.data, []
         for index, layer in enumerate(self.model.layers):
             start = None if held is None else self._start([state[:, index : index + 1].transpose(0, 1).contiguous() for state in held])
-            packed, end = self.through(run_cells, layer, packed, start)
-            packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
+            data, end = self.through(run_cells, layer, data, packed.batch_sizes, start)
+            data = self.dropout(data)
             ends.append(end if isinstance(end, tuple) else (end,))
         if cache is not None:
             after = [torch.cat(parts).transpose(0, 1) for parts in zip(*ends, strict=True)]  # each [documents, layers, cell]
             cache.write([torch.empty_like(state).index_copy_(0, documents.rows, state) for state in after], seq)
-        data = packed.data if self.model.projection is None else self.model.projection(packed.data)
-        return documents.unpack(data, rows, seq)
+        return documents.unpack(data if self.model.projection is None else self.model.projection(data), rows, seq)
 
     def _start(self, states: list[Tensor]) -> Any:
         return tuple(states) if self.shape.cell == "lstm" else states[0]

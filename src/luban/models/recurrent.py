@@ -92,10 +92,11 @@ class Recurrent(Model):
         if not len(documents.order):
             return self.embedding.weight.new_zeros(*source.shape, self.shape.hidden_size)
         packed = documents.pack(self.dropout(self.model.embed_tokens(source)))
+        data = packed.data
         for layer in self.model.encoder.layers:
-            packed, _ = self.through(run_cells, layer, packed)
-            packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
-        return documents.unpack(packed.data, *source.shape)
+            data, _ = self.through(run_cells, layer, data, packed.batch_sizes)
+            data = self.dropout(data)
+        return documents.unpack(data, *source.shape)
 
     def _start(self, memory: Tensor, seen: Tensor) -> Tensor:
         """The decoder's first states [decoder_layers, documents, dim]: from the backward state of the source's first token."""
@@ -142,12 +143,12 @@ class Recurrent(Model):
         self, packed: PackedSequence, documents: Documents, state: Tensor, memory: Tensor, segments: Tensor, source_segments: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [rows, seq, dim] and each document's last state; layer by layer."""
-        after = []
+        data, after = packed.data, []
         for index, layer in enumerate(self.model.decoder.layers):
-            packed, end = self.through(run_cells, layer, packed, state[index : index + 1].contiguous())
-            packed = PackedSequence(self.dropout(packed.data), packed.batch_sizes)
+            data, end = self.through(run_cells, layer, data, packed.batch_sizes, state[index : index + 1].contiguous())
+            data = self.dropout(data)
             after.append(end)
-        states = documents.unpack(packed.data, *segments.shape)  # [rows, seq, dim]
+        states = documents.unpack(data, *segments.shape)  # [rows, seq, dim]
         weight = weighed(states @ memory.transpose(1, 2), segments[:, :, None] != source_segments[:, None, :], dim=2)
         if self.keep_attention:
             self.attention = (weight * (segments >= 0)[..., None]).detach()

@@ -54,13 +54,14 @@ class Documents:
         return data.new_zeros(rows * seq, data.shape[-1]).index_copy(0, self.order, data).view(rows, seq, -1)
 
 
-def run_cells(layer: nn.RNNBase, packed: PackedSequence, start: Any = None) -> tuple[PackedSequence, Any]:
-    """A recurrent layer over documents, and their last states. Documents of one length are a plain tensor [longest, documents, dim], which is faster."""
-    sizes = packed.batch_sizes
+def run_cells(layer: nn.RNNBase, data: Tensor, sizes: Tensor, start: Any = None) -> tuple[Tensor, Any]:
+    """A recurrent layer over documents (what a PackedSequence holds: data [tokens, dim], batch_sizes), its outputs [tokens, dim] and last states. Documents of one length are a
+    plain tensor [longest, documents, dim], which is faster."""
     if sizes[0] != sizes[-1]:
-        return layer(packed, start)
-    outputs, ends = layer(packed.data.view(len(sizes), int(sizes[0]), -1), start)
-    return PackedSequence(outputs.flatten(0, 1), sizes), ends
+        packed, ends = layer(PackedSequence(data, sizes), start)
+        return packed.data, ends
+    outputs, ends = layer(data.view(len(sizes), int(sizes[0]), -1), start)
+    return outputs.flatten(0, 1), ends
 
 
 class StateCache:

@@ -15,7 +15,7 @@ from luban.tokens.batch import Batch
 
 LARGEST_LOGITS = 1 << 27  # elements; above it logits are made chunk by chunk and again in the backward pass, where a loss is made of them in some way of its own
 # Cross-entropy needs nothing twice (chunks.py): so many logits at a time, and at least so many tokens. Measured, processor time beside plain cross-entropy: 0.83 at vocabulary 4,096, 0.98 at 32,000.
-CHUNK_LOGITS, CHUNK_TOKENS = 1 << 25, 256
+CHUNK_LOGITS, CHUNK_TOKENS, DEVICE_CHUNK_LOGITS = 1 << 25, 256, 1 << 28  # a device adds up the matrix's gradient in its own memory: fewer, larger parts
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -29,15 +29,15 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
     Positions of weight 0 get no logits at all, which is most of the work saved in instruction tuning.
     """
     hidden = model(batch.inputs, **batch.context())  # [rows, seq, dim]
-    scored = batch.weights.reshape(-1).nonzero().squeeze(1)  # [scored]
+    scored = batch.scored
     hidden = hidden.reshape(-1, hidden.shape[-1])  # [rows*seq, dim]
     if scored.numel() < hidden.shape[0]:
         hidden = hidden.index_select(0, scored)
     targets = batch.targets.reshape(-1).index_select(0, scored)
     weights = batch.weights.reshape(-1).index_select(0, scored)
-    chunk = max(CHUNK_TOKENS, CHUNK_LOGITS // model.shape.vocabulary_size)
+    chunk = max(CHUNK_TOKENS, (CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS) // model.shape.vocabulary_size)
     if (factors := model.output_product(hidden)) is not None:
-        return chunked_sum(*factors, targets, weights, label_smoothing, chunk)
+        return chunked_sum(*factors, targets, weights, label_smoothing, chunk, model.compiled)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
     if len(hidden) <= rows:
         return _weighted_sum(model, hidden, targets, weights, label_smoothing)
@@ -90,12 +90,12 @@ def _weighted_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, wei
 def scored_logits(model: Model, batch: Batch) -> torch.Tensor:
     """[scored, vocabulary] logits of the scored positions, all of them at once: for what compares outputs."""
     hidden = model(batch.inputs, **batch.context())
-    scored = batch.weights.reshape(-1).nonzero().squeeze(1)
+    scored = batch.scored
     return wide(model.logits(hidden.reshape(-1, hidden.shape[-1]).index_select(0, scored)))
 
 
 def logits_sum(logits: torch.Tensor, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
     """Weighted sum of nats from :func:`scored_logits`: the same number as :func:`token_sum`."""
-    scored = batch.weights.reshape(-1).nonzero().squeeze(1)
+    scored = batch.scored
     targets, weights = batch.targets.reshape(-1)[scored], batch.weights.reshape(-1)[scored]
     return (functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing) * weights).sum()

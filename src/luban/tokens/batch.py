@@ -54,6 +54,7 @@ class Batch:
     extra: dict[str, Tensor] = field(default_factory=dict)  # [rows, …] labels and the like
     group: int = 1
     prefix: Tensor | None = None  # [rows, seq] bool: places of a decoder's input that all places of their segment see
+    looked_up: tuple[Tensor, Tensor] | None = None  # weights, and the places [scored] where they are not 0, if that was looked up on the host
     micro_rows: int = 0  # rows that an objective which needs all of them at once passes through the model together; 0: all
 
     def rows(self, start: int, stop: int, trim: bool = False) -> Batch:
@@ -68,9 +69,9 @@ class Batch:
         return replace(self, **parts, extra=extra, sources=self.sources[first : first + sum(counts)], row_sources=counts)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The batch on another device."""
+        """The batch on another device. Which places are scored is looked up before, so that the host need not ask the device."""
         parts = {name: _moved(getattr(self, name), device) for name in (*_PLACES, *_SOURCE)}
-        return replace(self, **parts, extra={name: _moved(value, device) for name, value in self.extra.items()})
+        return replace(self, **parts, looked_up=(parts["weights"], _moved(self.scored, device)), extra={name: _moved(value, device) for name, value in self.extra.items()})
 
     def context(self) -> dict[str, Tensor]:
         """What a model is called with beside the inputs."""
@@ -78,6 +79,13 @@ class Batch:
         if self.source is not None:
             named = {"segments": self.segments, "source": self.source, "source_segments": self.source_segments}
         return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def scored(self) -> Tensor:
+        """Where the flattened weights are not 0, [scored]."""
+        if self.looked_up is not None and self.looked_up[0] is self.weights:
+            return self.looked_up[1]
+        return self.weights.reshape(-1).nonzero().squeeze(1)
 
     @property
     def count(self) -> float:
@@ -102,7 +110,9 @@ def _cut(value: Tensor | None, start: int, stop: int, width: int | None) -> Tens
 
 
 def _moved(value: Tensor | None, device: str | torch.device) -> Tensor | None:
-    return None if value is None else value.to(device, non_blocking=True)
+    if value is None or torch.device(device).type != "cuda" or value.is_cuda:
+        return None if value is None else value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 def batch_of(rows: Sequence[Row], pad_id: int, *, group: int = 1, multiple: int = 8) -> Batch:

@@ -21,7 +21,7 @@ from luban.tokens.batch import Batch
 from luban.training.checkpoints import restore
 from luban.training.config import GuardsConfig
 from luban.training.events import Events
-from luban.training.figures import Figures
+from luban.training.figures import Fetched, Figures
 from luban.training.layers import LayerWatch, Norms
 from luban.training.run import Run
 from luban.training.spikes import Window
@@ -39,7 +39,7 @@ class Judged:
     place: int  # in the data
     batch: Batch
     figures: Figures
-    verdict: Tensor  # []
+    verdict: Fetched
     norms: Norms
 
 
@@ -69,7 +69,7 @@ class Guard:
             verdict = torch.where((verdict == ACCEPTED) & high, SPIKE, verdict)
             for name, value in watched.items():
                 self.windows[name].add(value, verdict == ACCEPTED)
-        self.waiting.append(Judged(run.step + 1, run.place, batch, Figures({**means, "gradient_norm": norm}, {}), verdict, run.engine.norms))
+        self.waiting.append(Judged(run.step + 1, run.place, batch, Figures({**means, "gradient_norm": norm}, {}), Fetched([verdict]), run.engine.norms))
         return verdict
 
     def _threshold(self, name: str) -> float:
@@ -104,7 +104,7 @@ class Guard:
         while len(self.waiting) > behind:
             judged = self.waiting.popleft()
             self.layers.look(judged.step, judged.figures, judged.norms)
-            if (verdict := int(judged.verdict)) == ACCEPTED:
+            if (verdict := int(judged.verdict.read()[0])) == ACCEPTED:
                 self.in_a_row = 0
             elif self._refused(run, judged, verdict):
                 return

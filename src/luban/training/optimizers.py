@@ -118,10 +118,16 @@ class Optimizers:
             name, _, slot = key.partition("::")
             by_name.setdefault(name, {})[slot] = value
         for optimizer in self.parts:
+            fused = optimizer.defaults.get("fused")
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if slots := by_name.get(self.names[parameter]):
-                        optimizer.state[parameter] = {slot: placed(value, parameter) if value.ndim else value.clone() for slot, value in slots.items()}
+                        optimizer.state[parameter] = {slot: placed(value, parameter) if value.ndim else _counter(value, parameter, fused) for slot, value in slots.items()}
+
+
+def _counter(value: torch.Tensor, parameter: nn.Parameter, fused: bool | None) -> torch.Tensor:
+    """A parameter's count of steps: a fused optimizer reads it on the parameter's device, the others on the host."""
+    return value.to(parameter.device, copy=True) if fused else value.cpu().clone()
 
 
 def _group(parameters: list[nn.Parameter], name: str, peak: float, decay: float, embedding: bool) -> dict[str, Any]:

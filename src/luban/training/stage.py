@@ -251,6 +251,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
     if model.adapter:
         model.adapter.before_training(model, total)
     if config.compile:
+        model.compiled = True
         for block in model.blocks():
             block.compile()  # in place: parameter names stay
     teacher = make_teacher(config.regularization.adversarial, model)
