@@ -44,7 +44,9 @@ def bytes_of(model: nn.Module) -> int:
 
 
 def peak_bytes() -> int:
-    """Most resident bytes so far of this program; Linux's own count, as ``getrusage`` also holds what stood here before the program was started."""
+    """Most bytes so far of this program: reserved on the GPU where it uses one, else resident; Linux's own count, as ``getrusage`` also holds what stood here before the program was started."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 
 
@@ -63,7 +65,8 @@ def one_step(arguments: argparse.Namespace) -> None:
     shape = preset(arguments.shape)
     print(f"threads {torch.get_num_threads()}; before: {peak_bytes() / GIB:.2f} GiB", flush=True)
     start = time.perf_counter()
-    model = random_quantized(shape, config, seed=0, dtype=getattr(torch, arguments.dtype))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = random_quantized(shape, config, seed=0, dtype=getattr(torch, arguments.dtype)).to(device)
     drawn = time.perf_counter() - start
     held = sum(bytes_of(layer) for layer in quantized_layers(model).values())
     print(f"drawn and quantised in {drawn:.0f} s: {bytes_of(model) / GIB:.2f} GiB, {held / GIB:.2f} of them quantised; peak {peak_bytes() / GIB:.2f} GiB", flush=True)
@@ -71,10 +74,11 @@ def one_step(arguments: argparse.Namespace) -> None:
     learned = add_lora(model)
     model.train()
     optimizer = torch.optim.AdamW(learned, lr=1e-3)
-    tokens = torch.randint(0, shape.vocabulary_size, (1, arguments.sequence + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, shape.vocabulary_size, (1, arguments.sequence + 1), generator=torch.Generator().manual_seed(0)).to(device)
     for number in range(arguments.steps):
         start = time.perf_counter()
-        loss = step(model, optimizer, tokens)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            loss = step(model, optimizer, tokens)
         seconds, learning = time.perf_counter() - start, sum(parameter.numel() for parameter in learned) / 1e6
         print(f"step {number}: loss {loss:.4f}, {seconds:.1f} s, {learning:.1f}M parameters learn; peak {peak_bytes() / GIB:.2f} GiB", flush=True)
 

@@ -1,10 +1,10 @@
-"""Full-parameter training steps of a Llama-2-7B shape on a processor, and the 4-bit LoRA step of the same shape beside it.
+"""Full-parameter training steps of a Llama-2-7B shape on a processor or a GPU, and the 4-bit LoRA step of the same shape beside it.
 
     python benchmarks/seven_billion.py                        # 32 layers, 3 steps of 512 tokens: some ten minutes on two cores, 18 GiB; then LoRA
     python benchmarks/seven_billion.py --layers 2 --no-lora   # the same at another depth: two minutes, 3 GiB
 
 Weights are drawn on the spot, in bfloat16, matrix by matrix. The steps are those of `engine: layerwise`, `weights: bfloat16`, `optimizer: {name: adafactor}`, `recompute: BUDGET`.
-The rate that they are held against is the fastest of the float32 products of the model's own shapes, measured in the same run before and after the steps.
+The rate that they are held against is that of the products of the model's own shapes (float32, on a GPU bfloat16), measured in the same run before and after the steps.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from luban.foundation.hardware import machine, peak_bytes
+from luban.foundation.hardware import machine
+from luban.foundation.hardware import peak_bytes as resident_peak
 from luban.models import recompute
 from luban.models.counts import parameters
 from luban.models.decoder import Decoder
@@ -34,22 +36,28 @@ from luban.parallel.layerwise import LayerwiseEngine
 from luban.tokens.batch import Batch
 from luban.training.config import OptimizerConfig
 from luban.training.optimizers import Optimizers
-from luban.training.precision import prepare_machine
+from luban.training.precision import choose_device, choose_precision, prepare_machine
 
 GIB = 2**30
+
+
+def peak_bytes() -> int:
+    """The most memory so far: what torch reserved on the GPU, else what this process held."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else resident_peak()
 
 
 def product_rate(model: Decoder, tokens: int) -> float:
     """Operations a second of a step's three products with each matrix of the model's shapes, each in the faster of two equivalent forms."""
     shapes = Counter(tuple(parameter.shape) for name, parameter in model.named_parameters() if parameter.ndim == 2 and "embed" not in name)
-    seconds = sum(count * _three_products(*shape, tokens) for shape, count in shapes.items())
+    kind = {"device": model.device, "dtype": torch.float32 if model.device.type == "cpu" else torch.bfloat16}
+    seconds = sum(count * _three_products(*shape, tokens, kind) for shape, count in shapes.items())
     return sum(count * 3 * 2.0 * tokens * shape.numel() for shape, count in ((torch.Size(shape), count) for shape, count in shapes.items())) / seconds
 
 
-def _three_products(outputs: int, inputs: int, tokens: int) -> float:
+def _three_products(outputs: int, inputs: int, tokens: int, kind: dict[str, Any]) -> float:
     """Seconds of forward, gradient by the states and gradient by the weight, the last as it is or transposed."""
-    weight, states, gradient = torch.randn(outputs, inputs), torch.randn(tokens, inputs), torch.randn(tokens, outputs)
-    made, before, by_weight = torch.empty(tokens, outputs), torch.empty(tokens, inputs), torch.empty(outputs * inputs)
+    weight, states, gradient = (torch.randn(size, **kind) for size in ((outputs, inputs), (tokens, inputs), (tokens, outputs)))
+    made, before, by_weight = (torch.empty(size, **kind) for size in ((tokens, outputs), (tokens, inputs), outputs * inputs))
     forward = _best(lambda: torch.mm(states, weight.t(), out=made))
     back = _best(lambda: torch.mm(gradient, weight, out=before))
     plain = _best(lambda: torch.mm(gradient.t(), states, out=by_weight.view(outputs, inputs)))
@@ -61,6 +69,8 @@ def _best(form: Callable[[], object], rounds: int = 3) -> float:
     for _ in range(rounds):
         begun = time.perf_counter()
         form()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return min(times)
 
@@ -81,19 +91,20 @@ def batch_of(tokens: Tensor) -> Batch:
 
 def samples(model: Decoder) -> dict[str, Tensor]:
     """A few numbers of every parameter, to see that all of them learn."""
-    return {name: parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 1000)].clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 1000)].cpu().clone() for name, parameter in model.named_parameters()}
 
 
 def train(arguments: argparse.Namespace) -> dict[str, object]:
     threads = prepare_machine(arguments.threads or "auto", False)
     shape = preset("llama-2-7b").updated(layers=arguments.layers)
-    print(f"{machine().cpu}, {machine().cores} cores; Python {platform.python_version()}, torch {torch.__version__}, {threads} threads", flush=True)
+    device = choose_device()
+    print(f"{machine().accelerator_name or machine().cpu}, {machine().cores} cores; Python {platform.python_version()}, torch {torch.__version__}, {threads} threads", flush=True)
     begun = time.perf_counter()
-    model = new_narrow(shape, 0).train()
+    model = new_narrow(shape, 0).train().to(device)
     total = parameters(shape)["total"]
     print(f"{total / 1e9:.2f} B parameters in bfloat16 drawn in {time.perf_counter() - begun:.0f} s; resident at the most {peak_bytes() / GIB:.2f} GiB", flush=True)
     begun = time.perf_counter()
-    blank = torch.zeros(1, arguments.tokens, dtype=torch.long)
+    blank = torch.zeros(1, arguments.tokens, dtype=torch.long, device=device)
     sizes = recompute.measure(model, lambda: model(blank))
     modes = recompute.plan(sizes, int(arguments.activations * GIB))
     model.recompute = modes
@@ -101,7 +112,7 @@ def train(arguments: argparse.Namespace) -> dict[str, object]:
     said = ", ".join(f"{modes.count(mode)} {mode}" for mode in recompute.MODES if mode in modes)
     print(f"recompute: {said}; activations {held / GIB:.2f} GiB of {sum(size['none'] for size in sizes) / GIB:.2f}; measured in {time.perf_counter() - begun:.0f} s", flush=True)
     config = OptimizerConfig(name=arguments.optimizer, learning_rate=arguments.rate, embedding_learning_rate=arguments.rate, weight_decay=0.0, relative_step=True)
-    engine = LayerwiseEngine(model, Optimizers(model, config, apart=True), Causal(CausalConfig()), 0, torch.float32)
+    engine = LayerwiseEngine(model, Optimizers(model, config, apart=True), Causal(CausalConfig()), 0, choose_precision("auto", device))
     batch = batch_of(torch.randint(0, shape.vocabulary_size, (1, arguments.tokens + 1), generator=torch.Generator().manual_seed(0)))
     before, rates = samples(model), [product_rate(model, arguments.tokens)]
     losses, seconds = [], []
@@ -144,7 +155,7 @@ def report(found: dict[str, object]) -> None:
 | optimizer | {found["optimizer"]}, {found["state_mib"]} MiB of state |
 | recompute | {found["recompute"]} |
 | operations executed a step | {found["operations"] / 1e12:.1f} T |
-| float32 products of these shapes, before and after | {found["product_gflops"][0]}, {found["product_gflops"][1]} GFLOP/s |
+| products of these shapes, before and after | {found["product_gflops"][0]}, {found["product_gflops"][1]} GFLOP/s |
 | share of the faster of them | {found["share"]} |
 | loss on the repeated batch | {" → ".join(map(str, found["losses"]))} ({"falls" if falls else "DOES NOT FALL"}) |
 | parameters that did not change | {", ".join(found["unchanged"]) or "none"} |

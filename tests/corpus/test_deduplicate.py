@@ -224,6 +224,18 @@ def test_stratified_by_language_and_column(tmp_path):
     assert place(tmp_path / "kind").items() <= place(tmp_path / "more").items()
 
 
+def test_the_end_of_each_source_is_held_out(tmp_path):
+    rng = random.Random(7)
+    written = {name: [random_text(rng, 120, index % 2 == 0) for index in range(count)] for name, count in (("a", 41), ("b", 10))}
+    written["b"][9] = written["a"][0]  # a copy stays with the first
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in held]) for name, held in written.items()]
+    split = {"validation": 0.1, "test": 0.2, "held_out": "last"}
+    curate(tmp_path / "c", paths, quality="off", split=split, deduplicate={"exact": False, "near": "off"})
+    found = {name: [d.text for d in held] for name, held in documents(tmp_path / "c").items()}
+    a, b = written["a"], written["b"]
+    assert found == {"train": [*a[:27], *b[:7], b[9]], "validation": [*a[27:32], b[7]], "test": [*a[32:], b[8]]}  # 5 and 9 of 41, 1 and 2 of 10
+
+
 def test_kept_copies_stay_together(tmp_path):
     rng = random.Random(6)
     found = [random_text(rng, 120, True) for _ in range(30)]

@@ -75,11 +75,12 @@ class DeduplicateConfig(Config):
 
 
 class SplitConfig(Config):
-    """How documents are divided. A document's place never depends on documents that come after it."""
+    """How documents are divided. At random, a document's place never depends on documents that come after it."""
 
     validation: Fraction = field(0.01, "Share of the documents held out for validation.")
     test: Fraction = field(0.0, "Share of the documents held out for the test.")
-    stratify_by: str = field("", "language, source, or a metadata column: each of its values gets the shares above. Empty: at random over all.")
+    held_out: Literal["random", "last"] = field("random", "Which documents are held out: random ones; or the last of each source (or of each value of stratify_by), the test behind the validation, for text that has an order.")
+    stratify_by: str = field("", "language, source, or a metadata column: each of its values gets the shares above. Empty: all together, or with held_out: last each source.")
     salt: str = field("", "Another text here draws another split.")
 
     @model_validator(mode="after")

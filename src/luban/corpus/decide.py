@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from luban.corpus.config import CurateConfig
 from luban.corpus.deduplicate import EXACT, Decisions, Store, first_copies, near_duplicates
 from luban.corpus.shards import UnitFiles, write_whole
-from luban.corpus.split import Stratified, draw, random_split
+from luban.corpus.split import TRAIN, Last, Stratified, draw, random_split
 
 _ARRAYS = {"fate": np.uint8, "split": np.uint8, "other": np.int32, "similar": np.float16}
 
@@ -37,20 +37,23 @@ def decide(config: CurateConfig, store: Store, working: Path) -> Decisions:
 
 
 def _draw_splits(config: CurateConfig, store: Store, working: Path, first: np.ndarray, decisions: Decisions) -> None:
-    if not config.split.stratify_by:
+    stratum, last = config.split.stratify_by, config.split.held_out == "last"
+    if not stratum and not last:
         for start, hashes in store.hashes():
             decisions.split[start : start + len(hashes)] = random_split(draw(hashes, config.split.salt), config.split)
         return
-    sampler = Stratified(config.split)
+    stratum = stratum or "source"
+    sampler = Last(config.split, (value for files in store.files for value in _strata(files, stratum))) if last else Stratified(config.split)
     for (start, hashes), files in zip(store.hashes(), store.files, strict=True):
         drawn = draw(hashes, config.split.salt)
-        for row, stratum in enumerate(_strata(files, config.split.stratify_by)):
+        for row, value in enumerate(_strata(files, stratum)):
             document = start + row
             copied = int(first[document])
-            decisions.split[document] = decisions.split[copied] if copied != document else sampler.next(stratum, float(drawn[row]))
+            own = sampler.next(value, float(drawn[row])) if last or copied == document else TRAIN
+            decisions.split[document] = own if copied == document else decisions.split[copied]
 
 
-def _strata(files: UnitFiles, name: str) -> Iterator[object]:
+def _strata(files: UnitFiles, name: str) -> Iterator[Hashable]:
     """The stratum of each document of a unit: its language, source file, or a value of its metadata."""
     column = name if name in ("language", "source") else "metadata"
     for value in pq.read_table(files.path("documents"), columns=[column], use_threads=False)[column].to_pylist():

@@ -1,6 +1,10 @@
-"""Drawing each document's split from the hash of its own text."""
+"""Drawing each document's split from the hash of its own text, or taking the last of each source."""
 
 from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import xxhash
@@ -33,9 +37,9 @@ class Stratified:
 
     def __init__(self, config: SplitConfig):
         self.shares = {TEST: config.test, VALIDATION: config.validation}
-        self.seen: dict[object, list[int]] = {}
+        self.seen: dict[Hashable, list[int]] = {}
 
-    def next(self, stratum: object, drawn: float) -> int:
+    def next(self, stratum: Hashable, drawn: float) -> int:
         seen = self.seen.setdefault(stratum, [0, 0, 0])  # in all, in validation, in test
         seen[0] += 1
         low = 0.0
@@ -47,3 +51,19 @@ class Stratified:
                 return split
             low += chance
         return TRAIN
+
+
+class Last:
+    """The end of each stratum is held out: at least the shares, in whole documents, the test behind the validation."""
+
+    def __init__(self, config: SplitConfig, strata: Iterable[Hashable]):
+        counts = Counter(strata)
+        self.left = dict(counts)  # of each stratum what is still to come
+        self.test = {stratum: math.ceil(config.test * count) for stratum, count in counts.items()}
+        self.held_out = {stratum: self.test[stratum] + math.ceil(config.validation * count) for stratum, count in counts.items()}
+
+    def next(self, stratum: Hashable, drawn: float) -> int:
+        """The split of the next document of a stratum; what was ``drawn`` for it does not matter."""
+        left = self.left[stratum]
+        self.left[stratum] = left - 1
+        return TEST if left <= self.test[stratum] else VALIDATION if left <= self.held_out[stratum] else TRAIN

@@ -112,7 +112,7 @@ def _cut(value: Tensor | None, start: int, stop: int, width: int | None) -> Tens
 def _moved(value: Tensor | None, device: str | torch.device) -> Tensor | None:
     if value is None or torch.device(device).type != "cuda" or value.is_cuda:
         return None if value is None else value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)
+    return value.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def batch_of(rows: Sequence[Row], pad_id: int, *, group: int = 1, multiple: int = 8) -> Batch:

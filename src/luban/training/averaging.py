@@ -63,12 +63,13 @@ class Average:
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         self.steps, self.shadow = int(tensors["steps"]), []
+        device = next(self.model.parameters()).device
         for key, value in tensors.items():
             index, _, name = key.partition("::")
             if name:
                 while len(self.shadow) <= int(index):
                     self.shadow.append({})
-                self.shadow[int(index)][name] = value.clone()
+                self.shadow[int(index)][name] = value.clone().to(device)
 
     def _learning(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)

@@ -74,7 +74,7 @@ class Writer:
     Where weights are in bfloat16 a sum is rounded up or down at random, to either neighbour with the probability that leaves its mean where it was, so that changes far
     below the distance of two neighbours are not lost (Gupta et al. 2015, arXiv:1502.02551; Zamirai et al. 2020, arXiv:2010.06192): random bits are added below the
     last bit that stays, and cut off. They are drawn once for a parameter and step from torch's generator, and turned by a random word for each block, so that any two
-    numbers of a parameter are rounded independently.
+    numbers of a parameter are rounded independently. A device draws them itself.
     """
 
     def __init__(self, weights: Tensor):
@@ -99,7 +99,7 @@ class Writer:
     def _noise(self, size: int) -> Tensor:
         """Integers from 0 to 65,535, all equally likely, [size]."""
         if self.bits is None or len(self.bits) < size:
-            words = torch.empty(-(-max(size, 1) // 4), dtype=torch.int64).random_(-(2**63), None)
-            self.bits = (words.view(torch.int16).to(torch.int32) & 65535).to(self.device)
+            words = torch.empty(-(-max(size, 1) // 4), dtype=torch.int64, device=self.device).random_(-(2**63), None)
+            self.bits = words.view(torch.int16).to(torch.int32) & 65535
         word = int(torch.randint(65536, ()))
         return self.bits[:size] ^ word
