@@ -48,6 +48,7 @@ class Model(nn.Module):
         self.head: Head | None = None
         self.recompute: bool | str | list[str] = "none"  # what is computed again in the backward pass (recompute.py): a mode, or one for each block
         self.fresh: list[str] = []  # parameters that no file gave: drawn for a new head, or for what the file lacked
+        self.own_attention = False  # attention.py does the work of attention where it can
         self.compiled = False  # its blocks run as the compiler made them, and so may what stands around them
         self.narrow = False  # the matrices are in bfloat16 and learn (narrow.py)
         self.adapter: Any = None  # what `adapter` put on it (luban.adapters)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from luban.models.attention import begins_of
 from luban.models.base import Model
 from luban.models.classic import vector
 from luban.models.embedding import Embedding
@@ -48,12 +49,12 @@ class Decoder(Model):
         if positions is None:
             positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
         windows = self.shape.windows
-        masks = {
-            window: visible(seq, segments, window, tokens.device, prefix, cache)
-            for window in dict.fromkeys(windows)
-        }
         states = self.model.embed_tokens(tokens)  # [batch, seq, dim]
         autocast = torch.is_autocast_enabled(states.device.type)
+        if self.own_attention and states.dtype == torch.float32 and states.device.type == "cpu" and cache is None and prefix is None and not autocast and not any(windows):
+            masks = {None: begins_of(segments, batch, seq)}
+        else:
+            masks = {window: visible(seq, segments, window, tokens.device, prefix, cache) for window in dict.fromkeys(windows)}
         angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
         return self.model.norm(self.run_layers(states, angles, [masks[window] for window in windows], cache))
 

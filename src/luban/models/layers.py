@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.models.attention import causal_attention
 from luban.models.rotary import rotate
 from luban.models.shape import ShapeConfig
 
@@ -70,7 +71,10 @@ class Attention(nn.Module):
         return self.o_proj(attended.transpose(1, 2).reshape(batch, seq, -1))
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """``mask`` as :meth:`Cache.mask` gives it; or where each token's document begins, [batch, seq] of int32, for attention.py."""
         batch, heads, seq, head_dim = queries.shape
+        if mask is not None and mask.dtype == torch.int32:
+            return causal_attention(queries, keys, values, mask)
         if seq == 1 and heads != self.key_value_heads:
             # One new token: the query heads of a group become rows of one small product, so that no key is copied.
             grouped = queries.reshape(batch, self.key_value_heads, -1, head_dim)

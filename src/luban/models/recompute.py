@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from luban.models import attention as _attention  # noqa: F401  (defines luban::causal_attention)
 from luban.models import products as _products  # noqa: F401  (defines luban::widened_product)
 
 MODES = ("none", "selective", "full")
@@ -45,7 +46,7 @@ def run(mode: Mode, block: Callable[..., Any], *inputs: Any) -> Any:
 
 
 KEPT = {
-    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.luban.widened_product.default,
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.luban.widened_product.default, torch.ops.luban.causal_attention.default,
     *(getattr(torch.ops.aten, name).default for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")),
 }  # fmt: skip
 

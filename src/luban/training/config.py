@@ -207,6 +207,7 @@ class TrainConfig(Config):
     weights: Literal["float32", "bfloat16"] = field("float32", "How the weights are held while they learn; bfloat16 halves them, with stochastic rounding (optimizers adafactor, adamw_8bit, lion, sgd).")
     recompute: Recompute = field("none", "Activations that are computed again in the backward pass: none; selective, all but the results of products and attention; full, each block from its input, a third more time; or a budget such as 2 GiB that the blocks' activations must fit.", role="machine")
     compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
+    attention: Literal["auto", "own", "torch"] = field("auto", "Whose code attends on a processor in float32: Luban's own, which is compiled with g++ at the first use, or torch's; auto is own where there is a compiler.", role="machine", later=True)
     threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic, of each process; auto is one a core, shared by the processes that torchrun starts.", unit="threads", role="machine")
     wall_clock: TimeSpan | None = field(None, "Save and leave with status 75 before so much time has passed since the stage began, such as 3h or 90m; the same command continues.", role="machine")
     guards: GuardsConfig = field(GuardsConfig(), "What is watched at each step.", later=True)

@@ -9,6 +9,7 @@ import torch
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.foundation.hardware import cores, keep_freed_memory, resident_bytes
+from luban.models import attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,6 +37,18 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
         return torch.float16
     say("precision: float32 (processors multiply float32 fastest in training)")
     return torch.float32
+
+
+def choose_attention(wanted: str, device: torch.device, precision: torch.dtype) -> str:
+    """Whose code attends: own or torch. Wanted own and no compiler is a ConfigError."""
+    if wanted == "torch" or device.type != "cpu" or precision != torch.float32:
+        return "torch"
+    if attention.load() is not None:
+        return "own"
+    if wanted == "own":
+        raise ConfigError("attention: own needs a compiler, and g++ was not found or could not compile it", "", "install g++, set the variable CXX, or leave attention out")
+    say("attention: torch (without g++ Luban's own cannot be compiled)")
+    return "torch"
 
 
 def prepare_machine(threads: int | str, strict: bool, processes: int = 1) -> int:

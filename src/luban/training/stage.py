@@ -41,7 +41,7 @@ from luban.training.loop import train
 from luban.training.memory import Explainer
 from luban.training.parity import check_parity
 from luban.training.passes import make_passes, make_teacher
-from luban.training.precision import DTYPES, choose_device, choose_precision, prepare_machine
+from luban.training.precision import DTYPES, choose_attention, choose_device, choose_precision, prepare_machine
 from luban.training.probe import fitting_rows
 from luban.training.randomness import seed_all
 from luban.training.recheck import Rechecked
@@ -197,7 +197,7 @@ def _choices(config: TrainConfig, work: Work, device: torch.device, by_example: 
     if rows == "fit":
         whole = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
         rows = ranks.lead(lambda: fitting_rows(config, work, -(-whole // ranks.size)))
-    choices = {"device": device.type, "processes": ranks.size, "threads": threads, "precision": name, "micro_batch_rows": rows}
+    choices = {"device": device.type, "processes": ranks.size, "threads": threads, "precision": name, "micro_batch_rows": rows, "attention": choose_attention(config.attention, device, precision)}
     if ranks.leads:
         write_json(file, choices)
     return choices
@@ -208,7 +208,7 @@ def _read_choices(file: Path, config: TrainConfig) -> dict[str, Any] | None:
     found = read_json(file)
     if not {"threads", "precision", "micro_batch_rows"} <= found.keys():
         return None
-    return found | {name: value for name in ("threads", "precision", "micro_batch_rows") if (value := getattr(config, name)) not in ("auto", "fit")}
+    return found | {name: value for name in ("threads", "precision", "micro_batch_rows", "attention") if (value := getattr(config, name)) not in ("auto", "fit")}
 
 
 def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None, folder: Path | None = None) -> DataRequest:
@@ -245,6 +245,7 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
     step_tokens = (config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
     total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens)) if objective.learns else 0
     precision = DTYPES[choices["precision"]]
+    model.own_attention = choices.get("attention", "torch") == "own"
     model.recompute = choose_recompute(config, model, choices["micro_batch_rows"] or 1)
     set_dropout(model, config.regularization)
     add_noise(model, config.regularization.neftune)
