@@ -8,7 +8,7 @@ ifeq ($(TORCH),cpu)
 PIP    += --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: quickstart test lint recording bench-7b chaos clean
+.PHONY: quickstart test lint recording bench bench-7b chaos clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/quickstart.py
@@ -21,6 +21,12 @@ lint: $(VENV)/.installed-dev
 
 recording: $(VENV)/.installed
 	$(BIN)/python scripts/recording.py
+
+# The quick benchmarks: attention beside torch's, encoding beside tokenizers, whole training steps beside transformers; some six minutes on two cores. docs/benchmarks.md has them all.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.attention --rounds 5
+	$(BIN)/python benchmarks/encoding.py --rounds 3
+	$(BIN)/python -m benchmarks.throughput --shape S --sides luban,trainer,transformers-tuned --rounds 5 --out runs/benchmark-throughput/results
 
 # Full-parameter steps of a Llama-2-7B shape in bfloat16, then 4-bit LoRA steps: 19 GiB of memory, all cores, some twenty minutes on two.
 bench-7b: $(VENV)/.installed

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -28,7 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "src/luban/recipes/shakespeare/recipe.yaml"
 TEXT = ROOT / "src/luban/recipes/quickstart/data/shakespeare.txt"
-GOAL = 1.886  # where nanoGPT's configuration ended when the goal was set
+# The recipe with twice the layers, context and step, for as many steps as fit the time that nanoGPT takes.
+LONG = ["length=1300 steps", "model.depth=4", "model.shape.feed_forward_size=256", "model.sequence_length=128", "model.batch_tokens=2048"]
 NANOGPT = {
     "device": "cpu", "compile": False, "eval_interval": 2000, "eval_iters": 1, "log_interval": 100, "block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128,
     "max_iters": 2000, "lr_decay_iters": 2000, "dropout": 0.0, "always_save_checkpoint": True,
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of karpathy/nanoGPT")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="also the recipe's long form, made to fill nanoGPT's time")
+    parser.add_argument("--full", action="store_true", help="also a larger form of the recipe that takes about nanoGPT's time")
     parser.add_argument("--work", type=Path, default=Path("runs/time_to_loss"))
     parser.add_argument("--iterations", type=int, default=NANOGPT["max_iters"], help="of nanoGPT; fewer only to try this script")
     parser.add_argument("overrides", nargs="*", help="of the recipe, such as length='300 steps'")

@@ -70,7 +70,7 @@ def new_model(width: int, depth: int, vocabulary: int, seed: int, device: torch.
 
 def new_engine(model: Model, optimizer: str, factor: float, rows: int) -> TorchEngine:
     """The engine with the auto rates of the model's shape, all times ``factor``."""
-    rates = dial.learning_rates(optimizer, model.shape.hidden_size, "causal", False)
+    rates = dial.learning_rates(optimizer, model.shape.hidden_size, "causal", False, depth=model.shape.layers)
     rates = dial.optimizer_rates(rates, optimizer)
     config = OptimizerConfig(name=optimizer, **{name: rate * factor for name, rate in rates.items()})
     return TorchEngine(model, Optimizers(model, config), load_objective(CausalConfig()), rows, torch.float32)

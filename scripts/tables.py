@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.methods.__main__ import table as methods  # noqa: E402
 from benchmarks.tasks import ablation  # noqa: E402
 from benchmarks.tasks.table import table as tasks  # noqa: E402
+from benchmarks.throughput.__main__ import tables as throughput  # noqa: E402
 
 BENCHMARKS = ROOT / "benchmarks"
 TABLES: dict[str, Callable[[str], str]] = {
     "tasks": lambda language: tasks(BENCHMARKS / "tasks" / "results", language),
     "ablation": lambda language: ablation.table(ablation.read(BENCHMARKS / "tasks" / "results" / "ablation.jsonl"), language),
+    "throughput": lambda language: throughput(BENCHMARKS / "throughput" / "results", language),
     "methods": lambda language: methods(BENCHMARKS / "methods" / "results", language),
 }
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(\n<!-- /table -->)", re.DOTALL)

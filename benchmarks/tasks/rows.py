@@ -54,7 +54,7 @@ ROWS = [
     TaskRow("paraphrase-zh", ("paraphrase, Chinese", "复述，中文"), "paraphrase/bustm", "classification", {"name": "classification"}, "e5", train=1000, test=380, epochs=4, batch=16, rate=1e-4, length=64),
     TaskRow("similarity-en", ("similarity (a number), English", "相似度（数值），英文"), "nli/sick2014", "regression", {"name": "regression"}, "minilm", train=4000, length=96),
     TaskRow("entities-en", ("entities, English", "实体，英文"), "ner/wnut17", "tagging", {"name": "tagging"}, "minilm", train=3300, test=1000, epochs=4, rate=1e-4),
-    TaskRow("entities-zh", ("entities, Chinese", "实体，中文"), "ner/msra", "tagging", {"name": "tagging", "subwords": "all"}, "e5", train=2000, epochs=3, batch=8, rate=1e-4),
+    TaskRow("entities-zh", ("entities, Chinese", "实体，中文"), "ner/msra", "tagging", {"name": "tagging", "subwords": "all"}, "e5", train=2000, epochs=3, batch=8, rate=3e-4),
     TaskRow("relations-en", ("relations, English", "关系，英文"), "relation/semeval2010_task8", "relation", {"name": "relation"}, "minilm", train=4000, epochs=4, rate=1e-4),
     TaskRow("relations-zh", ("relations, Chinese", "关系，中文"), "relation/finre", "relation", {"name": "relation"}, "e5", train=2000, batch=16, rate=2e-4),
     TaskRow(

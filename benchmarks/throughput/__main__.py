@@ -32,19 +32,22 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TEXT = ROOT / "src" / "luban" / "recipes" / "quickstart" / "data" / "shakespeare.txt"
 PRODUCTS = "products"
-# side: what is said of it; whose --NAME must be given, if any
-SIDES = {
-    "luban": "luban train",
-    "luban-eager": "luban train, compile: false",
-    "trainer": "transformers Trainer, as it comes",
-    "trainer-tuned": "transformers Trainer, micro-batches, allocator, torch_compile",
-    "transformers": "transformers, bare loop, compiled",
-    "transformers-tuned": "transformers, bare loop, compiled, micro-batches, allocator",
-    "litgpt": "litgpt, bare loop, compiled",
-    "litgpt-tuned": "litgpt, bare loop, compiled, micro-batches, allocator",
-    "nanogpt": "nanoGPT, compiled",
-    "nanogpt-tuned": "nanoGPT, compiled, micro-batches, allocator, fused AdamW",
+SIDES = {  # what is said of each, in English and in Chinese
+    "luban": ("luban train", "luban train"),
+    "luban-eager": ("luban train, compile: false", "luban train，compile: false"),
+    "trainer": ("transformers Trainer, as it comes", "transformers Trainer，原样"),
+    "trainer-tuned": ("transformers Trainer, micro-batches, allocator, torch_compile", "transformers Trainer，微批次、分配器、torch_compile"),
+    "transformers": ("transformers, bare loop, compiled", "transformers，裸循环，已编译"),
+    "transformers-tuned": ("transformers, bare loop, compiled, micro-batches, allocator", "transformers，裸循环，已编译，微批次、分配器"),
+    "litgpt": ("litgpt, bare loop, compiled", "litgpt，裸循环，已编译"),
+    "litgpt-tuned": ("litgpt, bare loop, compiled, micro-batches, allocator", "litgpt，裸循环，已编译，微批次、分配器"),
+    "nanogpt": ("nanoGPT, compiled", "nanoGPT，已编译"),
+    "nanogpt-tuned": ("nanoGPT, compiled, micro-batches, allocator, fused AdamW", "nanoGPT，已编译，微批次、分配器、融合的 AdamW"),
 }
+HEADS = (
+    ["side", "tokens/s", "of the products' rate", "Luban's ratio [95 %]", "ready after, s"],
+    ["一方", "词元/秒", "占矩阵乘法速率", "Luban 与它之比 [95 %]", "就绪用时，秒"],
+)
 
 
 def command(side: str, shape: Shape, asked: argparse.Namespace, work: Path) -> list[str]:
@@ -106,8 +109,10 @@ def start(name: str, shape: Shape, asked: argparse.Namespace, work: Path, folder
     address = os.path.join(folder, name)
     log = work / f"{name}.log"
     with Listener(address, "AF_UNIX", authkey=KEY) as listener, log.open("w") as stream:
+        started = command(name, shape, asked, work)
+        begun = time.perf_counter()
         environment = {**os.environ, ADDRESS: address, "OMP_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / name), "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))}
-        process = subprocess.Popen(command(name, shape, asked, work), stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work)
+        process = subprocess.Popen(started, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work)
         listener._listener._socket.settimeout(1.0)
         while True:
             try:
@@ -120,6 +125,7 @@ def start(name: str, shape: Shape, asked: argparse.Namespace, work: Path, folder
         facts = line.recv()
     except EOFError:
         raise SystemExit(f"{name} ended before its first turn:\n{log.read_text()[-2000:]}") from None
+    facts["ready_seconds"] = time.perf_counter() - begun
     print(f"{name}: ready, {facts}", flush=True)
     return Side(name, process, line, log, facts)
 
@@ -147,6 +153,8 @@ def measure(shape: Shape, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> str:
+    import torch  # noqa: F401  (it knows of a GPU)
+
     from luban.foundation.hardware import machine as here
 
     found = here()
@@ -173,19 +181,32 @@ def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
     return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any], language: str = "en") -> str:
     """A Markdown table, Luban first."""
-    shape = SHAPES[found["shape"]]
+    shape, place = SHAPES[found["shape"]], ("en", "zh").index(language)
     ours = found["sides"]["luban"]["seconds"]
-    lines = ["| side | tokens/s | of the products' rate | Luban's ratio [95 %] | ready after, s |", "| --- | --- | --- | --- | --- |"]
+    lines = [f"| {' | '.join(HEADS[place])} |", "| --- | --- | --- | --- | --- |"]
     for name, side in found["sides"].items():
         seconds = side["seconds"]
         share = statistics.median(shape.flops_per_token * shape.tokens / one / rate for one, rate in zip(seconds, found["rates"], strict=True))
         ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
         low, high = interval(ratios)
+        ready = f"{side['ready_seconds']:.0f}" if "ready_seconds" in side else "–"  # from the start of the process, imports and compilation included
         ratio = "1" if name == "luban" else f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
-        lines.append(f"| {SIDES[name]} | {shape.tokens / statistics.median(seconds):,.0f} | {share:.2f} | {ratio} | {side['warm_seconds']:.0f} |")
+        lines.append(f"| {SIDES[name][place]} | {shape.tokens / statistics.median(seconds):,.0f} | {share:.2f} | {ratio} | {ready} |")
     return "\n".join(lines)
+
+
+def tables(folder: Path, language: str) -> str:
+    """The tables of all results in a folder, each under the machine that it was made on."""
+    parts = []
+    for file in sorted(folder.glob("*.json"), key=lambda file: list(SHAPES).index(file.stem.partition("-")[0])):
+        found = json.loads(file.read_bytes())
+        shape, versions = SHAPES[found["shape"]], ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        threads = f"{found['threads']} threads" if language == "en" else f"{found['threads']} 个线程"
+        size = f"{shape.layers} × {shape.width}, vocabulary {shape.vocabulary:,}, {shape.tokens:,} tokens a step" if language == "en" else f"{shape.layers} × {shape.width}，词表 {shape.vocabulary:,}，每步 {shape.tokens:,} 个词元"
+        parts.append(f"**{shape.name}** ({size}); {found['machine']}, {threads}; {versions}; {found['when']}\n\n{table(found, language)}")
+    return "\n\n".join(parts)
 
 
 def main() -> int:
@@ -200,18 +221,17 @@ def main() -> int:
     parser.add_argument("--luban", action="append", default=[], metavar="ARGUMENT", help="another argument of `luban train`, such as --luban=--compile --luban=false")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-throughput"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--name", default="", help="name of the results' file; begins with the shape (L-h100)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is in --out, and run nothing")
     asked = parser.parse_args()
     if asked.table:
-        for file in sorted(asked.out.glob("*.json")):
-            found = json.loads(file.read_bytes())
-            print(f"{file.stem}: {found['machine']}, {found['threads']} threads, {found['versions']}\n\n{table(found)}\n")
+        print(tables(asked.out, "en"))
         return 0
     asked.work = asked.work.resolve()
     asked.sides = asked.sides.split(",") if asked.sides else [name for name in SIDES if not (name.startswith("litgpt") and not asked.litgpt) and not (name.startswith("nanogpt") and not asked.nanogpt)]
     found = measure(SHAPES[asked.shape], asked)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / f"{asked.shape}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (asked.out / f"{asked.name or asked.shape}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return 0
 

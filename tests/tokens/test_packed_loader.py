@@ -113,21 +113,30 @@ def loader_stores(loader):
 
 def test_concatenated_rows_are_full_but_for_the_last(tmp_path):
     loader = PackedLoader([(store_of(tmp_path, numbered(SIZES)), 1.0)], sequence_length=16, rows_per_step=1, seed=0)
-    counts = [int(batch.weights.sum()) for batch in loader.pass_once()]
+    counts = sorted((int(batch.weights.sum()) for batch in loader.pass_once()), reverse=True)
     assert counts[:-1] == [16] * (len(counts) - 1) and sum(counts) == loader.epoch_tokens
-    assert loader.step(0).segments is not None and loader.step(0).inputs.dtype == torch.int64
+    batches = [loader.step(index) for index in range(loader.epoch_steps)]
+    assert any(batch.segments is not None for batch in batches) and all(batch.inputs.dtype == torch.int64 for batch in batches)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=600), st.integers(1, 50), st.integers(0, 5))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=600), st.integers(1, 50), st.integers(0, 5), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_rows_are_those_of_a_plain_concatenation(sizes, width, epoch):
+def test_rows_are_those_of_a_plain_concatenation(sizes, width, epoch, shuffle):
     lengths = np.array(sizes, dtype=np.uint32)
-    rows = ConcatenatedRows(lengths, width, seed=9)
-    stream = [(int(item), place) for item in permutation(len(sizes), 9, epoch) for place in range(sizes[item])]
+    rows = ConcatenatedRows(lengths, width, seed=9, shuffle=shuffle)
+    stream = [(int(item), place) for item in (permutation(len(sizes), 9, epoch) if shuffle else range(len(sizes))) for place in range(sizes[item])]
     assert rows.rows_per_epoch == -(-len(stream) // width)
-    for index in range(rows.rows_per_epoch):
-        got = [(item, place) for item, start, stop in rows.row(epoch, index) for place in range(start, stop)]
-        assert got == stream[index * width : (index + 1) * width]
+    got = [[(item, place) for item, start, stop in rows.row(epoch, index) for place in range(start, stop)] for index in range(rows.rows_per_epoch)]
+    expected = [stream[index * width : (index + 1) * width] for index in range(rows.rows_per_epoch)]
+    assert sorted(got) == sorted(expected) if shuffle else got == expected
+
+
+def test_a_step_does_not_read_one_document_from_end_to_end():
+    rows = ConcatenatedRows(np.array([640, 640], dtype=np.uint32), 10, seed=9)
+    starts = [rows.row(0, index)[0] for index in range(rows.rows_per_epoch)]
+    assert all(len({piece.item for piece in starts[first : first + 16]}) == 2 for first in range(0, 128, 16))
+    followed = sum(after.item == piece.item and after.start == piece.stop for piece, after in zip(starts, starts[1:], strict=False))
+    assert followed < 8 and starts != [rows.row(1, index)[0] for index in range(rows.rows_per_epoch)]
 
 
 def plain_best_fit(sizes, width):

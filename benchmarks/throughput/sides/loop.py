@@ -40,6 +40,7 @@ def litgpt_model(shape: Shape, asked: argparse.Namespace) -> tuple[torch.nn.Modu
             rotary_percentage=1.0, parallel_residual=False, bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=shape.feed_forward,
         )
     )  # fmt: skip
+    model.apply(model._init_weights)  # as its own pretraining does: with torch's first values numbers too small to be normal slow it down fourfold
     model.lm_head.weight = model.transformer.wte.weight
     run = torch.compile(model) if asked.compile else model
     return model, lambda inputs, targets: functional.cross_entropy(run(inputs).flatten(0, 1), targets.flatten())

@@ -79,7 +79,7 @@ class SplitConfig(Config):
 
     validation: Fraction = field(0.01, "Share of the documents held out for validation.")
     test: Fraction = field(0.0, "Share of the documents held out for the test.")
-    held_out: Literal["random", "last"] = field("random", "Which documents are held out: random ones; or the last of each source (or of each value of stratify_by), the test behind the validation, for text that has an order.")
+    held_out: Literal["random", "last"] = field("random", "Which documents are held out: random ones; or the last of each source (or of each value of stratify_by), the test behind the validation, for text that has an order; the shares are of its characters then.")
     stratify_by: str = field("", "language, source, or a metadata column: each of its values gets the shares above. Empty: all together, or with held_out: last each source.")
     salt: str = field("", "Another text here draws another split.")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from luban.corpus.config import CurateConfig
@@ -43,14 +45,18 @@ def _draw_splits(config: CurateConfig, store: Store, working: Path, first: np.nd
             decisions.split[start : start + len(hashes)] = random_split(draw(hashes, config.split.salt), config.split)
         return
     stratum = stratum or "source"
-    sampler = Last(config.split, (value for files in store.files for value in _strata(files, stratum))) if last else Stratified(config.split)
+    sampler = Last(config.split, (sized for files in store.files for sized in zip(_strata(files, stratum), _sizes(files), strict=True))) if last else Stratified(config.split)
     for (start, hashes), files in zip(store.hashes(), store.files, strict=True):
-        drawn = draw(hashes, config.split.salt)
-        for row, value in enumerate(_strata(files, stratum)):
-            document = start + row
+        numbers = _sizes(files) if last else draw(hashes, config.split.salt)
+        for document, value, number in zip(itertools.count(start), _strata(files, stratum), numbers):
             copied = int(first[document])
-            own = sampler.next(value, float(drawn[row])) if last or copied == document else TRAIN
+            own = sampler.next(value, float(number)) if last or copied == document else TRAIN  # the end is an end with its copies
             decisions.split[document] = own if copied == document else decisions.split[copied]
+
+
+def _sizes(files: UnitFiles) -> np.ndarray:
+    """Characters of each document of a unit, int [documents]."""
+    return pc.utf8_length(pq.read_table(files.path("documents"), columns=["text"], use_threads=False)["text"]).to_numpy()
 
 
 def _strata(files: UnitFiles, name: str) -> Iterator[Hashable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
@@ -54,16 +53,18 @@ class Stratified:
 
 
 class Last:
-    """The end of each stratum is held out: at least the shares, in whole documents, the test behind the validation."""
+    """The end of each stratum is held out: the fewest whole documents with at least the shares of its characters, the test behind the validation."""
 
-    def __init__(self, config: SplitConfig, strata: Iterable[Hashable]):
-        counts = Counter(strata)
-        self.left = dict(counts)  # of each stratum what is still to come
-        self.test = {stratum: math.ceil(config.test * count) for stratum, count in counts.items()}
-        self.held_out = {stratum: self.test[stratum] + math.ceil(config.validation * count) for stratum, count in counts.items()}
+    def __init__(self, config: SplitConfig, sizes: Iterable[tuple[Hashable, int]]):
+        """``sizes``: every document's stratum and characters, in the order of the documents."""
+        totals: Counter[Hashable] = Counter()
+        for stratum, characters in sizes:
+            totals[stratum] += characters
+        self.left = Counter(totals)  # characters of each stratum that are still to come
+        self.test = {stratum: config.test * total for stratum, total in totals.items()}
+        self.held_out = {stratum: (config.test + config.validation) * total for stratum, total in totals.items()}
 
-    def next(self, stratum: Hashable, drawn: float) -> int:
-        """The split of the next document of a stratum; what was ``drawn`` for it does not matter."""
+    def next(self, stratum: Hashable, characters: float) -> int:
+        self.left[stratum] -= characters
         left = self.left[stratum]
-        self.left[stratum] = left - 1
-        return TEST if left <= self.test[stratum] else VALIDATION if left <= self.held_out[stratum] else TRAIN
+        return TEST if left < self.test[stratum] else VALIDATION if left < self.held_out[stratum] else TRAIN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def locale_language() -> str:
@@ -49,6 +50,16 @@ def let_waiting_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def cxx() -> str:
+    """The C++ compiler's name."""
+    return os.environ.get("CXX") or "g++"
+
+
+def cache_folder() -> Path:
+    """Where what is made once a machine may be kept: the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "luban"
 
 
 def secret(name: str) -> str | None:

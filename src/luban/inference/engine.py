@@ -21,6 +21,7 @@ from luban.adapters.before import before_of, befores_of
 from luban.foundation.errors import ConfigError
 from luban.inference.cache import new_cache
 from luban.inference.config import SamplingConfig
+from luban.inference.packed import PackedDecoder
 from luban.inference.sampling import sample, uniform
 from luban.inference.text import StopMatcher
 from luban.models.decoder import Decoder
@@ -77,11 +78,15 @@ class Request:
 class Engine:
     """Answers many requests at once with one model.
 
-    ``submit`` and ``Request.cancel`` may be called from any thread; ``step`` from one at a time.
+    ``submit`` and ``Request.cancel`` may be called from any thread; ``step`` from one at a time. ``packed`` is the same model, if it is laid out for
+    single tokens too.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, *, slots: int = 8, maximum_length: int | None = None):
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, *, slots: int = 8, maximum_length: int | None = None, packed: PackedDecoder | None = None
+    ):
         self.model, self.tokenizer = model, tokenizer
+        self.writer = packed or model
         self.maximum_length = min(maximum_length or model.longest_text, model.longest_text)
         self.cache = new_cache(model, slots, self.maximum_length)
         self.waiting: deque[Request] = deque()
@@ -191,10 +196,10 @@ class Engine:
         """One forward pass over the last token of every running request."""
         tokens = torch.tensor([[request.ids[-1]] for request in self.running])
         with self._dressed(self.running):
-            hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(0, len(self.running)))  # [rows, 1, dim]
+            hidden = self.writer(tokens.to(self.model.device), cache=self.cache.rows(0, len(self.running)))  # [rows, 1, dim]
         for slot in range(len(self.running)):
             self.cache.advance(slot, 1)
-        self._choose(0, self.model.logits(hidden[:, -1]))
+        self._choose(0, self.writer.logits(hidden[:, -1]))
 
     def _dressed(self, requests: list[Request]) -> AbstractContextManager[None]:
         """Inside, each row of the batch wears its request's adapters."""

@@ -13,6 +13,7 @@ from luban.adapters.files import open_model
 from luban.foundation.hardware import machine
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine, FinishReason, Request
+from luban.inference.packed import PackedDecoder
 from luban.models.decoder import Decoder
 from luban.models.huggingface import stored_dtype
 from luban.tokenizer.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def generate(
     sampling: SamplingConfig | None = None,
     *,
     slots: int = SLOTS,
+    packed: PackedDecoder | None = None,
 ) -> list[Generation]:
     """Continue each prompt (text or token ids), ``slots`` at once; the answers come in the prompts' order.
 
@@ -46,7 +48,7 @@ def generate(
     if not ids:
         return []
     length = max(len(prompt) for prompt in ids) + sampling.maximum_tokens
-    engine = Engine(model, tokenizer, slots=min(slots, len(ids)), maximum_length=length)
+    engine = Engine(model, tokenizer, slots=min(slots, len(ids)), maximum_length=length, packed=packed)
     requests = [engine.submit(prompt, sampling) for prompt in ids]
     engine.run()
     return [Generation(request.text, request.ids, request.finish_reason) for request in requests]
@@ -64,8 +66,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
 class LoadedModel:
     """A model with its tokenizer, ready to write: what ``luban.load`` returns."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer):
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, *, packs: bool = False):
         self.model, self.tokenizer = model, tokenizer
+        self._packs, self._packed = packs, None  # a model in training has no memory to spare, and changes
 
     @classmethod
     def load(cls, path: Path | str, *, dtype: torch.dtype | None = None, device: str = "auto") -> LoadedModel:
@@ -75,16 +78,14 @@ class LoadedModel:
         """
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
-        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
+        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)), packs=True)
 
     def generate(self, prompt: Any, sampling: SamplingConfig | None = None, **settings: Any) -> Any:
         """Continue a prompt: a text for a text, a list of texts for a list. ``settings`` are SamplingConfig's fields."""
-        single = isinstance(prompt, str)
-        texts = [
-            answer.text
-            for answer in generate(self.model, self.tokenizer, [prompt] if single else list(prompt), _settings(sampling, settings))
-        ]
-        return texts[0] if single else texts
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        packed = self._laid_out() if len(prompts) > 1 else None
+        texts = [answer.text for answer in generate(self.model, self.tokenizer, prompts, _settings(sampling, settings), packed=packed)]
+        return texts[0] if isinstance(prompt, str) else texts
 
     def chat(
         self, messages: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any
@@ -111,6 +112,13 @@ class LoadedModel:
             if text := "".join(pieces):
                 yield text
             pieces.clear()
+
+    def _laid_out(self) -> PackedDecoder | None:
+        """The model's weights as panels, made when several texts are first written at once, and anew when they have changed."""
+        if self._packed is None or not self._packed.fresh:
+            self._packed = None  # given back before more is taken
+            self._packed = PackedDecoder(self.model) if self._packs and PackedDecoder.suits(self.model) else None
+        return self._packed
 
     def _conversation(self, messages: str | list[dict], tools: list[dict] | None) -> list[int]:
         if isinstance(messages, str):

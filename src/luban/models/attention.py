@@ -1,7 +1,7 @@
 """Causal attention on a processor: attention.cpp, compiled once a machine, as an operation of torch's.
 
-It does what ``scaled_dot_product_attention`` does with a causal mask and one of documents, without a mask: of what a token may not see most is never computed. Forward and backward
-together it takes two thirds of the time of torch's own at 256 to 1,024 tokens (``python -m benchmarks.attention``).
+It does what ``scaled_dot_product_attention`` does with a causal mask and one of documents, without a mask: of what a token may not see most is never computed. What it takes
+beside torch's: ``python -m benchmarks.attention``.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luban.foundation.environment import cache_folder, cxx
 from luban.models.products import LIBRARY
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-march=native")
-LANES = 16  # the widest vector: no row of scores is padded by more
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The compiled code, made at the first call on a machine and kept in the user's cache; None without a compiler that can make it."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    """The compiled code, made at the first call on a machine and kept in the user's cache, or where that cannot be written to, made for this process; None without a compiler that can make it."""
+    compiler = shutil.which(cxx())
     if compiler is None or not SOURCE.exists():
         return None
     source = SOURCE.read_bytes()
     name = hashlib.sha256(b"\0".join([source, *(flag.encode() for flag in FLAGS), compiler.encode(), _processor().encode()])).hexdigest()[:16]
-    for folder in (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luban", Path(tempfile.gettempdir()) / f"luban-{os.getuid() if hasattr(os, 'getuid') else 0}"):
-        file = folder / f"attention-{name}.so"
+    for folder in (cache_folder(), None):
         try:
+            folder = folder or Path(tempfile.mkdtemp())  # of this process alone: nobody else may put code there
+            file = folder / f"attention-{name}.so"
             if not file.exists():
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _compile(compiler, file)

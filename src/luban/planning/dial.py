@@ -1,8 +1,8 @@
 """`depth`, the one dial of a new model, and what `auto` becomes when nothing else is said.
 
 The rules were fitted on small models here (docs/notebook.md) and follow what is customary above: width 48 a layer in small models
-and 64 in larger ones (Karpathy's nanochat), heads of 64, feed-forward 8/3 of the width, learning rates that fall with the square
-root of the width, batches that grow with about the square root of the tokens read.
+and 64 in larger ones (Karpathy's nanochat), heads of 64, feed-forward 8/3 of the width, learning rates of new models that fall with
+width and depth so that a rate found on a small model holds for a larger one, batches that grow with about the square root of the tokens read.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def depth_for_tokens(tokens: int) -> int:
 FAMILIES = {"t5": 10, "mt5": 10}
 
 
-def learning_rates(optimizer: str, width: int, objective: str, from_model: bool, architecture: str = "") -> dict[str, float]:
-    """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices.
+def learning_rates(optimizer: str, width: int, objective: str, from_model: bool, architecture: str = "", depth: int = 4) -> dict[str, float]:
+    """Peak rates of AdamW (``learning_rate``), the embeddings, and Muon's matrices: for a new model of text :func:`_new_rates`.
 
-    Muon's rate does not depend on the width (its updates have singular values near 1); AdamW's fall with its square root.
-    Going on from a model takes a third of the rates, tuning on instructions half (small models) to a twentieth (large ones), tuning
-    on preferences :func:`_preference_rates`; on a task what is customary for encoders: 2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it,
-    times what the family wants (``FAMILIES``).
+    The others are shares of 3e-3 at width 192, which falls with the square root of the width: a third in going on from a model, in tuning on
+    instructions half (small models) to a twentieth (large ones), on preferences :func:`_preference_rates`. On a task what is customary for encoders:
+    2e-5 at width 768 (Devlin et al. 2019), as the inverse square of the width around it, times what the family wants (``FAMILIES``).
     """
     narrow = math.sqrt(192 / width)
     if objective in ON_PREFERENCES:
@@ -70,14 +69,28 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool,
     if objective not in ON_TEXT and objective != "instruction":
         rate = min(1e-3, min(2e-4, 2e-5 * (768 / width) ** 2) * FAMILIES.get(architecture, 1)) if from_model else 1e-3 * narrow
         return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(rate), "matrix_learning_rate": _two_digits(0.02 if not from_model else 0.002)}
-    share = 1.0
-    if objective == "instruction":
-        share = 0.5 if width <= 512 else 0.1 if width <= 1024 else 0.05
-    elif from_model:
-        share = 1 / 3
+    if objective != "instruction" and not from_model:
+        return _new_rates(optimizer, width, depth)
+    share = 1 / 3 if objective != "instruction" else 0.5 if width <= 512 else 0.1 if width <= 1024 else 0.05
     rate = 3e-3 * narrow * share
     embedding = 3e-2 * narrow * share if optimizer == "muon" else rate
     return {"learning_rate": _two_digits(rate), "embedding_learning_rate": _two_digits(embedding), "matrix_learning_rate": _two_digits(0.02 * share)}
+
+
+def _new_rates(optimizer: str, width: int, depth: int) -> dict[str, float]:
+    """Rates of a new model, which hold from width 64 to 512 and depth 2 to 16 (benchmarks/transfer.py, docs/notebook.md).
+
+    A step of AdamW moves every weight by about its rate, and what a product of ``width`` such changes adds up to grows with the width: rates fall
+    with it (muP: Yang et al. 2022, arXiv:2203.03466). Here that is true of the embeddings too, as they are the output matrix as well.
+    Muon's updates have singular values near 1 at any width, by which their rate need not fall (Bernstein & Newhouse 2024, arXiv:2409.20325); that it
+    does best by falling with the square root was measured. With depth all layers' changes add up in the stream; from four layers on their rate falls.
+    """
+    narrow = 192 / width
+    if optimizer == "muon":
+        rates = {"learning_rate": 3e-3 * math.sqrt(narrow), "embedding_learning_rate": 3e-2 * narrow, "matrix_learning_rate": 0.02 * math.sqrt(narrow * min(1.0, 4 / depth))}
+    else:
+        rates = {"learning_rate": 1e-3 * narrow, "embedding_learning_rate": 1e-3 * narrow, "matrix_learning_rate": 0.02 * math.sqrt(narrow)}
+    return {name: _two_digits(rate) for name, rate in rates.items()}
 
 
 def _preference_rates(width: int, objective: str) -> dict[str, float]:

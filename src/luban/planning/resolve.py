@@ -61,7 +61,7 @@ def _learned(config: Any) -> str:
 def _rates(config: Any, shape: BaseShapeConfig, from_model: bool) -> dict[str, float]:
     """The optimizer's fields that say auto."""
     optimizer = config.optimizer
-    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model, shape.architecture)
+    suggested = dial.learning_rates(optimizer.name, shape.hidden_size, _learned(config), from_model, shape.architecture, shape.layers)
     if optimizer.name == "adafactor" and optimizer.relative_step:
         suggested = dial.relative_rates(suggested, shape.hidden_size, _learned(config), from_model)
     if config.adapter:

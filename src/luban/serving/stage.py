@@ -14,6 +14,7 @@ from luban.foundation.console import count_text, say
 from luban.foundation.errors import ConfigError, DataError
 from luban.foundation.hardware import machine
 from luban.inference.engine import Engine
+from luban.inference.packed import PackedDecoder
 from luban.inference.predictor import ENSEMBLE, PREDICTORS, Predictor
 from luban.models.config_json import read_config
 from luban.models.counts import parameters
@@ -98,7 +99,8 @@ def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service
         slots=config.slots,
     )
     metrics = Metrics(name, config.slots)
-    thread = ModelThread(lambda: Engine(model, tokenizer, slots=config.slots, maximum_length=length), config.slots, metrics)
+    packed = PackedDecoder(model) if config.slots > 1 and PackedDecoder.suits(model) else None
+    thread = ModelThread(lambda: Engine(model, tokenizer, slots=config.slots, maximum_length=length, packed=packed), config.slots, metrics)
     predict = on_thread(thread.do, partial(predictor.predict, rows=config.rows))
     desk = PredictionDesk(config, PredictionThread(config.rows, config.batch_window_seconds, metrics))
     return Service(config, name, Predictions(config, predictor, tokenizer, predict, length, WRITING), desk, thread, metrics, counts)

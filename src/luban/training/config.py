@@ -39,8 +39,8 @@ class OptimizerConfig(Config):
     """How gradients become steps."""
 
     name: Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon", "sgd"] = field("adamw", "adamw; adamw_8bit: its moments in a byte each; adafactor: a row and a column of moments for a matrix; lion: one moment; muon: Muon on the hidden matrices, AdamW on embeddings, norms and the head; sgd: momentum alone.")
-    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate; auto follows the optimizer, the model's width and the objective.")
-    embedding_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of the embeddings and the head; auto: learning_rate, with muon ten times it.")
+    learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate; auto follows the optimizer, the model's width and depth, and the objective.")
+    embedding_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of the embeddings and the head; auto: learning_rate, with muon a higher one.")
     matrix_learning_rate: PositiveFloat | Auto = field("auto", "Peak learning rate of Muon's matrices (with muon only).")
     weight_decay: NonNegativeFloat | Auto = field("auto", "Decoupled weight decay, on matrices only; auto: 0.1 with adamw and adamw_8bit, 0.5 with lion, 0 with the others.")
     betas: tuple[NonNegativeFloat, NonNegativeFloat] | Auto = field("auto", "Decay rates of AdamW's first and second moment (auto: 0.9, 0.95), or Lion's two (auto: 0.9, 0.99).")
