@@ -55,8 +55,8 @@ def reduced(name: str) -> list[str]:
             found += [f"{stage}.length=2 steps", f"{stage}.threads=1", f"{stage}.validation.every=2 steps", f"{stage}.track.tensorboard=false"]
             found += BESIDE.get(stage, [])
             found += [f"{stage}.regularization.freeze=[]"] if "freeze" in body.get("regularization", {}) else []
-        if body["kind"] == "evaluate" and "maximum_bytes" in body:
-            found.append(f"{stage}.maximum_bytes=2000")
+        if body["kind"] == "evaluate" and "baselines" in body:
+            found += [f"{stage}.maximum_bytes=2000", f"{stage}.baseline_bytes=50000"]
         if body["kind"] == "curate":
             found.append(f"{stage}.workers=1")
         if body["kind"] == "train_tokenizer":

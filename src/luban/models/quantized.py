@@ -183,7 +183,6 @@ class _Product(torch.autograd.Function):
         return _Product.apply(gradient, ctx.layer, not ctx.turned), None, None
 
 
-@torch.compiler.disable
 def _product(states: Tensor, layer: QuantizedLinear) -> Tensor:
     return _Product.apply(states, layer, False)
 

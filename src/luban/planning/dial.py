@@ -78,7 +78,7 @@ def learning_rates(optimizer: str, width: int, objective: str, from_model: bool,
 
 
 def _new_rates(optimizer: str, width: int, depth: int) -> dict[str, float]:
-    """Rates of a new model, which hold from width 64 to 512 and depth 2 to 16 (benchmarks/transfer.py, docs/notebook.md).
+    """Rates of a new model, fitted to one sweep over width 64 to 512 and depth 2 to 16 (benchmarks/transfer.py, docs/notebook.md).
 
     A step of AdamW moves every weight by about its rate, and what a product of ``width`` such changes adds up to grows with the width: rates fall
     with it (muP: Yang et al. 2022, arXiv:2203.03466). Here that is true of the embeddings too, as they are the output matrix as well.

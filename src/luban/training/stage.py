@@ -20,6 +20,7 @@ from luban.models.config_json import head_from, read_config
 from luban.models.counts import flops_per_token, parameters
 from luban.models.heads import Head
 from luban.models.huggingface import save_model
+from luban.models.quantized_model import quantized_layers
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.objectives.config import ON_TEXT
 from luban.parallel.ranks import Ranks, here
@@ -253,6 +254,8 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
         model.adapter.before_training(model, total)
     if config.compile:
         model.compiled = True
+        for layer in quantized_layers(model).values():
+            layer.forward = torch.compiler.disable(layer.forward)  # it reads codes in ways that are not traced
         for block in model.blocks():
             block.compile()  # in place: parameter names stay
     teacher = make_teacher(config.regularization.adversarial, model)
