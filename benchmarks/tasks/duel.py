@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import luban
-from benchmarks.tasks import data, luban_side, peer
+from benchmarks.tasks import chinese, data, luban_side, peer
 from benchmarks.tasks.baselines import baselines
 from benchmarks.tasks.held_out import held_out_loss
 from benchmarks.tasks.luban_side import Start, begin, from_start, tuning
@@ -94,6 +94,8 @@ def plain(scores: dict[str, Score], metric: str) -> dict[str, Any]:
 
 def starting_model(row: TaskRow, training: Path, mapping: dict[str, Any], options: Options) -> dict[str, Any]:
     """Where the tuning starts: a model directory, or a shape and a tokenizer learned from the training slice alone."""
+    if row.model == chinese.NAME:
+        return {"model": str(chinese.pretrained(options.data, options.work, options.threads, options.seed))}
     if not row.model.startswith("new:"):
         return {"model": str(options.models[row.model])}
     preset = row.model.removeprefix("new:")

@@ -9,7 +9,8 @@ from typing import Any
 @dataclass(frozen=True)
 class TaskRow:
     """One task. ``train`` and ``test`` count examples (before what the time allows cuts ``train``); ``model`` is one of the names that are
-    given on the command line, or ``new:PRESET`` for weights from scratch with a tokenizer learned from the training slice."""
+    given on the command line, ``bert-zh`` for the base that chinese.py makes, or ``new:PRESET`` for weights from scratch with a tokenizer
+    learned from the training slice."""
 
     name: str
     title: tuple[str, str]  # English, Chinese
@@ -54,9 +55,9 @@ ROWS = [
     TaskRow("paraphrase-zh", ("paraphrase, Chinese", "复述，中文"), "paraphrase/bustm", "classification", {"name": "classification"}, "e5", train=1000, test=380, epochs=4, batch=16, rate=1e-4, length=64),
     TaskRow("similarity-en", ("similarity (a number), English", "相似度（数值），英文"), "nli/sick2014", "regression", {"name": "regression"}, "minilm", train=4000, length=96),
     TaskRow("entities-en", ("entities, English", "实体，英文"), "ner/wnut17", "tagging", {"name": "tagging"}, "minilm", train=3300, test=1000, epochs=4, rate=1e-4),
-    TaskRow("entities-zh", ("entities, Chinese", "实体，中文"), "ner/msra", "tagging", {"name": "tagging", "subwords": "all"}, "e5", train=2000, epochs=3, batch=8, rate=3e-4),
+    TaskRow("entities-zh", ("entities, Chinese", "实体，中文"), "ner/msra", "tagging", {"name": "tagging"}, "bert-zh", train=11000, epochs=3, batch=16, rate=1e-3),
     TaskRow("relations-en", ("relations, English", "关系，英文"), "relation/semeval2010_task8", "relation", {"name": "relation"}, "minilm", train=4000, epochs=4, rate=1e-4),
-    TaskRow("relations-zh", ("relations, Chinese", "关系，中文"), "relation/finre", "relation", {"name": "relation"}, "e5", train=2000, batch=16, rate=2e-4),
+    TaskRow("relations-zh", ("relations, Chinese", "关系，中文"), "relation/finre", "relation", {"name": "relation"}, "bert-zh", train=3400, epochs=4, batch=16, rate=1e-3),
     TaskRow(
         "answers-en",
         ("question answering, English", "阅读问答，英文"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from benchmarks.tasks import ablation, clock, data
+from benchmarks.tasks import ablation, chinese, clock, data
 from benchmarks.tasks.duel import Options, duel
 from benchmarks.tasks.e5 import BLOCK, Packed
 from benchmarks.tasks.luban_side import begin, tuning
@@ -92,6 +92,15 @@ def test_slices_are_of_the_content_and_share_no_text(bench: Options, row: TaskRo
     assert smaller == training[:40] and again == test
     assert not {example.text for example in training} & {example.text for example in test}
     assert {example.label for example in smaller} == {"good", "bad"}
+
+
+def test_the_chinese_base_reads_no_text_that_a_row_is_tested_on(bench: Options, row: TaskRow, monkeypatch: pytest.MonkeyPatch):
+    own = [replace(row, name=str(test), model=chinese.NAME, test=test) for test in (20, 90)]  # what trains the first row is tested in the second
+    monkeypatch.setattr(chinese, "ROWS", [*own, row])
+    found, sides = chinese.texts(bench.data), [data.slices(one, bench.data, chinese.EVERYTHING) for one in own]
+    tested = {example.text for _, test in sides for example in test}
+    assert tested & {example.text for example in sides[0][0]} and not tested & set(found)
+    assert set(found) | tested == {example.text for training, test in sides for example in training + test} and len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(

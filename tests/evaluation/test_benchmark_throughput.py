@@ -23,7 +23,7 @@ def test_operations_a_token_are_those_of_the_reference_models():
 
 
 def test_the_table_gives_ratios_of_the_rounds_with_their_interval():
-    found = {"shape": "S", "rates": [2e11] * 3, "sides": {"luban": {"seconds": [2.0, 2.0, 2.2], "warm_seconds": 5}, "trainer": {"seconds": [4.0, 5.0, 4.4], "warm_seconds": 7}}}
+    found = {"shape": "S", "rates": [2e11] * 3, "sides": {"luban": {"seconds": [2.0, 2.0, 2.2], "ready_seconds": 5}, "trainer": {"seconds": [4.0, 5.0, 4.4], "warm_seconds": 7}}}
     rows = table(found).splitlines()[2:]
     assert rows[0] == "| luban train | 4,096 | 0.93 | 1 | 5 |"
     assert "| 2.00 [2.00, 2.50] |" in rows[1]

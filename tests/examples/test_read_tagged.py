@@ -232,6 +232,13 @@ def test_one_relation_a_row(tmp_path, name):
     assert [example.text[span.start : span.end] for span in (example.head, example.tail)] == ["乔布斯", "Apple公司"]
 
 
+@pytest.mark.parametrize("last", [0, -1])  # the end counted exclusive, inclusive
+def test_a_mention_at_the_end_of_a_text_is_the_one_that_is_named(tmp_path, last):
+    row = {"text": "甲厂找乙厂，乙厂找甲厂", "h": {"name": "甲厂", "pos": [9, 11 + last]}, "t": {"name": "乙厂", "pos": [3, 5 + last]}, "relation": "找"}
+    found = read_examples([lines(tmp_path / "a.jsonl", [row])], "relation")
+    assert not found.bad and [(one.start, one.end) for one in (found.examples[0].head, found.examples[0].tail)] == [(9, 11), (3, 5)]
+
+
 def test_columns_of_entities_without_a_header(tmp_path):
     rows = [("东方航空", "上航", "合并", "东方航空将与上航合并"), ("上航", "东方航空", "unknown", "东方航空与上航"), ("甲", "乙", "合并", "甲方说甲公司与乙合并"), ("甲", "丙", "unknown", "没有后者，只有甲")]
     found = read_examples([write(tmp_path / "a.txt", "".join("\t".join(row) + "\n\n" for row in rows * 3))], "relation")

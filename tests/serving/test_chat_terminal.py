@@ -91,15 +91,19 @@ def test_in_a_real_terminal(model_folder):
     os.set_blocking(master, False)
     seen = ""
 
+    def more(deadline: float) -> None:
+        nonlocal seen
+        assert time.monotonic() < deadline and process.poll() is None, seen
+        try:
+            seen += os.read(master, 65536).decode("utf-8", "replace")
+        except BlockingIOError:
+            time.sleep(0.005)
+
     def until(text: str, seconds: float = 180) -> None:
         nonlocal seen
         deadline = time.monotonic() + seconds
         while text not in seen:
-            assert time.monotonic() < deadline and process.poll() is None, seen
-            try:
-                seen += os.read(master, 65536).decode("utf-8", "replace")
-            except BlockingIOError:
-                time.sleep(0.02)
+            more(deadline)
         seen = seen.partition(text)[2]
 
     try:
@@ -107,7 +111,8 @@ def test_in_a_real_terminal(model_folder):
         for question in ("你好，鲁班", "再来"):
             os.write(master, f"{question}\n".encode())
             until(question)
-            time.sleep(0.5)
+            while len(seen.strip()) < 20:  # an answer has begun
+                more(time.monotonic() + 180)
             os.kill(process.pid, signal.SIGINT)
             until("…")
             until("> ")

@@ -115,7 +115,7 @@ def _entities(text: str, head: Any, tail: Any, ranges: list[tuple[int, int]] | N
                 if ranges is not None and 0 <= place[0] < place[1] <= len(ranges):
                     place = [ranges[place[0]][0], ranges[place[1] - 1][1]]
                     name = None
-                if isinstance(name, str) and text[place[0] : place[1] + 1] == name:
+                if isinstance(name, str) and place[1] < len(text) and text[place[0] : place[1] + 1] == name:
                     place = [place[0], place[1] + 1]  # the last character was named
                 found.append([fit(text, *place, label, name, notes)])
                 continue
