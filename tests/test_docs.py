@@ -48,7 +48,7 @@ ELSEWHERE = {
     "make quickstart": "tests/test_quickstart.py",
     "make quickstart TORCH=cpu": "tests/test_quickstart.py",
     "make test": "Makefile",
-    "make bench": "tests/models/test_attention.py, tests/tokenizer/test_fast.py, tests/evaluation/test_benchmark_throughput.py",
+    "make bench": "tests/evaluation/test_benchmark_throughput.py",
     "make chaos": "benchmarks/chaos.py",
     "make recording": "scripts/recording.py",
     "source .venv/bin/activate": "Makefile",
