@@ -14,27 +14,37 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
-def lacking() -> list[str]:
-    """What browser tests need and the system has not."""
-    return [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+NEEDED = {"browser": ("chromium", "chromedriver"), "compiler": ("g++",)}  # programs of a marker's tests; where CI is set they must be there
+
+
+def lacking(marker: str) -> list[str]:
+    """What the tests of a marker need and this machine has not."""
+    if marker == "gpu":
+        import torch
+
+        return [] if torch.cuda.is_available() else ["a GPU"]
+    return [name for name in NEEDED[marker] if shutil.which(name) is None]
 
 
 def pytest_configure() -> None:
-    if lacking() and os.environ.get("CI"):
-        raise pytest.UsageError(f"{', '.join(lacking())} must be installed for the browser tests")
+    missing = [name for marker in NEEDED for name in lacking(marker)]
+    if missing and os.environ.get("CI"):
+        raise pytest.UsageError(f"{', '.join(missing)} must be installed for the tests that need them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Browser tests need Chromium. A person without it is told what was left out; where CI is set it is a failure."""
-    browser = [item for item in items if item.get_closest_marker("browser")]
-    if lacking() and browser:
-        items[:] = [item for item in items if item not in browser]
-        config.hook.pytest_deselected(items=browser)
+    """What cannot run here is left out, and a person is told so in one line."""
+    for marker in (*NEEDED, "gpu"):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and lacking(marker):
+            items[:] = [item for item in items if item not in marked]
+            config.hook.pytest_deselected(items=marked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lacking():
-        terminalreporter.write_line(f"left out: the browser tests ({', '.join(lacking())} not installed)")
+    for marker in (*NEEDED, "gpu"):
+        if missing := lacking(marker):
+            terminalreporter.write_line(f"left out: the tests marked {marker} (not here: {', '.join(missing)})")
 
 
 @pytest.fixture(scope="session", autouse=True)

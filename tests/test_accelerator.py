@@ -1,4 +1,4 @@
-"""On a GPU: the same numbers as on the processor. Left out where there is none; with one, the whole suite trains on it."""
+"""On a GPU: the same numbers as on the processor. Left out, and said so, where there is none; with one, the whole suite trains on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luban.models.presets import preset
 from luban.objectives import losses
 from luban.tokens.batch import Batch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = pytest.mark.gpu
 LACKING = (("llama", "span"),)
 HEADED = [(family, head) for family in OWN for head in (None, *HEADS) if head is None or (family in ("bert", "roberta", "llama", "bart") and (family, head) not in LACKING)]
 

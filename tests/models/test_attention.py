@@ -12,7 +12,7 @@ from luban.models.presets import preset
 from luban.objectives import losses
 from luban.tokens.batch import Batch
 
-pytestmark = pytest.mark.skipif(attention.load() is None, reason="no compiler here")
+pytestmark = pytest.mark.compiler
 SIZES = [(1, 2, 2, 5, 8), (2, 4, 2, 37, 20), (2, 4, 4, 70, 48), (1, 2, 1, 130, 64), (1, 1, 1, 64, 130), (3, 2, 2, 1, 16)]
 
 

@@ -34,6 +34,7 @@ def test_values_and_gradients_are_torchs(smoothing, with_bias):
         torch.testing.assert_close(chunked_sum(hidden, weight, bias, targets, weights, smoothing, 7), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_compiled_it_is_the_same(smoothing):
     torch.manual_seed(0)
