@@ -46,7 +46,7 @@ def choose_attention(wanted: str, device: torch.device, precision: torch.dtype) 
     if attention.load() is not None:
         return "own"
     if wanted == "own":
-        raise ConfigError("attention: own needs a compiler, and g++ was not found or could not compile it", "", "install g++, set the variable CXX, or leave attention out")
+        raise ConfigError("attention: own needs a compiler, and g++ was not found or could not compile it", "", "install g++, set the variable CXX, or choose attention: torch")
     say("attention: torch (without g++ Luban's own cannot be compiled)")
     return "torch"
 

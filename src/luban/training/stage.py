@@ -177,6 +177,8 @@ def _choices(config: TrainConfig, work: Work, device: torch.device, by_example: 
     """What was chosen on this machine, written before step one and replayed when the run is continued; threads only where as many processes share the machine."""
     file = work.path / "training" / "choices.json"
     known = ranks.lead(lambda: _read_choices(file, config))
+    if known is not None:  # a run that was continued elsewhere may lack the compiler that it began with
+        known["attention"] = choose_attention(known.get("attention", "torch"), device, DTYPES[known["precision"]])
     same = known is not None and known.get("processes", 1) == ranks.size
     threads = prepare_machine(known["threads"] if same else config.threads, config.determinism == "strict", ranks.local_size)
     if same:
