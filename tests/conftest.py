@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 from hypothesis import settings
@@ -27,6 +28,8 @@ def lacking(marker: str) -> list[str]:
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background: what tests start would not hear Ctrl-C either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     missing = [name for marker in NEEDED for name in lacking(marker)]
     if missing and os.environ.get("CI"):
         raise pytest.UsageError(f"{', '.join(missing)} must be installed for the tests that need them")
