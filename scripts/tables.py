@@ -1,4 +1,4 @@
-"""Put the benchmarks' results into the documentation: `python scripts/tables.py`.
+"""Put the benchmarks' results into the documentation: `python scripts/tables.py [PAGES]`.
 
 A page says `<!-- table: NAME -->` … `<!-- /table -->`; what stands between is made from the results that are kept beside each benchmark. A test holds that the pages are up to date.
 """
@@ -25,7 +25,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "throughput": lambda language: throughput(BENCHMARKS / "throughput" / "results", language),
     "methods": lambda language: methods(BENCHMARKS / "methods" / "results", language),
 }
-PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(\n<!-- /table -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n)(?:.*?\n)??(<!-- /table -->)", re.DOTALL)  # with nothing between at first
 
 
 def pages() -> list[Path]:
@@ -36,9 +36,9 @@ def pages() -> list[Path]:
 def filled(page: Path) -> str:
     """A page's text with its tables made anew."""
     language = "zh" if "zh" in page.parts else "en"
-    return PLACE.sub(lambda found: found[1] + TABLES[found[2]](language).strip() + found[3], page.read_text(encoding="utf-8"))
+    return PLACE.sub(lambda found: found[1] + TABLES[found[2]](language).strip() + "\n" + found[3], page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    for one in pages():
+    for one in map(Path, sys.argv[1:]) if sys.argv[1:] else pages():
         one.write_text(filled(one), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
-NEEDED = {"browser": ("chromium", "chromedriver"), "compiler": ("g++",)}  # programs of a marker's tests; where CI is set they must be there
+NEEDED = {"browser": ("chromium", "chromedriver"), "compiler": ("g++",), "mpi": ("mpirun",), "namespaces": ("unshare", "ip")}  # programs of a marker's tests
+ALWAYS = ("browser", "compiler", "deepspeed")  # where CI is set these must be there; the others' tests are slow ones
 
 
 def lacking(marker: str) -> list[str]:
@@ -24,20 +26,22 @@ def lacking(marker: str) -> list[str]:
         import torch
 
         return [] if torch.cuda.is_available() else ["a GPU"]
+    if marker == "deepspeed":
+        return [] if importlib.util.find_spec("deepspeed") else ["the extra deepspeed"]
     return [name for name in NEEDED[marker] if shutil.which(name) is None]
 
 
 def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background: what tests start would not hear Ctrl-C either
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    missing = [name for marker in NEEDED for name in lacking(marker)]
+    missing = [name for marker in ALWAYS for name in lacking(marker)]
     if missing and os.environ.get("CI"):
         raise pytest.UsageError(f"{', '.join(missing)} must be installed for the tests that need them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What cannot run here is left out, and a person is told so in one line."""
-    for marker in (*NEEDED, "gpu"):
+    for marker in (*NEEDED, "gpu", "deepspeed"):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and lacking(marker):
             items[:] = [item for item in items if item not in marked]
@@ -45,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for marker in (*NEEDED, "gpu"):
+    for marker in (*NEEDED, "gpu", "deepspeed"):
         if missing := lacking(marker):
             terminalreporter.write_line(f"left out: the tests marked {marker} (not here: {', '.join(missing)})")
 

@@ -57,8 +57,11 @@ ELSEWHERE = {
     "pip install '.[all]'": "pyproject.toml",
     "pip install . --extra-index-url https://download.pytorch.org/whl/cpu": "pyproject.toml",
     "tensorboard --logdir runs/quickstart": "tests/training",
+    "pip install '.[deepspeed]'": ".ci/run",
+    "torchrun --standalone --nproc-per-node 2 -m luban run recipe.yaml base.engine=deepspeed base.layout.shard=full": "tests/parallel/test_zero.py",
+    "mpirun -np 2 luban run recipe.yaml": "tests/parallel/test_launch.py",
 }
-SHOWN = ("luban check seven.yaml --no-dry-batch",)  # run from a console block, whose lines must be in the output
+SHOWN = ("luban plan ",)  # run from a console block, whose lines must be in the output
 REDUCED_TRAIN = {"--length": "2 steps", "--sequence-length": "64", "--batch-tokens": "128", "--threads": "1", "--validation.every": "2 steps"}
 FEWER = ("base.threads=1", "chat.threads=1", "base.validation.every=12 steps", "chat.validation.every=8 steps")
 COLD = ("docs/examples.md", "docs/tokenizer.md")

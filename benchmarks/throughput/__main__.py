@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --shape S                                   # Luban and transformers, which is all that Luban's own environment has
     python -m benchmarks.throughput --shape S --litgpt PYTHON --nanogpt FOLDER  # with a Python that has litgpt, and a clone of nanoGPT
-    python -m benchmarks.throughput --table                                     # print what was measured, and run nothing
+    python -m benchmarks.throughput --table                                     # write what was measured into docs/benchmarks.md, with its plots, and run nothing
 
 Every side is a process that stands with its model built, compiled and warmed up, and takes its steps when it is its turn; in every round each takes as many, in another order, and the
 fastest forms of the model's products are timed beside them. Reported: tokens a second (median over the rounds), Luban's ratio to each (median of the rounds' ratios, bootstrap interval),
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from benchmarks.throughput.plot import chart
 from benchmarks.throughput.shapes import SHAPES, Shape
 from benchmarks.throughput.turns import ADDRESS, KEY
 
@@ -34,7 +36,8 @@ TEXT = ROOT / "src" / "luban" / "recipes" / "quickstart" / "data" / "shakespeare
 PRODUCTS = "products"
 SIDES = {  # what is said of each, in English and in Chinese
     "luban": ("luban train", "luban train"),
-    "luban-eager": ("luban train, compile: false", "luban train，compile: false"),
+    "luban-compiled": ("luban train, layers: torch, compile: true", "luban train，layers: torch，compile: true"),
+    "luban-eager": ("luban train, layers: torch, compile: false", "luban train，layers: torch，compile: false"),
     "trainer": ("transformers Trainer, as it comes", "transformers Trainer，原样"),
     "trainer-tuned": ("transformers Trainer, micro-batches, allocator, torch_compile", "transformers Trainer，微批次、分配器、torch_compile"),
     "transformers": ("transformers, bare loop, compiled", "transformers，裸循环，已编译"),
@@ -54,7 +57,7 @@ def command(side: str, shape: Shape, asked: argparse.Namespace, work: Path) -> l
     """What starts a side."""
     name, _, how = side.partition("-")
     if name == "luban":
-        return luban_command(shape, asked, work / side, compiled=how != "eager")
+        return luban_command(shape, asked, work / side, how)
     if side == PRODUCTS:
         return [sys.executable, str(HERE / "sides" / "products.py"), shape.name]
     tuned = ["--tuned"] if how == "tuned" else []
@@ -64,8 +67,10 @@ def command(side: str, shape: Shape, asked: argparse.Namespace, work: Path) -> l
     return [python, str(HERE / "sides" / "loop.py"), shape.name, name, "--compile", *tuned, *(["--nanogpt", str(asked.nanogpt)] if name == "nanogpt" else [])]
 
 
-def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, compiled: bool) -> list[str]:
-    """`luban train` on one long text, so that next to no row holds two documents."""
+def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, how: str = "") -> list[str]:
+    """`luban train` on one long text, so that next to no row holds two documents; as it comes, or with torch's layers, ``compiled`` or ``eager``."""
+    torchs = ["--layers", "torch", "--compile", str(how == "compiled").lower()] if how else []
+    shutil.rmtree(work, ignore_errors=True)  # a finished run of before would not train
     tokens = work.parent / "prepared"
     if not (tokens / "done").exists():
         tokens.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ def luban_command(shape: Shape, asked: argparse.Namespace, work: Path, compiled:
     }  # fmt: skip
     return [
         sys.executable, "-m", "luban", "train", str(tokens / "tokens"), "--shape", json.dumps(architecture), "--sequence-length", str(shape.sequence), "--batch-tokens", str(shape.tokens),
-        "--length", "100000 steps", "--optimizer.name", "adamw", "--optimizer.learning-rate", "1e-3", "--compile", str(compiled).lower(), "--validation.every", "100000 steps",
+        "--length", "100000 steps", "--optimizer.name", "adamw", "--optimizer.learning-rate", "1e-3", *torchs, "--validation.every", "100000 steps",
         "--validation.share", "0", "--checkpoint.every", "100000 steps", "--threads", str(asked.threads), "--callbacks", json.dumps([f"{HERE / 'sides' / 'luban_pause.py'}:pause"]), "--out", str(work), *asked.luban,
     ]  # fmt: skip
 
@@ -110,6 +115,7 @@ def start(name: str, shape: Shape, asked: argparse.Namespace, work: Path, folder
     log = work / f"{name}.log"
     with Listener(address, "AF_UNIX", authkey=KEY) as listener, log.open("w") as stream:
         started = command(name, shape, asked, work)
+        shutil.rmtree(work / "compiled" / name, ignore_errors=True)  # each compiles anew
         begun = time.perf_counter()
         environment = {**os.environ, ADDRESS: address, "OMP_NUM_THREADS": str(asked.threads), "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / name), "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))}
         process = subprocess.Popen(started, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=work)
@@ -205,8 +211,31 @@ def tables(folder: Path, language: str) -> str:
         shape, versions = SHAPES[found["shape"]], ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         threads = f"{found['threads']} threads" if language == "en" else f"{found['threads']} 个线程"
         size = f"{shape.layers} × {shape.width}, vocabulary {shape.vocabulary:,}, {shape.tokens:,} tokens a step" if language == "en" else f"{shape.layers} × {shape.width}，词表 {shape.vocabulary:,}，每步 {shape.tokens:,} 个词元"
-        parts.append(f"**{shape.name}** ({size}); {found['machine']}, {threads}; {versions}; {found['when']}\n\n{table(found, language)}")
+        picture = f"![{size}]({'' if language == 'en' else '../'}images/{plot_name(file, language)})"
+        parts.append(f"**{shape.name}** ({size}); {found['machine']}, {threads}; {versions}; {found['when']}\n\n{table(found, language)}\n\n{picture}")
     return "\n\n".join(parts)
+
+
+def plot_name(file: Path, language: str) -> str:
+    """The picture of a file of results."""
+    return f"throughput-{file.stem}{'' if language == 'en' else '-zh'}.svg"
+
+
+def write_plots(folder: Path, images: Path) -> None:
+    """Draw all results of a folder, in both languages."""
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_bytes())
+        for place, (language, said) in enumerate((("en", "tokens a second; the line: the middle half of the rounds"), ("zh", "词元/秒；横线为各轮中间一半"))):
+            names = {side: spoken[place] for side, spoken in SIDES.items()}
+            (images / plot_name(file, language)).write_text(chart(found, names, f"{found['shape']}: {said}"), encoding="utf-8")
+
+
+def waited(model: Path) -> str:
+    """What steps of Luban's waited for their data, by its own clock; "" of the other sides."""
+    if not (file := model / "training" / "time.json").exists():
+        return ""
+    spent = json.loads(file.read_bytes())["seconds"]
+    return f"; of its time {spent['data'] / (spent['data'] + spent['steps']):.2%} waiting for data"
 
 
 def main() -> int:
@@ -222,17 +251,22 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-throughput"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="", help="name of the results' file; begins with the shape (L-h100)")
-    parser.add_argument("--table", action="store_true", help="print the tables of what is in --out, and run nothing")
+    parser.add_argument("--table", action="store_true", help="write the tables and plots of all that is kept into the documentation, and run nothing")
     asked = parser.parse_args()
     if asked.table:
-        print(tables(asked.out, "en"))
+        write_plots(HERE / "results", ROOT / "docs" / "images")
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "tables.py"), str(ROOT / "docs" / "benchmarks.md"), str(ROOT / "docs" / "zh" / "benchmarks.md")], check=True)
+        print(tables(HERE / "results", "en"))
         return 0
     asked.work = asked.work.resolve()
     asked.sides = asked.sides.split(",") if asked.sides else [name for name in SIDES if not (name.startswith("litgpt") and not asked.litgpt) and not (name.startswith("nanogpt") and not asked.nanogpt)]
     found = measure(SHAPES[asked.shape], asked)
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / f"{asked.name or asked.shape}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    print(f"{found['machine']}; {asked.threads} threads; {', '.join(f'{name} {version}' for name, version in found['versions'].items())}; {asked.rounds} rounds\n\n{table(found)}")
+    for name, side in found["sides"].items():
+        low, middle, high = statistics.quantiles(side["seconds"], n=4) if len(side["seconds"]) > 1 else side["seconds"] * 3
+        print(f"{name}: {middle:.3f} s a step, middle half of the rounds {low:.3f} to {high:.3f}{waited(asked.work / found['shape'] / name)}")
     return 0
 
 

@@ -8,8 +8,12 @@ from adapter_tools import CLASSES, FAMILIES, adapted, base, said
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Core
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+import luban
 from luban.adapters.adapted import adapted_layers
 from luban.adapters.attached import attach
 from luban.adapters.config import LoraConfig
@@ -91,6 +95,21 @@ def test_what_peft_writes_opens_here(family, more, tmp_path):
     made = get_peft_model(opened(tmp_path / "base", family), PeftLora(r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False, **more))
     made.save_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(said(open_model(tmp_path / "adapter")), theirs(made), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_without_a_tokenizer_reads_by_its_base(tmp_path):
+    base("llama", tmp_path / "base")
+    words = Core(WordLevel({f"w{number}": number for number in range(61)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(tmp_path / "base" / "tokenizer.json"))
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "w2"}')
+    made = get_peft_model(opened(tmp_path / "base", "llama"), PeftLora(r=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    made.save_pretrained(tmp_path / "adapter")
+    asked = {"temperature": 0, "maximum_tokens": 4, "stop_at_end": False}
+    expected = made.generate(input_ids=torch.tensor([[5, 9]]), max_new_tokens=4, do_sample=False, eos_token_id=60, pad_token_id=0)[0, 2:].tolist()
+    merged = luban.merge(tmp_path / "adapter", out=tmp_path / "merged").path
+    for folder in (tmp_path / "adapter", merged):
+        assert luban.load(folder).generate("w5 w9", **asked).split() == [f"w{number}" for number in expected]
 
 
 def test_a_classifier_that_peft_wrote_opens_here(tmp_path):

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import pickle
+import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from luban.foundation.errors import DataError, LubanError
 from luban.models.decoder import Decoder
 from luban.models.huggingface import load_model, read_shape, save_model, stored_dtype
 from luban.models.shape import ShapeConfig
+from luban.models.tensor_files import write_tensors
 
 SHAPE = ShapeConfig(vocabulary_size=61, layers=2, hidden_size=32, heads=4, key_value_heads=2, maximum_positions=64)
 TOKENS = torch.arange(20)[None]
@@ -270,17 +273,31 @@ def test_a_bad_index_is_a_data_error(model, tmp_path):
             load_model(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_directory_whole(model, folder, monkeypatch):
+def test_a_failed_write_leaves_the_old_directory_whole(model, folder):
+    """A file system that refuses in the midst of a file: here by the largest size of one."""
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-
-    def full(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("luban.models.huggingface.save_file", full)
-    with pytest.raises(LubanError, match="disk is full"):
-        save_model(Decoder(SHAPE).initialize(9), folder)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["model.safetensors"]) // 2, limits[1]))
+    try:
+        with pytest.raises(LubanError, match=r"model\.safetensors: File too large"):
+            save_model(Decoder(SHAPE).initialize(9), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_file_of_many_types_is_read_by_safetensors_and_each_tensor_is_aligned(tmp_path):
+    kinds = [torch.uint8, torch.float64, torch.bfloat16, torch.bool, torch.float32, torch.int64]
+    tensors = {f"{number}": torch.arange(3 + number).to(kind) for number, kind in enumerate(kinds)} | {"turned": torch.randn(3, 5).t(), "none": torch.zeros(0, 4), "one": torch.tensor(2.5)}
+    assert write_tensors(tmp_path / "file", tensors, {"a": "b"}) == (tmp_path / "file").stat().st_size
+    found = load_file(tmp_path / "file")
+    assert found.keys() == tensors.keys() and all(found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    content = (tmp_path / "file").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert header.pop("__metadata__") == {"format": "pt", "a": "b"}
+    assert all((8 + size + told["data_offsets"][0]) % tensors[name].element_size() == 0 for name, told in header.items())
 
 
 @pytest.mark.slow

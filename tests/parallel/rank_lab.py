@@ -23,7 +23,14 @@ from luban.training.optimizers import Optimizers
 
 WORDS = 61
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {"layers": 2, "key_value_heads": 1, "tied_embeddings": True},
+    "mistral": {"layers": 4, "key_value_heads": 2, "tied_embeddings": False},
+    "llama": {"layers": 2, "key_value_heads": 2, "tied_embeddings": True},
+    "qwen2": {"layers": 2, "tied_embeddings": False},
+    "qwen3": {"layers": 2, "key_value_heads": 2, "sliding_window": 5},
+    "gpt2": {"layers": 2},
+    "roberta": {"layers": 2},
+    "bart": {"layers": 2},
+    "qwen2_moe": {"layers": 2, "experts": 4, "experts_per_token": 2, "expert_size": 16, "shared_expert_size": 24, "router_z_weight": 0.01},
     "bert": {"layers": 2},
     "t5": {"layers": 2},
     "qwen3_moe": {"layers": 2, "experts": 4, "experts_per_token": 2, "expert_size": 16},
@@ -65,7 +72,7 @@ class Alike(Kinds):
 def make(name: str) -> tuple[Model, Objective, list[Batch]]:
     """A model in float64, an objective for it, and the batches of three steps: five units, one unit (so that a rank has none), four."""
     architecture, _, kind = name.partition("/")
-    fields = {"architecture": architecture, "hidden_size": 32, "heads": 2, "feed_forward_size": 48, "vocabulary_size": WORDS, "maximum_positions": 32, **SHAPES[architecture]}
+    fields = {"architecture": architecture, "hidden_size": 32, "heads": 4, "feed_forward_size": 48, "vocabulary_size": WORDS, "maximum_positions": 32, **SHAPES[architecture]}
     family = family_of(architecture)
     known = {key: value for key, value in fields.items() if value is not None and (key == "architecture" or key in family.shape.model_fields)}
     model = build_model(build(family.shape, known).resolved()).initialize(3).double()
@@ -73,9 +80,6 @@ def make(name: str) -> tuple[Model, Objective, list[Batch]]:
     if kind:
         model = model.with_head(Head("sequence", "classification", ("a", "b", "c"), "single_label"), 3)
         objective = {"kinds": Kinds, "alike": Alike}[kind]()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):  # whose draws are each rank's own
-            module.p = 0.0
     group = 2 if kind else 1
     return model, objective, [_batch(units * group, group, architecture, bool(kind), seed) for seed, units in enumerate((5, 2 if kind == "alike" else 1, 4))]
 
@@ -88,15 +92,19 @@ def _batch(count: int, group: int, architecture: str, labelled: bool, seed: int)
         if labelled:
             rows.append(Row(ids, np.ones(1, np.float32), extra={"labels": np.int64(draw.integers(3))}))
         else:
-            source = {"source_ids": draw.integers(5, WORDS, int(draw.integers(3, 9)))} if architecture == "t5" else {}
+            source = {"source_ids": draw.integers(5, WORDS, int(draw.integers(3, 9)))} if architecture in ("t5", "bart") else {}
             rows.append(Row(ids, (draw.random(len(ids)) < 0.7).astype(np.float32), targets=np.roll(ids, -1), **source))
     made = batch_of(rows, 0, group=group)
     return replace(made, weights=made.weights.double())
 
 
-def train(name: str, layout: Layout, optimizer: str = "adamw", micro_rows: int = 2, clip: float = 0.5, steps: int = 3) -> dict[str, Any]:
+def train(name: str, layout: Layout, optimizer: str = "adamw", micro_rows: int = 2, clip: float = 0.5, steps: int = 3, dropout: float = 0.0, recompute: str = "none") -> dict[str, Any]:
     """Losses, gradient norms, a validation and the weights of some steps."""
     model, objective, batches = make(name)
+    model.recompute = recompute
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):  # whose draws are each rank's own
+            module.p = dropout
     layout.place(model)
     config = OptimizerConfig(name=optimizer, learning_rate=1e-2, embedding_learning_rate=1e-2, matrix_learning_rate=1e-2)
     engine = TorchEngine(model, Optimizers(model, config), objective, micro_rows, torch.float32, layout=layout)
@@ -115,5 +123,5 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest difference of two trainings, of figures as a share of them and of weights."""
     assert [list(step) for step in one["figures"]] == [list(step) for step in other["figures"]], (one["figures"], other["figures"])
     figures = max(abs(value - second[key]) / max(1.0, abs(value)) for first, second in zip(one["figures"], other["figures"], strict=True) for key, value in first.items())
-    weights = max(float((value - other["weights"][key]).abs().max()) for key, value in one["weights"].items())
+    weights = max(float((one["weights"][key] - value).abs().max()) for key, value in other["weights"].items())
     return max(figures, weights)

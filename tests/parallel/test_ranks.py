@@ -28,7 +28,7 @@ from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.ranks import Ranks
 from luban.tokens.batch import Batch
 from luban.training.config import TrainConfig
-from luban.training.engines import choose_layout
+from luban.training.layout import choose_layout
 from luban.training.log import deterministic
 
 HERE = Path(__file__).parent
@@ -38,14 +38,14 @@ CLOSE = 2e-4  # in float32, of figures as a share of them
 
 def torchrun(count: int, *arguments: Any, restarts: int = 0, **settings: Any) -> subprocess.Popen:
     """Real torchrun with so many ranks of this machine, one thread each."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", **settings)
 
 
-def follow(folder: Path, count: int, cases: list[str], runs: list[dict[str, Any]]) -> dict[str, Any]:
+def follow(folder: Path, count: int, cases: list[str], runs: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
     """What came of a plan (rank_program.py)."""
-    plan = {"cases": cases, "runs": runs, "found": str(folder / "found.json")}
+    plan = {"cases": cases, "runs": runs, **rest, "found": str(folder / "found.json")}
     (folder / "plan.json").write_text(json.dumps(plan, default=str))
     _, said = torchrun(count, HERE / "rank_program.py", folder / "plan.json").communicate(timeout=600)
     assert (folder / "found.json").exists(), said[-4000:]
@@ -135,9 +135,7 @@ def test_what_several_processes_cannot_do_is_refused_by_name():
     full = {"layout": {"shard": "full"}}
     refused = {
         "engine: layerwise": {"engine": "layerwise"},
-        "weights: bfloat16": {"weights": "bfloat16"},
-        "validation.folds: 3": {"validation": {"folds": 3}},
-        "regularization.mixup": {"regularization": {"mixup": 0.2}},
+        "weights: bfloat16": {"weights": "bfloat16", **full},
         "objective: ": {"model": "bert/alike", "regularization": {"r_drop": 1.0}},
         "optimizer.name: adafactor": {"optimizer": {"name": "adafactor"}, **full},
         "optimizer.name: adamw_8bit": {"optimizer": {"name": "adamw_8bit"}, **full},

@@ -256,10 +256,10 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_more(run, mon
     shutil.rmtree(out_of(run) / "base")
     real = storage.write_tensors
 
-    def full(path, tensors, note=None):
+    def full(path, tensors, note=None, digest=None):
         if "step-00000006" in str(path):
             raise OSError(28, "No space left on device")
-        return real(path, tensors, note)
+        return real(path, tensors, note, digest)
 
     monkeypatch.setattr(storage, "write_tensors", full)
     run_recipe(read_recipe(run))

@@ -15,6 +15,8 @@ from luban.corpus.documents import Document
 from luban.foundation.errors import DataError
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.tokens import encoding, writer
+from luban.tokens import store as store_module
+from luban.tokens.blocks import BLOCK_BYTES
 from luban.tokens.encoding import cut_text, encode_documents
 from luban.tokens.store import TokenStore
 from luban.tokens.writer import StoreWriter, dtype_for
@@ -108,7 +110,7 @@ def test_leftovers_of_another_tokenizer_are_not_continued(tmp_path):
     assert TokenStore(tmp_path, "train").documents == 3
 
 
-@pytest.mark.parametrize("part", [".bin", ".offsets.npy", ".languages.npy", ".ids.npy"])
+@pytest.mark.parametrize("part", writer.PARTS)
 def test_a_damaged_shard_is_named(tokens, tmp_path, part):
     shutil.copytree(tokens, tmp_path / "tokens")
     TokenStore(tmp_path / "tokens", "train").verify()
@@ -126,6 +128,70 @@ def test_a_damaged_shard_is_named(tokens, tmp_path, part):
     file.unlink()
     with pytest.raises(DataError, match=f"00002{part}"):
         TokenStore(tmp_path / "tokens", "train").verify()
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A split of one shard of seven blocks of tokens and several of names, and its documents."""
+    folder, draw = tmp_path_factory.mktemp("long"), np.random.default_rng(0)
+    documents = [draw.integers(0, 1000, int(draw.integers(0, 900))) for _ in range(480)]
+    made = StoreWriter(folder / "train", vocabulary_size=1000, shard_tokens=10**6, facts={"tokenizer": "t", "end_of_text_id": 0, "begin_of_text_id": None})
+    for number, ids in enumerate(documents):
+        made.add(ids.tolist(), language="en", identity=f"{number:>400}", size_bytes=len(ids))
+    made.finish()
+    return folder, documents
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_inside_the_vocabulary_is_found_where_it_is_read(long, tmp_path):
+    """Every document is right or refused, and refused are those that share a block with the bit; the rest of the shard can be read."""
+    folder, documents = long
+    shutil.copytree(folder, tmp_path / "tokens")
+    file = tmp_path / "tokens" / "train" / "00000.bin"
+    assert file.stat().st_size > 6 * BLOCK_BYTES
+    flip(file, place := 3 * BLOCK_BYTES + 100)
+    store = TokenStore(tmp_path / "tokens", "train")
+    for index in np.random.default_rng(1).permutation(store.documents):
+        first, last = 2 * int(store.offsets[index]), 2 * int(store.offsets[index + 1])
+        if last > first and first // BLOCK_BYTES <= 3 <= (last - 1) // BLOCK_BYTES:
+            with pytest.raises(DataError, match=rf"00000\.bin is damaged: bytes {3 * BLOCK_BYTES} to {4 * BLOCK_BYTES} are not those that were written"):
+                store.document(index)
+        else:
+            assert store.document(index).tolist() == documents[index].tolist()
+        assert store.identity(index) == f"{index:>400}"
+    flip(file, place)
+    flip(file.with_name("00000.ids.npy"), 2 * BLOCK_BYTES)
+    store = TokenStore(tmp_path / "tokens", "train")
+    assert store.identity(1).strip() == "1"
+    with pytest.raises(DataError, match=r"00000\.ids\.npy is damaged: bytes 131072 to"):
+        store.identity(2 * BLOCK_BYTES // 400)
+
+
+def test_a_shard_of_an_earlier_version_is_read_and_compared_whole_or_with_a_note(long, tmp_path, capsys, monkeypatch):
+    folder, documents = long
+    shutil.copytree(folder, tmp_path / "tokens")
+    split = tmp_path / "tokens" / "train"
+    index = json.loads((split / "index.json").read_text())
+    for part in (".bin.sums.npy", ".ids.npy.sums.npy"):
+        (split / f"00000{part}").unlink()
+        for facts in ("files", "xxh3"):
+            del index["shards"][0][facts][part]
+    (split / "index.json").write_text(json.dumps(index))
+    store = TokenStore(tmp_path / "tokens", "train")
+    store.look_over()
+    assert all(store.document(number).tolist() == ids.tolist() and store.identity(number).strip() == str(number) for number, ids in enumerate(documents))
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 1000)
+    store.look_over()
+    assert "was encoded before shards had checksums of their blocks" in capsys.readouterr().err
+    monkeypatch.undo()
+    flip(split / "00000.bin", 0)
+    with pytest.raises(DataError, match=r"00000\.bin is damaged: its checksum"):
+        TokenStore(tmp_path / "tokens", "train").look_over()
 
 
 def test_a_missing_or_torn_index_is_told(tokens, tmp_path):

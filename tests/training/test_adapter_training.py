@@ -12,10 +12,17 @@ from text_lab import shape_of, tokenizer_of_style
 from tiny import tiny_recipe
 
 import luban
+from luban.adapters.attached import attach
+from luban.adapters.config import LoraConfig
 from luban.adapters.files import open_model
+from luban.foundation.config import build
 from luban.foundation.errors import ConfigError, Interrupted, LubanError
 from luban.models.families import build_model
 from luban.models.huggingface import save_model
+from luban.models.narrow import hold_narrow, round_matrices
+from luban.models.quantization_config import QuantizationConfig
+from luban.models.quantized_model import load_quantized
+from luban.models.shape import ShapeConfig
 
 STOP = """from pathlib import Path
 def at_ten(run):
@@ -82,6 +89,47 @@ def test_a_quantised_base_trains_predicts_and_merges(tuned_base, quantization):
     assert again.metrics["before"]["loss"] == pytest.approx(made.metrics["after"]["loss"], rel=1e-4)
     with pytest.raises(ConfigError, match="a base that stays as it is"):
         tune(tuned_base, "whole", None, quantization=quantization)
+
+
+def test_a_base_in_bfloat16_trains_as_one_in_float32_does_and_predicts_and_merges(tuned_base):
+    whole = tune(tuned_base, "whole", "lora", length="60 steps")
+    made = tune(tuned_base, "model", "lora", length="60 steps", weights="bfloat16")
+    for when in ("before", "after"):  # the base's matrices are rounded to 8 bits of mantissa, and nothing else is
+        assert made.metrics[when]["loss"] == pytest.approx(whole.metrics[when]["loss"], abs=0.02)
+    stored = load_file(made.path / "adapter_model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float32} and stored.keys() == load_file(whole.path / "adapter_model.safetensors").keys()
+    assert made.metrics["parity"]["largest_difference"]["merged"] < 1e-3
+    texts = ["the film was great", "电影很差"]
+    said = luban.predict(made.path, texts)
+    assert [item["label"] for item in said] == ["pos", "neg"]
+    merged = luban.merge(made.path, out=tuned_base / "merged")
+    assert [item["probabilities"] for item in luban.predict(merged.path, texts)] == [pytest.approx(item["probabilities"], abs=1e-5) for item in said]
+    held = load_quantized(tuned_base / "base", QuantizationConfig(), head=None)
+    codes = {name: value.dtype for name, value in held.named_parameters() if value.dtype == torch.uint8}
+    hold_narrow(held)
+    assert codes and codes.items() <= {name: value.dtype for name, value in held.named_parameters()}.items() and held.embedding.weight.dtype == torch.bfloat16
+    both = tune(tuned_base, "both", "lora", length="4 steps", weights="bfloat16", quantization="nf4")
+    assert both.metrics["parity"]["largest_difference"]["merged"] < 1e-3
+    with pytest.raises(ConfigError, match="whose rest would be rounded"):
+        tune(tuned_base, "taken", "pissa", weights="bfloat16")
+
+
+def test_adapters_learn_on_a_base_in_bfloat16_what_they_learn_on_the_same_numbers_in_float32():
+    shape = build(ShapeConfig, {"vocabulary_size": 50, "layers": 2, "hidden_size": 32, "heads": 4}).resolved(maximum_positions=64)
+    narrow, plain = hold_narrow(build_model(shape).initialize(3)), round_matrices(build_model(shape).initialize(3))
+    tokens = torch.randint(0, shape.vocabulary_size, (2, 12), generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (narrow, plain):
+        attach(model, LoraConfig(rank=4), 1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+        model.logits(model(tokens)).float().square().mean().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+    assert found[0].keys() == found[1].keys() and all("lora" in name for name in found[0])
+    assert all(value.dtype == torch.float32 for value in found[0].values()) and not any(value.dtype == torch.bfloat16 for name, value in narrow.named_parameters() if value.requires_grad)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-7)
 
 
 def test_a_new_model_has_nothing_to_stay(folder):  # noqa: F811

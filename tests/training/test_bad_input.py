@@ -13,11 +13,19 @@ import torch
 from guard_lab import FIXED, bits, train
 
 from luban.foundation.errors import LubanError
+from luban.tokens import store
 
 
 def overwrite(file: Path, start: int, count: int, value: int = 0xFF) -> None:
     content = bytearray(file.read_bytes())
     content[start : start + count] = bytes([value]) * count
+    file.write_bytes(bytes(content))
+
+
+def flip(file: Path, place: int) -> None:
+    """Another token of the vocabulary in the place of one."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
     file.write_bytes(bytes(content))
 
 
@@ -38,7 +46,7 @@ def other_words(folder: Path) -> None:
 
 
 DATA: dict[str, tuple[Callable[[Path], None], str]] = {
-    "ids beyond the vocabulary": (lambda folder: overwrite(folder / "train/00000.bin", 100, 400), r"00000\.bin is damaged: document \d+ holds the token 65535 of a vocabulary of 300"),
+    "a flipped bit": (lambda folder: flip(folder / "train/00000.bin", 1000), r"00000\.bin is damaged: its checksum is not the one that was written"),
     "a shard cut short": (lambda folder: (folder / "train/00000.bin").write_bytes(b"x" * 10), r"00000\.bin is damaged"),
     "a shard that is gone": (lambda folder: (folder / "train/00000.bin").unlink(), r"00000\.bin is damaged.*nothing is there"),
     "offsets that fall": (lambda folder: overwrite(folder / "train/00000.offsets.npy", 200, 16), r"offsets\.npy is damaged"),
@@ -55,6 +63,20 @@ def test_damaged_data_is_named(tmp_path, tokens, damage):
     does(tmp_path / "tokens")
     with pytest.raises(LubanError, match=message):
         train(tmp_path, tmp_path / "tokens", length="12 steps")
+
+
+def test_damage_in_data_too_large_to_look_over_is_found_when_it_is_read_and_nothing_is_lost(tmp_path, tokens, monkeypatch):
+    """The step that comes to the flipped bit ends the run; with the shard restored the same command goes on to the bits of an undisturbed run."""
+    monkeypatch.setattr(store, "SMALL_BYTES", 0)
+    fields = {"length": "12 steps", "checkpoint": {"every": "1 steps"}}
+    whole = train(tmp_path, tokens, "whole/model", **fields)
+    shutil.copytree(tokens, tmp_path / "tokens")
+    shard = tmp_path / "tokens/train/00000.bin"
+    flip(shard, 1000)
+    with pytest.raises(LubanError, match=r"00000\.bin is damaged: bytes 0 to \d+ are not those that were written"):
+        train(tmp_path, tmp_path / "tokens", "parts/model", **fields)
+    flip(shard, 1000)
+    assert bits(train(tmp_path, tmp_path / "tokens", "parts/model", **fields)) == bits(whole)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import checkpoint_ranks
@@ -19,11 +20,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from resume_lab import case, remains, train
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from luban.foundation.artifacts import sha256_of
+from luban.foundation.artifacts import from_os_error, sha256_of
 from luban.foundation.errors import DataError, Interrupted, LubanError
-from luban.training import checkpoints, retention, storage
+from luban.training import best, checkpoints, retention, storage
 from luban.training.checkpoints import Checkpointer
 
 
@@ -168,16 +170,71 @@ def test_steps_go_on_while_a_checkpoint_is_written(fields, whole, tmp_path, monk
     passed = threading.Event()
     real = storage.write_tensors
 
-    def slow(path, tensors, note=None):
+    def slow(path, tensors, note=None, digest=None):
         if path.parent.name == "step-00000003.partial":
             assert passed.wait(60)
-        return real(path, tensors, note)
+        return real(path, tensors, note, digest)
 
     monkeypatch.setattr(storage, "write_tensors", slow)
     made = train(tmp_path, "model", {**fields, "checkpoint": {"every": "3 steps", "behind": True}}, watch=lambda run: passed.set() if run.step == 5 else None)
     assert passed.is_set() and remains(made) == remains(whole)
     told = [entry["checkpoint"] for entry in map(json.loads, (made.path / "training" / "log.jsonl").read_text().splitlines()) if "checkpoint" in entry]
     assert [set(entry) for entry in told] == [{"bytes", "stall_seconds", "stall_share"}] * 2 and made.metrics["checkpoints"]["saved"] == 2
+
+
+def test_the_best_weights_are_written_behind_the_steps_and_before_the_checkpoint_that_knows_of_them(fields, tmp_path, monkeypatch):
+    """The first best's file waits until two more steps are done; the checkpoint that was asked for after it waits in line."""
+    passed, real = threading.Event(), best.replace_tensors
+    early = []
+
+    def slow(path, tensors, note):
+        assert passed.wait(60)
+        real(path, tensors, note)
+
+    def watch(run):
+        if run.step == 5 and not passed.is_set():
+            early.extend(file.name for file in (*run.folder.glob("best-*"), *retention.saved(run.folder)))
+            passed.set()
+
+    chosen = {**fields, "validation": {"every": "3 steps", "share": 0.2, "maximum_examples": 6, "restore_best": True}}
+    expected = remains(train(tmp_path, "calm", chosen))
+    monkeypatch.setattr(best, "replace_tensors", slow)
+    made = train(tmp_path, "model", {**chosen, "checkpoint": {"every": "3 steps", "behind": True}}, watch=watch)
+    assert passed.is_set() and early == [] and remains(made) == expected
+
+
+def test_no_checkpoint_knows_of_best_weights_that_could_not_be_written(fields, tmp_path, monkeypatch):
+    def full(path, tensors, note):
+        raise from_os_error(OSError(28, "No space left on device"), path)
+
+    monkeypatch.setattr(best, "replace_tensors", full)
+    with pytest.raises(LubanError, match=r"best-0000000\d.safetensors: the disk is full"):
+        train(tmp_path, "model", {**fields, "validation": {"every": "1 steps", "share": 0.2, "restore_best": True}})
+    assert retention.saved(tmp_path / "model.partial" / "training") == []
+
+
+def test_a_killed_training_has_the_best_weights_that_its_checkpoints_claim(tmp_path):
+    """SIGKILL at three places while a slow disk writes best weights and checkpoints; each time whatever a checkpoint claims is there and whole, and at the end nothing is lost."""
+    chosen = {**case(tmp_path, "causal"), "length": "12 steps", "validation": {"every": "1 steps", "restore_best": True}, "checkpoint": {"every": "2 steps", "behind": True}}
+    expected = remains(train(tmp_path, "calm", chosen))
+    training, real, claims = tmp_path / "wild.partial" / "training", best.replace_tensors, []
+
+    def slow(path, tensors, note):
+        time.sleep(0.05)
+        real(path, tensors, note)
+
+    for last in (3, 6, 9):
+        if not (child := os.fork()):
+            best.replace_tensors = slow
+            train(tmp_path, "wild", chosen, watch=lambda run, last=last: os.kill(os.getpid(), signal.SIGKILL) if run.step >= last else None)
+            os._exit(1)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        for folder in retention.saved(training):
+            step = checkpoints._state_of(folder)["history"]["best_step"]
+            with safe_open(training / f"best-{step:08d}.safetensors", "pt") as file:
+                assert file.metadata()["sha256"] == best._digest({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            claims.append(step)
+    assert len(set(claims)) > 2 and remains(train(tmp_path, "wild", chosen)) == expected
 
 
 def test_what_fails_behind_the_steps_is_not_lost(fields, tmp_path, monkeypatch):

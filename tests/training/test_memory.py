@@ -108,7 +108,7 @@ def test_where_nothing_fits_it_is_said(tmp_path, monkeypatch):
         probe.fitting_rows(build(TrainConfig, {"data": "x", "sequence_length": 64}), Work(tmp_path, {}), 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_in_real_processes_under_a_real_limit(tmp_path, tokens, monkeypatch):
     """Two trials around a limit: what fits trains, what does not is no error; and the fitted run learns the same bits as any other cutting of its steps."""
     fields = {**WIDE, "batch_tokens": 64 * 16384, "micro_batch_rows": "fit", "length": "1 steps"}

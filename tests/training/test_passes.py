@@ -13,7 +13,7 @@ from luban.models.heads import Head
 from luban.objectives.classification import Classification
 from luban.objectives.config import ClassificationConfig
 from luban.parallel.engine import TorchEngine
-from luban.tokens.batch import Row, batch_of
+from luban.tokens.batch import Batch, Row, batch_of
 from luban.tokens.units import UnitLoader
 from luban.training.averaging import Average, MeanTeacher
 from luban.training.config import OptimizerConfig
@@ -36,17 +36,17 @@ def objective_of() -> Classification:
     return made
 
 
-def batch():
+def batch(sizes: tuple[int, ...] = (4, 7, 5, 6)):
     random = np.random.default_rng(0)
-    rows = [Row(random.integers(5, 40, size), np.ones(1, np.float32), extra={"labels": np.int64(size % 3)}) for size in (4, 7, 5, 6)]
+    rows = [Row(random.integers(5, 40, size), np.ones(1, np.float32), extra={"labels": np.int64(size % 3)}) for size in sizes]
     return batch_of(rows, 0, multiple=1)
 
 
-def gradients(config: RegularizationConfig, micro_batch_rows: int = 4, model: Bert | None = None, teacher: MeanTeacher | None = None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradients(config: RegularizationConfig, micro_batch_rows: int = 4, model: Bert | None = None, teacher: MeanTeacher | None = None, rows: Batch | None = None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     model = model or model_of()
     objective = objective_of()
     engine = TorchEngine(model, Optimizers(model, OptimizerConfig(learning_rate=1e-3, embedding_learning_rate=1e-3, matrix_learning_rate=1e-3, weight_decay=0.0)), objective, micro_batch_rows, torch.float32, make_passes(config, objective, model, teacher))
-    means = engine.forward_backward(batch())
+    means = engine.forward_backward(rows or batch())
     return {name: float(value) for name, value in means.items()}, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -189,19 +189,30 @@ def test_the_slow_average_has_no_dropout_and_leaves_the_frozen_alone():
         make_passes(RegularizationConfig(adversarial={"method": "fgm", "proximal": 1.0}), objective_of(), model_of())
 
 
-def test_mixup_mixes_states_and_losses_by_the_same_share():
-    tried, model = model_of(), model_of()
+@pytest.mark.parametrize("sizes", [(4, 7, 5, 6), (4, 7, 5, 6, 3), (4,)], ids=len)
+def test_mixup_mixes_states_and_losses_of_pairs_whatever_the_micro_batches(sizes):
+    """One of an odd number is mixed with itself, which is the plain loss."""
+    made, model, count = batch(sizes), model_of(), len(sizes)
     torch.manual_seed(3)
-    means, found = gradients(RegularizationConfig(mixup=0.4), model=tried)
-    torch.manual_seed(3)
-    share, order = float(torch.distributions.Beta(0.4, 0.4).sample()), torch.randperm(4)
-    made = batch()
+    after = torch.randint(2**62, ())
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(after))
+        share, order = float(torch.distributions.Beta(0.4, 0.4).sample()), torch.randperm(count).tolist()
+    pairs = [(order[first], order[first + 1]) for first in range(0, count - 1, 2)]
+    partner = dict(pairs) | {other: one for one, other in pairs}
+    others = torch.tensor([partner.get(row, row) for row in range(count)])
     hidden = model(made.inputs, segments=made.segments, positions=made.positions)
-    scores = model.scores(share * hidden + (1 - share) * hidden[order], made.inputs, made.segments)
+    scores = model.scores(share * hidden + (1 - share) * hidden[others], made.inputs, made.segments)
     labels = made.extra["labels"]
-    loss = share * torch.nn.functional.cross_entropy(scores, labels) + (1 - share) * torch.nn.functional.cross_entropy(scores, labels[order])
-    assert means["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
-    assert_same(found, by_hand(loss, model))
+    loss = share * torch.nn.functional.cross_entropy(scores, labels) + (1 - share) * torch.nn.functional.cross_entropy(scores, labels[others])
+    expected, drawn = by_hand(loss, model), torch.randint(100, ())
+    for rows in (1, 2, 4, 9):
+        tried = model_of()
+        torch.manual_seed(3)
+        means, found = gradients(RegularizationConfig(mixup=0.4), rows, tried, rows=made)
+        assert means["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+        assert_same(found, expected)
+        assert int(torch.randint(100, ())) == int(drawn), "one number of the run's own stream was taken"
 
 
 def test_what_cannot_be_combined_is_refused_by_name():

@@ -29,7 +29,7 @@ def test_a_metric_that_is_no_number_is_no_best(monkeypatch, capsys, figures, kep
     monkeypatch.setattr(hooks, "keep_best", lambda run: held.append(run.step))
     monkeypatch.setattr(hooks, "restore_best", lambda run: True)
     validator = hooks.Validator(1, ValidationConfig(restore_best=True), Loaders(None, ["batch"], {}, [], ["example"]), SimpleNamespace(validation=lambda run, scores: None))
-    run = SimpleNamespace(history={}, step=0, finished=False, average=None, objective=SimpleNamespace(unit="example"))
+    run = SimpleNamespace(history={}, step=0, finished=False, average=None, objective=SimpleNamespace(unit="example", judged_by=""))
     for run.step, (spearman, loss) in enumerate(figures):
         run.engine = SimpleNamespace(evaluate=lambda batches, loss=loss: {"loss": loss})
         monkeypatch.setattr(validator, "_measured", lambda run, value=spearman: {"spearman": value, "mean_absolute_error": 1.0})

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from tuning_lab import sorter, trainer, trials_of
 
 from luban.cli.main import cli
+from luban.tuning.trial import Order
+from luban.tuning.workers import Processes
 
 RATES = {"optimizer": {"learning_rate": {"search": [1e-5, 1e-2], "scale": "log"}}, "length": "60 steps", "validation": {"every": "20 steps", "share": 0.3}}
 
@@ -93,3 +95,11 @@ def test_two_tuners_share_one_sql_store(tmp_path):
     assert [trial["number"] for trial in trials] == list(range(6)) and all(trial["state"] == "complete" for trial in trials)
     assert sum(text.count("✓ trial") for text in said) == 6  # each trial was run by one of them
     assert not os.path.exists(tmp_path / "runs/reviews/tune/study.journal")
+
+
+def test_a_trial_that_is_stopped_before_it_can_hear_has_not_failed():
+    workers = Processes(1)
+    workers.start(Order(**{**{name: None for name in Order.__dataclass_fields__}, "number": 3}))  # its process is still loading
+    workers.stop()
+    assert workers.wait().state == "interrupted"
+    workers.close()

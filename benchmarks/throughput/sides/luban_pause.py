@@ -19,7 +19,7 @@ def pause(run: Any) -> None:
     """A step has ended, with its batch, its guard and its line in the log; the next begins when it is wanted."""
     if not _turns:
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        facts = {"parameters": parameters, "micro_batch_rows": run.engine.micro_batch_rows, "compile": run.config.compile}
+        facts = {"parameters": parameters, "micro_batch_rows": run.engine.micro_batch_rows, "compile": run.model.compiled, "cross_entropy": run.model.cross_entropy}
         wait = torch.cuda.synchronize if run.model.device.type == "cuda" else lambda: None
         _turns.append(Turns(facts, warm=int(os.environ.get("WARM", "3")), wait=wait))
     else:

@@ -28,10 +28,12 @@ from luban.models.auto import AutoModelAdapter
 from luban.models.base import Model
 from luban.models.config_json import config_json, head_from, read_config
 from luban.models.heads import Head
-from luban.models.huggingface import load_model, write_tensors
+from luban.models.huggingface import load_model
+from luban.models.narrow import round_matrices
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized_model import dequantize_model, load_quantized
 from luban.models.stored import put, weight_files
+from luban.models.tensor_files import replace_tensors
 from luban.tokenizer.tokenizer import Tokenizer
 
 SETTINGS, WEIGHTS, NOTE = "adapter_config.json", "adapter_model.safetensors", "luban_adapter.json"
@@ -59,7 +61,7 @@ def save_adapter(model: Model, folder: Path, base: Path, tokenizer: Tokenizer, q
     tensors |= {f"{method.whole_prefix}{name}": value for name, value in whole.items()}
     if _tied_table(model):
         tensors[f"{method.whole_prefix}lm_head.weight"] = model.output_weight  # peft reads the tied matrix by both names
-    write_tensors({name: value.detach().to("cpu").contiguous().clone() for name, value in tensors.items()}, folder / WEIGHTS)
+    replace_tensors(folder / WEIGHTS, {name: value.detach() for name, value in tensors.items()})
     end_ids = tokenizer.stop_ids
     ids = (end_ids, tokenizer.begin_of_text_id, tokenizer.pad_id)
     if isinstance(model, AutoModelAdapter):
@@ -71,6 +73,7 @@ def save_adapter(model: Model, folder: Path, base: Path, tokenizer: Tokenizer, q
     note = {
         "format": FORMAT, "base": os.path.relpath(base, folder.resolve()), "base_fingerprint": fingerprint(base), "adapter": {"method": method.config.method, **method.config.explicit()},
         "whole": sorted(whole), "template_fingerprint": tokenizer.fingerprint(), "stop_ids": end_ids, "report": method.report(model), **({"quantization": quantization.explicit()} if quantization else {}),
+        **({"weights": "bfloat16"} if model.narrow else {}),
     }  # fmt: skip
     write_json(folder / NOTE, note)
 
@@ -123,7 +126,7 @@ def open_model(
     or (unless ``other_template``) the tokenizer beside it is not the one that it was trained with.
 
     ``quantization`` holds the matrices in fewer bits; an adapter that was trained on such a base is opened on it again, or, ``dequantized``,
-    on the numbers that the few bits stand for, in floating point.
+    on the numbers that the few bits stand for, in floating point. One that was trained on a base in bfloat16 is opened on such numbers.
     """  # fmt: skip
     folder = Path(folder)
     if not is_adapter(folder):
@@ -132,7 +135,7 @@ def open_model(
     tensors = read_tensors(folder)
     own_head = None if language_model else head or adapter_head(folder, plain, tensors)
     known = build(QuantizationConfig, note["quantization"]) if note.get("quantization") else quantization
-    model = _load_base(base_of(folder, plain, note), dtype, device, own_head, own_head is None, seed, known, dequantized, quiet=True)
+    model = _load_base(base_of(folder, plain, note), dtype, device, own_head, own_head is None, seed, known, dequantized, note.get("weights") == "bfloat16", quiet=True)
     wear(model, plain, note, tensors, other_head=own_head is not None and own_head != adapter_head(folder, plain, tensors))
     if not other_template:
         check_tokenizer(folder, note)
@@ -155,7 +158,7 @@ def open_beside(folder: Path, base: Path, model: Model) -> Model:
         return usable
 
     if known:
-        opened = _load_base(base, model.dtype, model.device, head, head is None, 0, known, False, quiet=True)
+        opened = _load_base(base, model.dtype, model.device, head, head is None, 0, known, False, note.get("weights") == "bfloat16", quiet=True)
     else:
         opened = load_model(base, model.dtype, model.device, head=head, language_model=head is None, place=take, quiet=True)
     for name, _ in list(opened.named_parameters()):
@@ -164,10 +167,13 @@ def open_beside(folder: Path, base: Path, model: Model) -> Model:
     return opened.eval()
 
 
-def _load_base(folder: Path, dtype: torch.dtype, device: Any, head: Head | None, language_model: bool, seed: int, quantization: QuantizationConfig | None, dequantized: bool, quiet: bool = False) -> Model:
+def _load_base(folder: Path, dtype: torch.dtype, device: Any, head: Head | None, language_model: bool, seed: int, quantization: QuantizationConfig | None, dequantized: bool, rounded: bool = False, quiet: bool = False) -> Model:
     if quantization is None:
-        return load_model(folder, dtype, device, head=head, language_model=language_model, seed=seed, quiet=quiet)
+        model = load_model(folder, dtype, device, head=head, language_model=language_model, seed=seed, quiet=quiet)
+        return round_matrices(model) if rounded else model
     model = load_quantized(folder, quantization, dtype, device, head=head, language_model=language_model, seed=seed, quiet=quiet)
+    if rounded:
+        round_matrices(model)
     return dequantize_model(model) if dequantized else model
 
 
@@ -249,6 +255,13 @@ def base_of(folder: Path, plain: Mapping[str, Any], note: Mapping[str, Any]) -> 
                 raise DataError("{base} is not the base that {folder} was made for", "its weights have changed since", "train the adapter again, or restore the base", base=place, folder=folder)
             return place.resolve()
     raise DataError("the base of {folder} is missing: {named}", "an adapter is a change of another model, which must be there too; nothing is fetched from a hub", "write the base's folder into {file} as base_model_name_or_path", folder=folder, named=named or "-", file=folder / SETTINGS)  # fmt: skip
+
+
+def text_folder(folder: Path) -> Path:
+    """Where a model directory's tokenizer lies: in it, or for an adapter that brings none (peft writes none) in its base's."""
+    if (folder / "tokenizer.json").exists() or not is_adapter(folder):
+        return folder
+    return base_of(folder, *read_settings(folder))
 
 
 def check_base(folder: Path, plain: Mapping[str, Any], note: Mapping[str, Any], base: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from luban.adapters.attached import attach, settle
 from luban.adapters.config import LoraConfig, MergeConfig
-from luban.adapters.files import adapter_head, base_of, check_tokenizer, is_adapter, read_settings, read_tensors, save_adapter, wear
+from luban.adapters.files import adapter_head, base_of, check_tokenizer, is_adapter, read_settings, read_tensors, save_adapter, text_folder, wear
 from luban.adapters.merging import Merger, Source, place_of, thin
 from luban.adapters.targets import is_linear, stored_transposed
 from luban.foundation.artifacts import Work, listed
@@ -24,6 +24,7 @@ from luban.foundation.errors import ConfigError, DataError
 from luban.models.config_json import head_from, read_config
 from luban.models.heads import Head
 from luban.models.huggingface import save_model
+from luban.models.narrow import read_rounded
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized_model import open_dequantized
 from luban.models.stored import Stored, open_stored, put
@@ -67,9 +68,10 @@ def run(config: MergeConfig, work: Work) -> None:
                 return merger.read(name)
 
             save_model(known.model, work.path, dtype=getattr(torch, config.dtype), shard_bytes=SHARD_BYTES, read=read, **ids)
+    texts = text_folder(folders[0])
     for name in BESIDE:
-        if (folders[0] / name).exists():
-            shutil.copy(folders[0] / name, work.path / name)
+        if (texts / name).exists():
+            shutil.copy(texts / name, work.path / name)
     work.metrics |= {"sources": len(folders), "tensors_changed": len(merger.changed), "parameters": sum(value.numel() for value in parameters.values())}
     work.resolved |= {"template_fingerprint": tokenizer.fingerprint()}
     say("{count} tensors changed by {sources} sources", count=len(merger.changed), sources=len(folders))
@@ -82,16 +84,19 @@ class _Directories:
         self.opened: list[Stored] = []
         self._known: dict[Path, Stored] = {}
         self.head = _same_head(folders)
-        held = [read_settings(folder)[1].get("quantization") if is_adapter(folder) else None for folder in folders]
+        notes = [read_settings(folder)[1] if is_adapter(folder) else {} for folder in folders]
+        held = [(note.get("quantization"), note.get("weights")) for note in notes]
         if any(one != held[0] for one in held):
             raise ConfigError("the sources stand on bases that are held in different bits", "their changes are of different numbers", "merge those that were trained on the same base")
-        self.quantization = build(QuantizationConfig, held[0]) if held[0] else None
+        self.quantization, self.rounded = build(QuantizationConfig, held[0][0]) if held[0][0] else None, held[0][1] == "bfloat16"
 
     def base(self, folder: Path) -> Stored:
         """The weights of a model directory."""
         if (folder := folder.resolve()) not in self._known:
             given: dict[str, Any] = {"head": self.head, "language_model": self.head is None, "quiet": True}
             self._known[folder] = open_dequantized(folder, self.quantization, **given) if self.quantization else open_stored(folder, **given)
+            if self.rounded:
+                read_rounded(self._known[folder])
             self.opened.append(self._known[folder])
         return self._known[folder]
 
@@ -131,7 +136,7 @@ def _same_head(folders: list[Path]) -> Head | None:
 
 def _tokenizer(folders: list[Path]) -> Tokenizer:
     """That of the first source. ConfigError where another learned to read another format; words that were added to one may be more than the other's."""
-    first, *others = map(Tokenizer.load, folders)
+    first, *others = (Tokenizer.load(text_folder(folder)) for folder in folders)
     for other, folder in zip(others, folders[1:], strict=True):
         if (other.chat_template, [other.decode([id], skip_special=False) for id in other.stop_ids]) != (first.chat_template, [first.decode([id], skip_special=False) for id in first.stop_ids]):
             raise ConfigError("{folder} has another chat template, or ends its turns otherwise, than {first}", "the merged model would read a format that half of it never learned", "merge models that were trained with one template", folder=folder, first=folders[0])

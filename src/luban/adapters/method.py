@@ -14,6 +14,7 @@ from luban.adapters.adapted import adapt, adapted_layers, release
 from luban.adapters.config import NAMES, AdapterConfig
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model, named_generator
+from luban.models.narrow import NarrowLinear
 
 # The file and class of each method.
 PLACES = {
@@ -144,7 +145,10 @@ class Method:
         """Adapt the layer at ``place``; ``adapter.first_values(generator)`` draws what is random in it."""
         layer = model.get_submodule(place)
         adapter.first_values(named_generator(seed, f"{self.name}:{place}"))
-        adapt(layer, self.name, adapter.to(**place_of(layer)))
+        there = place_of(layer)
+        if any((value.device, value.dtype) != (there["device"], there["dtype"]) for value in adapter.parameters()):
+            adapter.to(**there)
+        adapt(layer, self.name, adapter)
 
 
 def method_of(config: AdapterConfig, name: str = "default") -> Method:
@@ -168,7 +172,7 @@ def _class(method: str) -> type[Method]:
 
 
 def place_of(layer: nn.Module) -> dict[str, Any]:
-    """The device of a layer's tensors, and the type of what stands beside them: the layer's own, float32 beside integers."""
+    """The device of a layer's tensors, and the type of what stands beside them: the layer's own, float32 beside integers and matrices that are held narrow."""
     known = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)] or list(layer.parameters())
-    types = [value.dtype for value in known if value.is_floating_point()] if not hasattr(layer, "dequantized") else []
+    types = [value.dtype for value in known if value.is_floating_point()] if not hasattr(layer, "dequantized") and not isinstance(layer, NarrowLinear) else []
     return {"device": known[0].device, "dtype": types[0] if types else torch.float32}

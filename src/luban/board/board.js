@@ -23,7 +23,7 @@ const NAMES = bare({
 const RULES = bare({
   not_finite: "loss or gradient not finite", loss_not_finite: "alert: loss not finite", no_step: "alert: no step", throughput: "alert: slow",
   validation_rising: "alert: validation rising", disk_free: "alert: disk low", spike: "loss spike, skipped", rollback: "loss spike, gone back", gradient_exploded: "gradient exploded",
-  gradient_vanished: "gradient vanished", layers_apart: "layers far apart", recheck: "two computations differ", hang: "hang", slow: "slow section", stopped: "asked to leave",
+  gradient_vanished: "gradient vanished", layers_apart: "layers far apart", recheck: "two computations differ", hang: "hang", slow: "slow section", straggler: "slow rank", stopped: "asked to leave",
 });
 const EXACT = ["learning_rate", "memory_bytes"]; // nothing in them is chance
 const STATES = { running: "running", stopped: "stopped", finished: "finished" };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
 
@@ -15,10 +17,13 @@ from luban.foundation.messages import set_language, t
 VERBS = {
     "new": "Copy a shipped recipe and its data into a folder: it is yours.",
     "run": "Run a recipe: what is missing or stale, in order.",
+    "launch": "Start a recipe on many processes: torchrun, Slurm, MPI, Kubernetes, Ray, SkyPilot.",
     "tune": "Search for the values that a recipe leaves open.",
     "compare": "Train by several methods, or from several bases, and see what each costs.",
     "lr-find": "Find a learning rate for a train stage, with its plot.",
+    "scaling": "Train a ladder of small models, and foretell the loss of the large one.",
     "check": "Walk through a recipe and the machine, and tick each step.",
+    "plan": "Reckon what fits on a cluster, how fast, how long and at what cost.",
     "board": "Watch training runs in a browser, live, and compare them.",
     "chat": "Talk to a model in the terminal.",
     "predict": "Predict with a model: labels, spans, answers, texts, vectors, as JSON lines.",
@@ -77,6 +82,7 @@ def cli() -> None:
 def main() -> None:
     """Run a verb; a LubanError is printed without a traceback, with its exit status."""
     let_waiting_threads_sleep()
+    atexit.register(gc.freeze)  # else the interpreter looks through all of torch for what is no longer used, a second long, before it ends
     if launch().rank:  # of several processes the first one speaks
         from luban.foundation.console import hush
 
@@ -126,7 +132,10 @@ def _end_among_ranks(error: Exception) -> None:
     from luban.parallel.ranks import first_to_fail, lost_a_peer
 
     if lost_a_peer(error):
-        _say_error(t("another process of this run ended without a word (killed, or out of memory): {error}", error=str(error).splitlines()[0].partition(". ")[0]) + "\n" + t("try") + ": " + t("run the same command again: it continues from its last checkpoint; torchrun --max-restarts does so by itself"))
+        late, first = "imed out" in str(error), str(error).splitlines()[0].partition(". ")[0]
+        what = t("the other processes of this run did not answer in time: {error}" if late else "another process of this run ended without a word (killed, or out of memory): {error}", error=first)
+        fix = t("look at their machines and the network between them; the same command continues from the last checkpoint" if late else "run the same command again: it continues from its last checkpoint; torchrun --max-restarts does so by itself")
+        _say_error(f"{what}\n{t('try')}: {fix}")
     elif first_to_fail():
         print(f"rank {launch().rank} of {launch().world_size}", file=sys.stderr)
         traceback.print_exception(error)

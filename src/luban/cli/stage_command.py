@@ -24,7 +24,7 @@ def make_command(kind: Kind) -> click.Command:
     config = kind.config
     primary = primary_field(config)
     fields = dict(walk_fields(config))
-    options = [_option(name, info) for name, info in fields.items()]
+    options = [make_option(name, info) for name, info in fields.items()]
     own = [
         click.Argument(["primary"], nargs=-1, metavar=f"[{primary.upper()}]..."),
         *options,
@@ -47,7 +47,7 @@ def make_command(kind: Kind) -> click.Command:
                 dotted = name.replace("__", ".")
                 if any(values and other.startswith(f"{name}__") for other, values in given.items()) and (key := chooser(fields[dotted])):
                     dotted = f"{dotted}.{key}"  # `--objective dpo --objective.beta 0.2`: the name is one field of several
-                apply_override(plain, dotted.split("."), _value(dotted, fields[dotted], texts))
+                apply_override(plain, dotted.split("."), value_of(dotted, fields[dotted], texts))
         recipe = one_stage(kind, primary, out=Path(out) if out else None, seed=seed, **plain)
         print_plan(recipe) if dry_run else run_recipe(recipe, wait=wait, change=change or "refuse")
 
@@ -62,7 +62,7 @@ def _change_options() -> list[click.Option]:
     ]
 
 
-def _option(name: str, info: FieldInfo) -> click.Option:
+def make_option(name: str, info: FieldInfo) -> click.Option:
     default = _default(info)
     facts = [t("unit: {unit}", unit=t(unit_of(info))) if unit_of(info) else "", t("required") if default is None else t("default: {value}", value=default)]
     text = t(info.description or "") + " [" + "; ".join(fact for fact in facts if fact) + "]"
@@ -93,7 +93,7 @@ def _takes_list(annotation: Any) -> bool:
     return list in (annotation, get_origin(annotation)) or any(map(_takes_list, get_args(annotation)))
 
 
-def _value(name: str, info: FieldInfo, texts: tuple[str, ...]) -> Any:
+def value_of(name: str, info: FieldInfo, texts: tuple[str, ...]) -> Any:
     """The option's texts as a recipe would hold them: text stays text where the field takes text."""
     takes_text = str in (info.annotation, *get_args(info.annotation), *plain_items(info.annotation)) or bool(short_names(info))
     if len(texts) > 1 and not _takes_list(info.annotation):

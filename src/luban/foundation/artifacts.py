@@ -61,6 +61,7 @@ class Work:
     ``inputs`` maps the dotted name of each input field to an Artifact, a Path, or a list of these (None if
     not given). ``path`` may hold what an earlier, killed run of the same fingerprint left: continue from it.
     ``watch`` is called with the run after each step of a training: how a room above looks in; what it raises ends the stage.
+    ``foresee`` says what the planner makes of a training on these devices: what the stage takes where its config says auto.
     """
 
     path: Path
@@ -72,6 +73,8 @@ class Work:
     resolved: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)  # time and energy, beside what the runner measures; differs between two runs of the same
     watch: Callable[[Any], None] | None = None
+    foresee: Callable[[], dict[str, Any]] | None = None
+    accepted: list[str] = field(default_factory=list)  # changes of the recipe or its data, under what is half done, that were accepted by name
     scrap: list[str] = field(default_factory=list)  # files and folders of ``path`` that only an unfinished stage needs: they go when the artifact has its name
 
     def licence(self, *names: str) -> None:

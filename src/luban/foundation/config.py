@@ -23,15 +23,16 @@ Auto = Literal["auto"]
 Role = Literal["result", "machine", "length"]
 
 
-def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, short: Sequence[str] = (), later: bool = False, **rules: Any) -> Any:
+def field(default: Any = ..., doc: str = "", *, unit: str = "", role: Role = "result", input: bool = False, short: Sequence[str] = (), later: bool = False, alike: dict[str, str] | None = None, **rules: Any) -> Any:
     """Declare a config field: its default, one sentence of documentation, its unit and its role.
 
     ``input=True`` marks a field whose value names other stages or paths (a string, or a list of strings). ``short`` are names that a config
     may be written as, where the field's type turns them into it. ``later=True`` marks a field that came after its config: at its default it is as if it
     were not there, so that what was made before it stays up to date.
+    ``alike`` are values that make the same as another does, for which they count in a fingerprint.
     ``rules`` are pydantic's own (``ge=0``, ``min_length=1``, ``default_factory=…``).
     """
-    extra = {"role": role, "unit": unit, "input": input, **({"short": list(short)} if short else {}), **({"later": True} if later else {})}
+    extra = {"role": role, "unit": unit, "input": input, **({"short": list(short)} if short else {}), **({"later": True} if later else {}), **({"alike": alike} if alike else {})}
     if "default_factory" in rules:
         return Field(description=doc, json_schema_extra=extra, **rules)
     return Field(default, description=doc, json_schema_extra=extra, **rules)
@@ -188,7 +189,8 @@ def fields_with_role(config: Config, role: Role) -> dict[str, Any]:
             if inner := fields_with_role(value, role):
                 chosen[name] = inner
         elif role_of(info) == role:
-            chosen[name] = plain[name]
+            alike = (info.json_schema_extra or {}).get("alike", {})
+            chosen[name] = alike.get(value, plain[name]) if isinstance(value, str) else plain[name]
     return chosen
 
 

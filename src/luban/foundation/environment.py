@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,28 +19,64 @@ def locale_language() -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher such as torchrun set: this process's place among its peers."""
+    """What a launcher set: this process's place among its peers."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1  # on this machine
     attempt: int = 0  # how often the launcher has started all of them again
-    port: int | None = None  # where they meet
+    address: str = ""  # where they meet; "" where nobody said it and they are on several machines
+    port: int | None = None
+    by: str = ""  # the launcher
+
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PLACES = {  # rank, how many, rank on this machine, how many on this machine
+    "Horovod": ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI and others whose mpiexec is Hydra
+}
 
 
 def launch() -> Launch:
-    """The rank that torchrun (or a launcher that speaks like it) gave this process, if one did."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return Launch()
-    return Launch(
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
-        port=int(os.environ["MASTER_PORT"]),
-    )
+    """The place that torchrun, mpirun or a launcher that speaks like one of them gave this process, if one did."""
+    if set(TORCHRUN) <= os.environ.keys():
+        return Launch(
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            address=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+            by="torchrun",
+        )
+    for name, (rank, size, local_rank, local_size) in PLACES.items():
+        if int(os.environ.get(size, 1)) > 1 and rank in os.environ:
+            known = local_rank in os.environ and local_size in os.environ
+            local = (int(os.environ[local_rank]), int(os.environ[local_size])) if known else (0, 1)
+            address = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if local[1] == int(os.environ[size]) else "")
+            return Launch(int(os.environ[rank]), int(os.environ[size]), *local, address=address, port=int(os.environ.get("MASTER_PORT") or _meeting_port()), by=name)
+    return Launch()
+
+
+def _meeting_port() -> int:
+    """A port that the ranks of one job agree on without a word and other jobs of the machine hardly share, below those that the system gives away."""
+    return 20000 + zlib.crc32((os.environ.get("PMIX_NAMESPACE") or str(os.getppid())).encode()) % 10000
+
+
+def speak_as_torchrun(place: Launch) -> None:
+    """Set what torchrun would have set for this place; torch and DeepSpeed read it."""
+    names = (*TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = (place.rank, place.world_size, place.address, place.port, place.local_rank, place.local_world_size)
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+
+
+def name_local_rank(rank: int) -> None:
+    """Say which process of this machine this is, where no launcher has; DeepSpeed asks for it."""
+    os.environ.setdefault("LOCAL_RANK", str(rank))
 
 
 def let_waiting_threads_sleep() -> None:

@@ -17,7 +17,7 @@ class LubanError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, why: str = "", fix: str = "", **values: object):
+    def __init__(self, what: str, why: str = "", fix: str = "", /, **values: object):
         self.what, self.why, self.fix, self.values = what, why, fix, values
         super().__init__(self.text())
 

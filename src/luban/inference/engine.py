@@ -79,7 +79,7 @@ class Engine:
     """Answers many requests at once with one model.
 
     ``submit`` and ``Request.cancel`` may be called from any thread; ``step`` from one at a time. ``packed`` is the same model, if it is laid out for
-    single tokens too.
+    few tokens at a time.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Engine:
         if self._both_sides:
             context["prefix"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(self.model.device)  # [rows, longest]
         with self._dressed(requests):
-            hidden = self.model(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
+            hidden = self.writer(tokens.to(self.model.device), cache=self.cache.rows(first, len(requests), lengths), **context)  # [rows, longest, dim]
         for offset, size in enumerate(lengths):
             self.cache.advance(first + offset, size)
         self.prompt_tokens += sum(lengths)
@@ -190,7 +190,7 @@ class Engine:
             if request.sampling.prompt_logprobs:
                 self._score_prompt(request, hidden[row, : lengths[row] - 1])
         last = hidden[torch.arange(len(requests)), torch.tensor(lengths) - 1]  # [rows, dim]
-        self._choose(first, self.model.logits(last))
+        self._choose(first, self.writer.logits(last))
 
     def _decode(self) -> None:
         """One forward pass over the last token of every running request."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from luban.adapters.files import open_model
+from luban.adapters.files import open_model, text_folder
 from luban.foundation.hardware import machine
 from luban.inference.config import SamplingConfig
 from luban.inference.engine import Engine, FinishReason, Request
@@ -78,13 +78,12 @@ class LoadedModel:
         """
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
-        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)), packs=True)
+        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(text_folder(Path(path))), packs=True)
 
     def generate(self, prompt: Any, sampling: SamplingConfig | None = None, **settings: Any) -> Any:
         """Continue a prompt: a text for a text, a list of texts for a list. ``settings`` are SamplingConfig's fields."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        packed = self._laid_out() if len(prompts) > 1 else None
-        texts = [answer.text for answer in generate(self.model, self.tokenizer, prompts, _settings(sampling, settings), packed=packed)]
+        texts = [answer.text for answer in generate(self.model, self.tokenizer, prompts, _settings(sampling, settings), packed=self._laid_out())]
         return texts[0] if isinstance(prompt, str) else texts
 
     def chat(
@@ -92,7 +91,7 @@ class LoadedModel:
     ) -> str:
         """The assistant's answer to a conversation, or to one question. Raises DataError when there is no chat template."""
         ids = self._conversation(messages, tools)
-        return generate(self.model, self.tokenizer, [ids], _settings(sampling, settings))[0].text
+        return generate(self.model, self.tokenizer, [ids], _settings(sampling, settings), packed=self._laid_out())[0].text
 
     def stream(
         self, prompt: str | list[dict], sampling: SamplingConfig | None = None, *, tools: list[dict] | None = None, **settings: Any
@@ -100,7 +99,7 @@ class LoadedModel:
         """The answer piece by piece as it is written; joined, it is what ``generate`` (a text) or ``chat`` (messages) gives."""
         chosen = _settings(sampling, settings)
         ids = prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else self._conversation(prompt, tools)
-        engine = Engine(self.model, self.tokenizer, slots=1, maximum_length=len(ids) + chosen.maximum_tokens)
+        engine = Engine(self.model, self.tokenizer, slots=1, maximum_length=len(ids) + chosen.maximum_tokens, packed=self._laid_out())
         pieces: list[str] = []
 
         def collect(request: Request, piece: str) -> None:
@@ -114,7 +113,7 @@ class LoadedModel:
             pieces.clear()
 
     def _laid_out(self) -> PackedDecoder | None:
-        """The model's weights as panels, made when several texts are first written at once, and anew when they have changed."""
+        """The model's weights as panels, made when it first writes, and anew when they have changed."""
         if self._packed is None or not self._packed.fresh:
             self._packed = None  # given back before more is taken
             self._packed = PackedDecoder(self.model) if self._packs and PackedDecoder.suits(self.model) else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from luban.adapters.files import open_model
+from luban.adapters.files import open_model, text_folder
 from luban.foundation.errors import DataError
 from luban.foundation.hardware import machine
 from luban.inference.items import as_items
@@ -67,7 +67,7 @@ class Predictor:
             return Ensemble.load(path, dtype=dtype, device=device)
         device = machine().accelerator if device == "auto" else device
         dtype = dtype or (torch.float32 if device == "cpu" else stored_dtype(Path(path)))
-        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(Path(path)))
+        return cls(open_model(Path(path), dtype=dtype, device=device), Tokenizer.load(text_folder(Path(path))))
 
     @property
     def head(self) -> Head | None:

@@ -28,7 +28,7 @@ def sample(
         logits, seen = logits.cpu(), None if seen is None else seen.cpu()
     logits = penalised(logits.float(), settings, seen)
     if all(setting.temperature == 0 for setting in settings):
-        return logits.argmax(dim=-1)
+        return _likeliest(logits)
     probabilities = distribution(logits, settings)
     reached = probabilities.double().cumsum(dim=-1)  # [batch, vocabulary]
     chance = torch.tensor(chances, dtype=torch.float64, device=logits.device)[:, None]
@@ -36,7 +36,12 @@ def sample(
     chosen = torch.searchsorted(reached, chance * reached[:, -1:], right=True).squeeze(1)
     chosen = torch.minimum(chosen, _last_possible(probabilities))
     greedy = torch.tensor([setting.temperature == 0 for setting in settings], device=logits.device)
-    return torch.where(greedy, logits.argmax(dim=-1), chosen)
+    return torch.where(greedy, _likeliest(logits), chosen)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """The greatest of each row [batch]; on a processor numpy finds it in a tenth of the time that torch takes."""
+    return torch.from_numpy(logits.numpy(force=True).argmax(axis=-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
 def penalised(logits: Tensor, settings: Sequence[SamplingConfig], seen: Tensor | None) -> Tensor:

@@ -2,134 +2,60 @@
 //
 // Each head of keys and values belongs to one thread. Queries go in blocks of BLOCK rows over the keys that they may see, all of which lie in cache, so a block's scores are plain rows:
 // no running maximum is needed. Row i sees columns first[i] ... i, where first[i] is the place at which its document begins; what lies before that of a whole block is not computed.
-// Products are made in registers, ROWS x COLUMNS vectors at a time, for whatever vectors the compiler's target has.
+// Products are made in registers (vectors.h).
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <memory>
+
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 6, COLUMNS = 4;
-#elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 4, COLUMNS = 3;
-#else
-constexpr int LANES = 4, ROWS = 4, COLUMNS = 4;
-#endif
-constexpr int BLOCK = 32;
+constexpr int BLOCK = 32, AHEAD = 16;
 
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4), aligned(4)));
-
-inline Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-inline Vector all(float x) { return x - Vector{}; }
-inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
-inline float largest(Vector v) {
-    float part[LANES];
-    store(part, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int n = 0; n < half; n++) part[n] = part[n] > part[n + half] ? part[n] : part[n + half];
-    return part[0];
+// A row that is read (0) or written (1) soon: rows of a head lie too far apart for the processor to see what comes next.
+template <int WRITE>
+inline void ask(const float* row, int64_t size) {
+    for (int64_t d = 0; d < size; d += 16) __builtin_prefetch(row + d, WRITE);
 }
 
-inline float sum_of(Vector v) {
-    float part[LANES];
-    store(part, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int n = 0; n < half; n++) part[n] += part[n + half];
-    return part[0];
-}
+// Cosines and sines of a row's places, [seq, size] each, the second half as the first (rotary.py); or none.
+struct Angles {
+    const float *cosines, *sines;
+};
+inline Angles of_row(Angles given, int64_t stride, int64_t row) { return given.cosines ? Angles{given.cosines + stride * row, given.sines + stride * row} : given; }
 
-// e^x for x <= 0 to a unit in the last place or two, 0 below the smallest normal number: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of Cephes' expf).
-inline Vector exponential(Vector whole) {
-    Vector x = whole < -87.0f ? all(-87.0f) : whole;
-    Vector k = x * 1.44269504088896341f + 12582912.0f;  // rounded to an integer in the low bits
-    Integers bits = (Integers)k;
-    k -= 12582912.0f;
-    x -= k * 0.693359375f;
-    x -= k * -2.12194440e-4f;
-    Vector y = all(1.9875691500e-4f);
-    y = y * x + 1.3981999507e-3f;
-    y = y * x + 8.3334519073e-3f;
-    y = y * x + 4.1665795894e-2f;
-    y = y * x + 1.6666665459e-1f;
-    y = y * x + 5.0000001201e-1f;
-    y = y * x * x + x + 1.0f;
-    return whole < -87.0f ? Vector{} : (Vector)((Integers)y + (bits << 23));
-}
-
-// C [R, V vectors] = (or +=) A [R, depth] B [depth, V vectors]; A's element (r, k) lies at a[r * row + k * step].
-template <int R, int V>
-inline void tile(const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth, bool add) {
-    Vector sums[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sums[r][v] = add ? load(c + r * ldc + v * LANES) : Vector{};
-    for (int64_t k = 0; k < depth; k++) {
-        Vector right[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) right[v] = load(b + k * ldb + v * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            Vector left = all(a[r * row + k * step]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[r][v] += left * right[v];
-        }
+// A vector of a head, times a factor, turned by the angles of place i or (sign -1) turned back.
+inline void turn(const float* __restrict from, int64_t size, float factor, Angles by, int64_t i, float sign, float* __restrict to) {
+    if (!by.cosines) {
+        for (int64_t d = 0; d < size; d++) to[d] = from[d] * factor;
+        return;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(c + r * ldc + v * LANES, sums[r][v]);
-}
-
-template <int V>
-inline void strip(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth, bool add) {
-    int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS) tile<ROWS, V>(a + r * row, row, step, b, ldb, c + r * ldc, ldc, depth, add);
-    for (; r + 2 <= rows; r += 2) tile<2, V>(a + r * row, row, step, b, ldb, c + r * ldc, ldc, depth, add);
-    for (; r < rows; r++) tile<1, V>(a + r * row, row, step, b, ldb, c + r * ldc, ldc, depth, add);
-}
-
-// As tile, of any size; columns are a multiple of LANES.
-void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-    int64_t left = columns / LANES;
-    while (left > 0) {
-        // Of what is left five vectors are three and two, not four and one.
-        int64_t take = left == COLUMNS + 1 ? (COLUMNS + 2) / 2 : std::min<int64_t>(left, COLUMNS);
-        switch (take) {
-            case 1: strip<1>(rows, a, row, step, b, ldb, c, ldc, depth, add); break;
-            case 2: strip<2>(rows, a, row, step, b, ldb, c, ldc, depth, add); break;
-            case 3: strip<3>(rows, a, row, step, b, ldb, c, ldc, depth, add); break;
-            default: strip<4>(rows, a, row, step, b, ldb, c, ldc, depth, add);
-        }
-        b += take * LANES, c += take * LANES, left -= take;
+    const float *__restrict cosines = by.cosines + i * size, *__restrict sines = by.sines + i * size;
+    const int64_t half = size / 2;
+    sign *= factor;
+#pragma omp simd
+    for (int64_t d = 0; d < half; d++) {
+        const float c = cosines[d] * factor, s = sines[d] * sign, one = from[d], other = from[d + half];
+        to[d] = one * c - other * s;
+        to[d + half] = other * c + one * s;
     }
 }
 
 // Rows of a head [seq, size] with any stride, next to each other and padded with zeros: plain, or transposed [size, seq].
-void gather(const float* from, int64_t stride, int64_t seq, int64_t size, int64_t width, float factor, float* to, int64_t rows) {
+void gather(const float* from, int64_t stride, int64_t seq, int64_t size, int64_t width, float factor, Angles by, int64_t first, float* to, int64_t rows) {
     for (int64_t i = 0; i < seq; i++) {
-        for (int64_t d = 0; d < size; d++) to[i * width + d] = from[i * stride + d] * factor;
+        ask<0>(from + std::min(i + AHEAD, seq - 1) * stride, size);
+        turn(from + i * stride, size, factor, by, first + i, 1, to + i * width);
         for (int64_t d = size; d < width; d++) to[i * width + d] = 0;
     }
     std::fill(to + seq * width, to + rows * width, 0.0f);
 }
 
-void transpose(const float* from, int64_t stride, int64_t seq, int64_t size, int64_t width, float* to) {
-    for (int64_t i0 = 0; i0 < seq; i0 += 16)
-        for (int64_t d = 0; d < size; d++)
-            for (int64_t i = i0; i < std::min(i0 + 16, seq); i++) to[d * width + i] = from[i * stride + d];
-    for (int64_t d = 0; d < size; d++) std::fill(to + d * width + seq, to + (d + 1) * width, 0.0f);
-}
-
-void scatter(const float* from, int64_t width, int64_t seq, int64_t size, float* to, int64_t stride) {
-    for (int64_t i = 0; i < seq; i++) std::memcpy(to + i * stride, from + i * width, size * sizeof(float));
+// [rows, width] to [width, rows], both multiples of LANES.
+void transpose(const float* from, int64_t rows, int64_t width, float* to, int64_t pitch) {
+    for (int64_t i = 0; i < rows; i += LANES)
+        for (int64_t d = 0; d < width; d += LANES) transpose(from + i * width + d, width, to + d * pitch + i, pitch);
 }
 
 struct Shape {
@@ -142,108 +68,127 @@ struct Place {
 // The column that a block of rows begins with: documents follow each other, so that of its first row.
 inline int64_t first_of(const int32_t* first, int64_t i0) { return first[i0] / LANES * LANES; }
 
-// Scores of the columns [from, until) that row i may not see, which are all but [begin, i].
-inline void hide(float* row, int64_t from, int64_t until, int64_t begin, int64_t i) {
-    for (int64_t j = from; j < begin; j++) row[j - from] = -INFINITY;
-    for (int64_t j = i + 1; j < until; j++) row[j - from] = -INFINITY;
+// Of the first count scores of a row, all but those in [begin, end) become -infinity.
+inline void hide(float* row, int64_t begin, int64_t end, int64_t count) {
+    Integers place;
+    for (int n = 0; n < LANES; n++) place[n] = n;
+    for (int64_t j = 0; j < begin; j += LANES) store(row + j, place + (int32_t)j < (int32_t)begin ? all(-INFINITY) : load(row + j));
+    for (int64_t j = end / LANES * LANES; j < count; j += LANES) store(row + j, place + (int32_t)j >= (int32_t)end ? all(-INFINITY) : load(row + j));
 }
 
 }  // namespace
 
 extern "C" {
 
-void luban_attention_forward(const Shape* shape, const float* q, const Place* qp, const float* k, const Place* kp, const float* v, const Place* vp, const int32_t* first, int64_t threads, float scale,
+void luban_attention_forward(const Shape* shape, const float* q, const Place* qp, const float* k, const Place* kp, const float* v, const Place* vp, const int32_t* first, Angles angles, int64_t turns, int64_t threads, float scale,
                              float* out, const Place* op, float* norms) {
-    const int64_t seq = shape->seq, size = shape->size, width = padded(size), longest = padded(seq), share = shape->heads / shape->groups;
+    const int64_t seq = shape->seq, size = shape->size, width = padded(size), longest = padded(seq), pitch = longest + LANES, share = shape->heads / shape->groups;
 #pragma omp parallel num_threads(threads)
     {
-        std::unique_ptr<float[]> memory(new float[size * longest + longest * width + BLOCK * (2 * width + longest)]);
-        float *turned = memory.get(), *values = turned + size * longest, *queries = values + longest * width, *sums = queries + BLOCK * width, *scores = sums + BLOCK * width;
+        std::unique_ptr<float[]> memory(new float[width * pitch + longest * width + BLOCK * (2 * width + pitch)]);
+        float *turned = memory.get(), *values = turned + width * pitch, *queries = values + longest * width, *sums = queries + BLOCK * width, *scores = sums + BLOCK * width;
+        float tops[BLOCK], totals[BLOCK];
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < shape->batch * shape->groups; unit++) {
             const int64_t b = unit / shape->groups, g = unit % shape->groups;
             const int32_t* begins = first + b * seq;
-            transpose(k + b * kp->batch + g * kp->head, kp->row, seq, size, longest, turned);
-            gather(v + b * vp->batch + g * vp->head, vp->row, seq, size, width, 1.0f, values, longest);
+            const Angles by = of_row(angles, turns, b);
+            gather(k + b * kp->batch + g * kp->head, kp->row, seq, size, width, 1.0f, by, 0, values, longest);
+            transpose(values, longest, width, turned, pitch);
+            gather(v + b * vp->batch + g * vp->head, vp->row, seq, size, width, 1.0f, {}, 0, values, longest);
             for (int64_t h = g * share; h < (g + 1) * share; h++)
                 for (int64_t i0 = 0; i0 < seq; i0 += BLOCK) {
                     const int64_t rows = std::min<int64_t>(BLOCK, seq - i0), from = first_of(begins, i0), until = padded(i0 + rows), count = until - from;
-                    gather(q + b * qp->batch + h * qp->head + i0 * qp->row, qp->row, rows, size, width, scale, queries, rows);
-                    product(rows, count, size, queries, width, 1, turned + from, longest, scores, longest, false);
+                    gather(q + b * qp->batch + h * qp->head + i0 * qp->row, qp->row, rows, size, width, scale, by, i0, queries, rows);
+                    product(rows, count, size, queries, width, 1, turned + from, pitch, scores, pitch, false);
                     for (int64_t r = 0; r < rows; r++) {
-                        float* row = scores + r * longest;
-                        hide(row, from, until, begins[i0 + r], i0 + r);
+                        float* row = scores + r * pitch;
+                        hide(row, begins[i0 + r] - from, i0 + r + 1 - from, count);
                         Vector top = load(row);
                         for (int64_t j = LANES; j < count; j += LANES) top = load(row + j) > top ? load(row + j) : top;
-                        const float most = largest(top);
+                        tops[r] = largest(top);
+                    }
+                    for (int64_t r = 0; r < rows; r++) {
+                        float* row = scores + r * pitch;
                         Vector total{};
                         for (int64_t j = 0; j < count; j += LANES) {
-                            const Vector part = exponential(load(row + j) - most);
+                            const Vector part = exponential(load(row + j) - tops[r]);
                             total += part;
                             store(row + j, part);
                         }
-                        const float sum = sum_of(total);
-                        norms[(b * shape->heads + h) * seq + i0 + r] = most + std::log(sum);
-                        queries[r * width] = 1.0f / sum;  // the queries are used up
+                        totals[r] = sum_of(total);
                     }
-                    product(rows, width, count, scores, longest, 1, values + from * width, width, sums, width, false);
+                    for (int64_t r = 0; r < rows; r++) norms[(b * shape->heads + h) * seq + i0 + r] = tops[r] + std::log(totals[r]);
+                    product(rows, width, count, scores, pitch, 1, values + from * width, width, sums, width, false);
                     float* to = out + b * op->batch + h * op->head + i0 * op->row;
                     for (int64_t r = 0; r < rows; r++)
-                        for (int64_t d = 0; d < size; d++) to[r * op->row + d] = sums[r * width + d] * queries[r * width];
+                        for (int64_t d = 0; d < size; d++) to[r * op->row + d] = sums[r * width + d] / totals[r];
                 }
         }
     }
 }
 
 void luban_attention_backward(const Shape* shape, const float* q, const Place* qp, const float* k, const Place* kp, const float* v, const Place* vp, const float* out, const Place* op,
-                              const float* slope, const Place* sp, const int32_t* first, int64_t threads, float scale, const float* norms, float* dq, const Place* dqp, float* dk, const Place* dkp, float* dv,
+                              const float* slope, const Place* sp, const int32_t* first, Angles angles, int64_t turns, int64_t threads, float scale, const float* norms, float* dq, const Place* dqp, float* dk, const Place* dkp, float* dv,
                               const Place* dvp) {
-    const int64_t seq = shape->seq, size = shape->size, width = padded(size), longest = padded(seq), share = shape->heads / shape->groups;
+    const int64_t seq = shape->seq, size = shape->size, width = padded(size), longest = padded(seq), pitch = longest + LANES, share = shape->heads / shape->groups;
 #pragma omp parallel num_threads(threads)
     {
-        std::unique_ptr<float[]> memory(new float[2 * size * longest + 3 * longest * width + BLOCK * (3 * width + 2 * longest)]);
-        float *turned_keys = memory.get(), *turned_values = turned_keys + size * longest, *keys = turned_values + size * longest, *by_keys = keys + longest * width,
+        std::unique_ptr<float[]> memory(new float[2 * width * pitch + 3 * longest * width + BLOCK * (4 * width + 2 * pitch)]);
+        float *turned_keys = memory.get(), *turned_values = turned_keys + width * pitch, *keys = turned_values + width * pitch, *by_keys = keys + longest * width,
               *by_values = by_keys + longest * width, *queries = by_values + longest * width, *slopes = queries + BLOCK * width, *by_queries = slopes + BLOCK * width,
-              *known = by_queries + BLOCK * width, *by_scores = known + BLOCK * longest;
+              *results = by_queries + BLOCK * width, *known = results + BLOCK * width, *by_scores = known + BLOCK * pitch;
+        float dots[BLOCK];
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < shape->batch * shape->groups; unit++) {
             const int64_t b = unit / shape->groups, g = unit % shape->groups;
             const int32_t* begins = first + b * seq;
-            transpose(k + b * kp->batch + g * kp->head, kp->row, seq, size, longest, turned_keys);
-            transpose(v + b * vp->batch + g * vp->head, vp->row, seq, size, longest, turned_values);
-            gather(k + b * kp->batch + g * kp->head, kp->row, seq, size, width, 1.0f, keys, longest);
+            const Angles by = of_row(angles, turns, b);
+            gather(v + b * vp->batch + g * vp->head, vp->row, seq, size, width, 1.0f, {}, 0, keys, longest);
+            transpose(keys, longest, width, turned_values, pitch);
+            gather(k + b * kp->batch + g * kp->head, kp->row, seq, size, width, 1.0f, by, 0, keys, longest);
+            transpose(keys, longest, width, turned_keys, pitch);
             std::fill(by_keys, by_keys + 2 * longest * width, 0.0f);
             for (int64_t h = g * share; h < (g + 1) * share; h++)
                 for (int64_t i0 = 0; i0 < seq; i0 += BLOCK) {
                     const int64_t rows = std::min<int64_t>(BLOCK, seq - i0), from = first_of(begins, i0), until = padded(i0 + rows), count = until - from;
                     const float* above = slope + b * sp->batch + h * sp->head + i0 * sp->row;
                     const float* made = out + b * op->batch + h * op->head + i0 * op->row;
-                    gather(q + b * qp->batch + h * qp->head + i0 * qp->row, qp->row, rows, size, width, scale, queries, rows);
-                    gather(above, sp->row, rows, size, width, 1.0f, slopes, rows);
-                    product(rows, count, size, queries, width, 1, turned_keys + from, longest, known, longest, false);
-                    product(rows, count, size, slopes, width, 1, turned_values + from, longest, by_scores, longest, false);
+                    gather(q + b * qp->batch + h * qp->head + i0 * qp->row, qp->row, rows, size, width, scale, by, i0, queries, rows);
+                    gather(above, sp->row, rows, size, width, 1.0f, {}, 0, slopes, rows);
+                    gather(made, op->row, rows, size, width, 1.0f, {}, 0, results, rows);
+                    product(rows, count, size, queries, width, 1, turned_keys + from, pitch, known, pitch, false);
+                    product(rows, count, size, slopes, width, 1, turned_values + from, pitch, by_scores, pitch, false);
+                    for (int64_t r = 0; r < rows; r++) {
+                        Vector dot{};
+                        for (int64_t d = 0; d < width; d += LANES) dot += load(slopes + r * width + d) * load(results + r * width + d);
+                        dots[r] = sum_of(dot);
+                        hide(known + r * pitch, begins[i0 + r] - from, i0 + r + 1 - from, count);
+                    }
                     for (int64_t r = 0; r < rows; r++) {
                         const float norm = norms[(b * shape->heads + h) * seq + i0 + r];
-                        float *row = known + r * longest, *other = by_scores + r * longest, dot = 0;
-#pragma omp simd reduction(+ : dot)
-                        for (int64_t d = 0; d < size; d++) dot += above[r * sp->row + d] * made[r * op->row + d];
-                        hide(row, from, until, begins[i0 + r], i0 + r);
+                        float *row = known + r * pitch, *other = by_scores + r * pitch;
                         for (int64_t j = 0; j < count; j += LANES) {
                             const Vector part = exponential(load(row + j) - norm);
                             store(row + j, part);
-                            store(other + j, part * (load(other + j) - dot));
+                            store(other + j, part * (load(other + j) - dots[r]));
                         }
                     }
-                    product(rows, width, count, by_scores, longest, 1, keys + from * width, width, by_queries, width, false);
+                    product(rows, width, count, by_scores, pitch, 1, keys + from * width, width, by_queries, width, false);
                     const int64_t seen = std::min(until, seq) - from;
-                    product(seen, width, rows, known, 1, longest, slopes, width, by_values + from * width, width, true);
-                    product(seen, width, rows, by_scores, 1, longest, queries, width, by_keys + from * width, width, true);
+                    product(seen, width, rows, known, 1, pitch, slopes, width, by_values + from * width, width, true);
+                    product(seen, width, rows, by_scores, 1, pitch, queries, width, by_keys + from * width, width, true);
                     float* to = dq + b * dqp->batch + h * dqp->head + i0 * dqp->row;
-                    for (int64_t r = 0; r < rows; r++)
-                        for (int64_t d = 0; d < size; d++) to[r * dqp->row + d] = by_queries[r * width + d] * scale;
+                    for (int64_t r = 0; r < rows; r++) ask<1>(to + r * dqp->row, size);
+                    for (int64_t r = 0; r < rows; r++) turn(by_queries + r * width, size, scale, by, i0 + r, -1, to + r * dqp->row);
                 }
-            scatter(by_keys, width, seq, size, dk + b * dkp->batch + g * dkp->head, dkp->row);
-            scatter(by_values, width, seq, size, dv + b * dvp->batch + g * dvp->head, dvp->row);
+            float *to_keys = dk + b * dkp->batch + g * dkp->head, *to_values = dv + b * dvp->batch + g * dvp->head;
+            for (int64_t i = 0; i < seq; i++) {
+                ask<1>(to_keys + std::min(i + AHEAD, seq - 1) * dkp->row, size);
+                ask<1>(to_values + std::min(i + AHEAD, seq - 1) * dvp->row, size);
+                turn(by_keys + i * width, size, 1.0f, by, i, -1, to_keys + i * dkp->row);
+                turn(by_values + i * width, size, 1.0f, {}, i, -1, to_values + i * dvp->row);
+            }
         }
     }
 }

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luban.foundation.environment import cache_folder, cxx
+from luban.foundation.compiled import compiled
 from luban.models.products import LIBRARY
-
-SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-march=native")
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The compiled code, made at the first call on a machine and kept in the user's cache, or where that cannot be written to, made for this process; None without a compiler that can make it."""
-    compiler = shutil.which(cxx())
-    if compiler is None or not SOURCE.exists():
-        return None
-    source = SOURCE.read_bytes()
-    name = hashlib.sha256(b"\0".join([source, *(flag.encode() for flag in FLAGS), compiler.encode(), _processor().encode()])).hexdigest()[:16]
-    for folder in (cache_folder(), None):
-        try:
-            folder = folder or Path(tempfile.mkdtemp())  # of this process alone: nobody else may put code there
-            file = folder / f"attention-{name}.so"
-            if not file.exists():
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                _compile(compiler, file)
-            return ctypes.CDLL(str(file))
-        except subprocess.SubprocessError:
-            return None
-        except OSError:
-            continue
-    return None
-
-
-def _compile(compiler: str, file: Path) -> None:
-    """Beside its place, and then into it: another process may do the same."""
-    handle, made = tempfile.mkstemp(suffix=".so", dir=file.parent)
-    os.close(handle)
-    try:
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", made], check=True, capture_output=True, timeout=120)
-        os.replace(made, file)
-    finally:
-        Path(made).unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(next((line for line in lines if line.startswith(word)), "") for word in ("model name", "flags", "Features"))
+    """attention.cpp, compiled; None without a compiler."""
+    return compiled(Path(__file__).with_suffix(".cpp"))
 
 
 def begins_of(segments: Tensor | None, rows: int, seq: int) -> Tensor:
@@ -118,24 +73,40 @@ def _call(name: str, queries: Tensor, keys: Tensor, *given: Any) -> None:
     getattr(load(), name)(_integers(batch, heads, keys.shape[1], seq, size), *given)
 
 
-def _forward(queries: Tensor, keys: Tensor, values: Tensor, begins: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+class _Angles(ctypes.Structure):
+    _fields_ = (("cosines", ctypes.c_void_p), ("sines", ctypes.c_void_p))
+
+
+def _place(begins: Tensor, scale: float, angles: tuple[Tensor, Tensor] | None) -> list[Any]:
+    """Documents, angles [1 or batch, 1, seq, head_dim] with the distance of two rows', threads, scale."""
+    turned = _Angles(*(angle.data_ptr() for angle in angles)) if angles else _Angles()
+    distance = angles[0].stride(0) if angles and len(angles[0]) > 1 else 0
+    return [ctypes.c_void_p(begins.data_ptr()), turned, ctypes.c_int64(distance), ctypes.c_int64(torch.get_num_threads()), ctypes.c_float(scale)]
+
+
+def forward(queries: Tensor, keys: Tensor, values: Tensor, begins: Tensor, scale: float, angles: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`causal_attention` without a graph, and the logarithm of each token's sum of exponentials. Queries and keys are turned by ``angles``, if there are any (rotary.py)."""
     queries, keys, values, begins = _rows(queries), _rows(keys), _rows(values), begins.contiguous()
+    angles = angles and tuple(angle.contiguous() for angle in angles)
     made, norms = _empty(queries), queries.new_empty(queries.shape[:3])
-    place = ctypes.c_void_p(begins.data_ptr()), ctypes.c_int64(torch.get_num_threads()), ctypes.c_float(scale)
-    _call("luban_attention_forward", queries, keys, *_given(queries, keys, values), *place, *_given(made), ctypes.c_void_p(norms.data_ptr()))
+    _call("luban_attention_forward", queries, keys, *_given(queries, keys, values), *_place(begins, scale, angles), *_given(made), ctypes.c_void_p(norms.data_ptr()))
     return made, norms
 
 
-def _backward(slope: Tensor, queries: Tensor, keys: Tensor, values: Tensor, begins: Tensor, made: Tensor, norms: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    slope: Tensor, queries: Tensor, keys: Tensor, values: Tensor, begins: Tensor, made: Tensor, norms: Tensor, scale: float,
+    angles: tuple[Tensor, Tensor] | None = None, into: Sequence[Tensor] | None = None,
+) -> Sequence[Tensor]:  # fmt: skip
+    """What comes back to queries, keys and values as they were given, ``into`` tensors of their shapes or new ones."""
     slope, queries, keys, values, begins, made = _rows(slope), _rows(queries), _rows(keys), _rows(values), begins.contiguous(), _rows(made)
-    by_queries, by_keys, by_values = _empty(queries), _empty(keys), _empty(values)
-    place = ctypes.c_void_p(begins.data_ptr()), ctypes.c_int64(torch.get_num_threads()), ctypes.c_float(scale), ctypes.c_void_p(norms.contiguous().data_ptr())
-    _call("luban_attention_backward", queries, keys, *_given(queries, keys, values, made, slope), *place, *_given(by_queries, by_keys, by_values))
-    return by_queries, by_keys, by_values
+    angles = angles and tuple(angle.contiguous() for angle in angles)
+    found = into or (_empty(queries), _empty(keys), _empty(values))
+    _call("luban_attention_backward", queries, keys, *_given(queries, keys, values, made, slope), *_place(begins, scale, angles), ctypes.c_void_p(norms.contiguous().data_ptr()), *_given(*found))
+    return found
 
 
-LIBRARY.impl("causal_attention", _forward, "CPU")
-LIBRARY.impl("causal_attention_backward", _backward, "CPU")
+LIBRARY.impl("causal_attention", forward, "CPU")
+LIBRARY.impl("causal_attention_backward", lambda *given: tuple(backward(*given)), "CPU")
 
 
 @torch.library.register_fake("luban::causal_attention", lib=LIBRARY)

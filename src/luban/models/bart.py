@@ -17,6 +17,7 @@ from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads, text_positions
 from luban.models.embedding import Embedding
 from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.given import GatheredKeys, OnePass
 from luban.models.heads import Head
 from luban.models.source_cache import SourceCache
 
@@ -36,30 +37,31 @@ class Bart(EncoderDecoder):
         self.dropout = nn.Dropout(shape.dropout)
         self._sinusoids: dict[torch.device, Tensor] = {}
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
-        states = self._embed(self.model.encoder, source, source_segments, 0)
+    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
+        states = self._embed(self.model.encoder, source, source_segments, cache)
         mask = segment_mask(source_segments)
+        mask = mask if cache is None else cache.beside(mask)
         for layer in self.model.encoder.layers:
-            states = self.through(layer, states, mask, None, None, None, 0)
+            states = self.through(layer, states, mask, None, None, cache, 0)
         return self.model.encoder.finish(states)
 
     def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
-        held = 0 if cache is None else cache.length
-        states = self._embed(self.model.decoder, tokens, segments, held)
-        mask = decoder_mask(tokens.shape[1], segments, held, tokens.device)
+        states = self._embed(self.model.decoder, tokens, segments, cache)
+        mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
         crossing = cross_mask(segments, source_segments)
         for index, layer in enumerate(self.model.decoder.layers):
             states = self.through(layer, states, mask, memory, crossing, cache, index)
         return self.model.decoder.finish(states)
 
-    def _embed(self, stack: _Stack, tokens: Tensor, segments: Tensor | None, held: int) -> Tensor:
+    def _embed(self, stack: _Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
         """Embeddings with positions [rows, seq, dim], normalised where the family does."""
         shape = self.shape
         states = self.model.shared(tokens)
         if shape.scaled_embedding:
             states = states * math.sqrt(shape.hidden_size)
         limit = shape.maximum_positions if shape.learned_positions else sys.maxsize
-        positions = held + text_positions(tokens, segments, limit)  # [rows or 1, seq]
+        held = 0 if cache is None else cache.length
+        positions = cache.positions(tokens.shape[1]) if isinstance(cache, GatheredKeys) else held + text_positions(tokens, segments, limit)  # [rows or 1, seq]
         if shape.learned_positions:
             if held + tokens.shape[1] > limit and (longest := int(positions.max()) + 1) > limit:
                 raise DataError(

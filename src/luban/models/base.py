@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -38,6 +38,7 @@ class Model(nn.Module):
     tokens_before: int = 0  # places before each text that a learned prompt or prefix takes (luban.adapters.before)
     recompute_modes: ClassVar[tuple[str, ...]] = recompute.MODES
     shards: ClassVar[bool] = True  # whether every weight is used inside the calls of the modules that hold it, so that it may be gathered for their time
+    staged: ClassVar[bool] = False  # whether only some of its blocks are here, as stages of a pipeline
     takes_prefix: ClassVar[bool] = False  # whether ``forward`` knows ``prefix``: tokens of a decoder that are seen from both sides
     shape: Any  # the family's own BaseShapeConfig
 
@@ -49,12 +50,45 @@ class Model(nn.Module):
         self.recompute: bool | str | list[str] = "none"  # what is computed again in the backward pass (recompute.py): a mode, or one for each block
         self.fresh: list[str] = []  # parameters that no file gave: drawn for a new head, or for what the file lacked
         self.own_attention = False  # attention.py does the work of attention where it can
+        self.own_layers = False  # own_layers.py does that of whole layers, and of cross-entropy
+        self.cross_entropy = "chunked"  # how a loss takes the product with the vocabulary: luban.objectives.losses.CROSS_ENTROPIES
+        self.split_backward = False  # gradients of weights are computed apart from those of states, so a backward pass is run twice
         self.compiled = False  # its blocks run as the compiler made them, and so may what stands around them
         self.narrow = False  # the matrices are in bfloat16 and learn (narrow.py)
         self.adapter: Any = None  # what `adapter` put on it (luban.adapters)
         self.unchanging: frozenset[str] = frozenset()  # parameters of a base under an adapter: training never changes them
 
     # ---- what a family defines -------------------------------------------------------------------------------------
+
+    def enter(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, cache: Any = None) -> Tensor:
+        """The stream [rows, seq, dim] before the first block. This, :meth:`beside`, :meth:`run_layers` and :meth:`leave` are the forward pass of decoders and encoders, in the parts that the
+        stages of a pipeline need."""
+        raise NotImplementedError
+
+    def beside(
+        self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, cache: Any = None, prefix: Tensor | None = None,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
+        """What each of the shape's layers is called with beside the stream; of ``states`` [rows, seq, dim] type and device are read."""
+        raise NotImplementedError
+
+    def run_layers(self, states: Tensor, layers: Iterable[nn.Module], beside: Iterable[tuple[Any, ...]]) -> Tensor:
+        """The stream [rows, seq, dim] through some layers, each with what it is called with."""
+        for layer, given in zip(layers, beside, strict=True):
+            states = self.through(layer, states, *given)
+        return states
+
+    def leave(self, states: Tensor) -> Tensor:
+        """Hidden states [rows, seq, dim] of the stream after the last block."""
+        return states
+
+    def numbered_blocks(self) -> list[tuple[int, nn.Module]]:
+        """:meth:`blocks` that are here, each with its number among all."""
+        return list(enumerate(self.blocks()))
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are in all."""
+        return len(self.blocks())
 
     def blocks(self) -> list[nn.Module]:
         """The layers from the input upwards: what is compiled, frozen and given a learning rate one by one."""
@@ -75,7 +109,12 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of hidden states [..., dim]."""
-        return product(*self.output_product(hidden))
+        hidden, weight, bias = self.output_product(hidden)
+        if not hasattr(weight, "to_local"):
+            return product(hidden, weight, bias)
+        from luban.models.parts import shared_product
+
+        return shared_product(hidden, weight, bias)
 
     def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """The states [..., dim], the matrix [vocabulary, dim] and the bias [vocabulary] whose product the logits are, so that a loss can take it in parts;
@@ -93,6 +132,9 @@ class Model(nn.Module):
     def auxiliary(self) -> dict[str, Tensor]:
         """Losses that the last forward pass made by itself (load balance of experts), as named means over tokens; none as a rule."""
         return {}
+
+    def gather_auxiliary(self, gather: Callable[[Tensor], Tensor], segments: Tensor | None) -> None:
+        """Of a forward pass over a part of each row's places, let :meth:`auxiliary` speak of all. ``gather`` makes [rows, seq, …] of this rank's part of it; ``segments`` [rows, seq]."""
 
     def is_output(self, name: str) -> bool:
         """Whether a tensor belongs to the output or to a head: a file that has another head may lack it, or have one too many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from luban.models.base import Model, resized
 from luban.models.bert_shape import BertShapeConfig
 from luban.models.classic import FUNCTIONS, join_heads, segment_mask, split_heads, text_positions, vector
 from luban.models.embedding import Embedding
-from luban.models.given import GivenKeys
+from luban.models.given import OnePass
 from luban.models.heads import Head, Projection, first_state
 from luban.models.layers import Cache
 
@@ -55,19 +55,26 @@ class Bert(Model):
         """Hidden states [rows, seq, dim] of tokens [rows, seq]; each token sees its whole segment.
 
         ``positions`` [rows, seq] default to 0, 1, … in each segment, ``types`` [rows, seq] to 0. DataError for a text longer than the
-        table of positions, ConfigError for a cache other than :class:`GivenKeys`: an encoder does not write.
+        table of positions, ConfigError for a cache other than :class:`OnePass`: an encoder does not write.
         """
-        if cache is not None and not isinstance(cache, GivenKeys):
+        if cache is not None and not isinstance(cache, OnePass):
             raise ConfigError("{name} does not write text", "it is an encoder: every token sees those after it", "choose a decoder", name=self.shape.architecture)
+        states = self.enter(tokens, positions, segments, types)
+        return self.run_layers(states, self.blocks(), self.beside(states, tokens, positions, segments, types, cache))
+
+    def enter(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         if positions is None:
             positions = text_positions(tokens, segments, self.shape.maximum_positions)
-        states = self.trunk.embeddings(tokens, positions + self.shape.first_position, types)  # [rows, seq, dim]
+        return self.trunk.embeddings(tokens, positions + self.shape.first_position, types)  # [rows, seq, dim]
+
+    def beside(
+        self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
         mask = segment_mask(segments)
-        if mask is not None and cache is not None:
-            mask = F.pad(mask, (cache.length, 0), value=True)
-        for index, layer in enumerate(self.blocks()):
-            states = self.through(layer, states, mask, cache, index)
-        return states
+        if cache is not None:
+            mask = cache.beside(mask)
+        return [(mask, cache, index) for index in range(self.shape.layers)]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.trunk.encoder.layer)
@@ -180,7 +187,7 @@ class Layer(nn.Module):
         self.output = _Added(shape.feed_forward_size, shape)
         self.activation = FUNCTIONS[shape.activation]
 
-    def forward(self, states: Tensor, mask: Tensor | None, given: GivenKeys | None = None, index: int = 0) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor | None, given: OnePass | None = None, index: int = 0) -> Tensor:
         states = self.attention(states, mask, given, index)
         return self.output(self.activation(self.intermediate.dense(states)), states)
 
@@ -192,9 +199,10 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(shape.attention_dropout)  # of the weights of attention, inside its kernel
         self.self = nn.ModuleDict({name: nn.Linear(shape.hidden_size, shape.hidden_size) for name in ("query", "key", "value")})
         self.output = _Added(shape.hidden_size, shape)
+        self.read = nn.Identity()  # what attention looks at, apart from the stream that its output is added to
 
-    def forward(self, states: Tensor, mask: Tensor | None, given: GivenKeys | None, index: int) -> Tensor:
-        queries, keys, values = (split_heads(part(states), self.heads) for part in self.self.values())  # [rows, heads, seq, head_dim]
+    def forward(self, states: Tensor, mask: Tensor | None, given: OnePass | None, index: int) -> Tensor:
+        queries, keys, values = (split_heads(part(read), self.heads) for read in [self.read(states)] for part in self.self.values())  # [rows, heads, seq, head_dim]
         if given is not None:
             keys, values = given.update(index, keys, values)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,24 +45,36 @@ class Decoder(Model):
         cache must not hold text then.
         """
         assert segments is None or cache is None or isinstance(cache, GivenKeys)
+        states = self.enter(tokens)
+        return self.leave(self.run_layers(states, self.model.layers, self.beside(states, tokens, positions, segments, types, cache, prefix)))
+
+    def enter(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        return self.model.embed_tokens(tokens)  # [batch, seq, dim]
+
+    def beside(
+        self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
         batch, seq = tokens.shape
         if positions is None:
             positions = cache.positions(seq) if cache is not None else torch.arange(seq, device=tokens.device)[None]
         windows = self.shape.windows
-        states = self.model.embed_tokens(tokens)  # [batch, seq, dim]
         autocast = torch.is_autocast_enabled(states.device.type)
         if self.own_attention and states.dtype == torch.float32 and states.device.type == "cpu" and cache is None and prefix is None and not autocast and not any(windows):
             masks = {None: begins_of(segments, batch, seq)}
         else:
             masks = {window: visible(seq, segments, window, tokens.device, prefix, cache) for window in dict.fromkeys(windows)}
         angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
-        return self.model.norm(self.run_layers(states, angles, [masks[window] for window in windows], cache))
+        return [(angles, masks[window], cache, index) for index, window in enumerate(windows)]
 
-    def run_layers(self, states: Tensor, angles: tuple[Tensor, Tensor], masks: list[Tensor | None], cache: Cache | None) -> Tensor:
-        """The stream [batch, seq, dim] through all layers, each with its mask."""
-        for index, layer in enumerate(self.model.layers):
-            states = self.through(layer, states, angles, masks[index], cache, index)
+    def run_layers(self, states: Tensor, layers: Iterable[nn.Module], beside: Iterable[tuple[Any, ...]]) -> Tensor:
+        for layer, given in zip(layers, beside, strict=True):
+            layer.own = self.own_layers
+            states = self.through(layer, states, *given)
         return states
+
+    def leave(self, states: Tensor) -> Tensor:
+        return self.model.norm(states)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.model.layers)

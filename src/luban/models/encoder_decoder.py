@@ -13,7 +13,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.classic import join_heads, split_heads, vector
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
-from luban.models.given import GivenKeys
+from luban.models.given import GatheredKeys, GivenKeys, OnePass
 from luban.models.heads import Head, Projection, last_state
 from luban.models.source_cache import SourceCache
 
@@ -55,7 +55,7 @@ class EncoderDecoder(Model):
             memory = self.encode(source, source_segments)
         return self.decode(tokens, memory, source_segments, segments, cache)
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
+    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
         """The encoder's states [rows, source_seq, dim] of source [rows, source_seq]."""
         raise NotImplementedError
 
@@ -133,11 +133,14 @@ def moved_on(tokens: Tensor, segments: Tensor | None, start: int) -> Tensor:
     return moved
 
 
-def decoder_mask(seq: int, segments: Tensor | None, held: int, device: torch.device) -> Tensor | None:
+def decoder_mask(seq: int, segments: Tensor | None, cache: Any, device: torch.device) -> Tensor | None:
     """What each target token may see, [rows or 1, 1, seq, held + seq] of bool: itself and what stands before it; None for all (one new token).
 
     With ``segments`` all documents see what is held (:class:`GivenKeys`).
     """
+    if isinstance(cache, GatheredKeys):
+        return cache.mask(seq, None)
+    held = 0 if cache is None else cache.length
     if seq == 1:
         return None
     numbers = torch.arange(held + seq, device=device)

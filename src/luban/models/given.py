@@ -1,15 +1,32 @@
-"""Keys and values that stand before every text: learned by prefix tuning, and read by attention as a cache is."""
+"""Keys and values that do not come from the tokens at hand, read by attention as a cache is: learned ones before every text (prefix tuning), and those of the other ranks' parts of a row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-class GivenKeys:
-    """A cache for one forward pass without memory of its own: each layer's given pair, and behind it what the layer made. Gradients flow through it.
+class OnePass:
+    """A cache for one forward pass, without memory of its own. Gradients flow through it."""
+
+    length: int  # places before the tokens at hand
+
+    def beside(self, mask: Tensor | None) -> Tensor | None:
+        """What the tokens of an encoder see, of ``mask`` [rows, 1, seq, seq] over the tokens at hand; None: all."""
+        raise NotImplementedError
+
+    def source(self, layer: int) -> None:
+        """Of a source nothing is kept: it is read in the same pass."""
+
+    def keep_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """See :meth:`source`."""
+
+
+class GivenKeys(OnePass):
+    """Each layer's given pair, and behind it what the layer made.
 
     ``pairs`` are keys and values of each layer, [heads, given, head_dim]; ``places`` [rows or 1, seq] the positions of the pass's tokens in
     their documents, the given ones counted. All documents of a row see the given keys, so unlike other caches this one goes with segments.
@@ -42,8 +59,49 @@ class GivenKeys:
         given = (part.to(keys.dtype).expand(len(keys), -1, -1, -1) for part in self.pairs[layer])
         return tuple(torch.cat([part, new], dim=2) for part, new in zip(given, (keys, values), strict=True))
 
-    def source(self, layer: int) -> None:
-        """Of a source nothing is kept: it is read in the same pass."""
+    def beside(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else F.pad(mask, (self.length, 0), value=True)
 
-    def keep_source(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """See :meth:`source`."""
+
+class GatheredKeys(OnePass):
+    """Keys and values of all places of a row, of which each of ``ranks`` makes those of its part: ranks of a lower number have the places before. ``gather`` puts parts together along a dimension.
+
+    ``segments`` and ``prefix`` [rows, seq] are those of whole rows, ``positions`` [rows or 1, seq] too. ``causal`` says whether a token sees what comes after it.
+    """
+
+    def __init__(self, rank: int, ranks: int, gather: Callable[[Tensor, int], Tensor], seq: int, positions: Tensor, segments: Tensor | None, prefix: Tensor | None = None, causal: bool = True):
+        size = seq // ranks
+        self.gather, self.length = gather, size * rank
+        self.own = slice(self.length, self.length + size)
+        self.causal, self.prefix, self.segments, self.whole_positions = causal, prefix, segments, positions
+        self.total = self.own.stop if causal and prefix is None else seq  # what comes after is not looked at
+
+    def positions(self, length: int) -> Tensor:
+        """Positions [rows or 1, length] of this rank's tokens."""
+        return self.whole_positions[:, self.own]
+
+    def columns(self, length: int) -> Tensor:
+        """Where this rank's tokens stand among the keys, [1, length]."""
+        return torch.arange(self.own.start, self.own.stop, device=self.whole_positions.device)[None]
+
+    def mask(self, length: int, window: int | None) -> Tensor | None:
+        """What this rank's tokens see, [rows or 1, 1, length, total] of bool; None: all."""
+        if not self.causal and self.segments is None:
+            return None
+        places = torch.arange(self.total, device=self.whole_positions.device)
+        distance = places[self.own, None] - places  # [length, total]
+        mask = (distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool))[None]
+        if self.prefix is not None:
+            mask = mask | (self.prefix[:, self.own, None] & self.prefix[:, None, : self.total])
+        if window is not None:
+            mask = mask & (distance.abs() < window)
+        if self.segments is not None:
+            mask = mask & (self.segments[:, self.own, None] == self.segments[:, None, : self.total])
+        return mask[:, None]
+
+    def beside(self, mask: Tensor | None) -> Tensor | None:
+        return self.mask(0, None)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, total, head_dim] for those of this rank's tokens."""
+        return tuple(self.gather(part, 2)[:, :, : self.total] for part in (keys, values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +45,24 @@ class GPT2(Model):
         them that stand before (prefix language model); the cache must not hold text then. DataError for a text longer than the table of positions.
         """
         assert segments is None or cache is None or isinstance(cache, GivenKeys)
-        seq = tokens.shape[1]
+        states = self.enter(tokens, positions, segments, types, cache)
+        return self.leave(self.run_layers(states, self.transformer.h, self.beside(states, tokens, positions, segments, types, cache, prefix)))
+
+    def enter(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         if positions is None:
-            positions = cache.positions(seq) if cache is not None else text_positions(tokens, segments, self.shape.maximum_positions)
-        mask = visible(seq, segments, None, tokens.device, prefix, cache)
+            positions = cache.positions(tokens.shape[1]) if cache is not None else text_positions(tokens, segments, self.shape.maximum_positions)
         trunk = self.transformer
-        states = trunk.drop(trunk.wte(tokens) + trunk.wpe(positions))  # [rows, seq, dim]
-        for index, block in enumerate(trunk.h):
-            states = self.through(block, states, mask, cache, index)
-        return trunk.ln_f(states)
+        return trunk.drop(trunk.wte(tokens) + trunk.wpe(positions))  # [rows, seq, dim]
+
+    def beside(
+        self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+        types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
+        mask = visible(tokens.shape[1], segments, None, tokens.device, prefix, cache)
+        return [(mask, cache, index) for index in range(self.shape.layers)]
+
+    def leave(self, states: Tensor) -> Tensor:
+        return self.transformer.ln_f(states)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.h)

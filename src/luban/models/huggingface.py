@@ -5,17 +5,13 @@ Weights are read one tensor at a time from the mapped file, so that memory holds
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from luban.foundation.artifacts import from_os_error, sync_directory, write_json
+from luban.foundation.artifacts import write_json
 from luban.foundation.errors import DataError
 from luban.models.base import Model
 from luban.models.config_json import config_json, read_config, read_shape
@@ -23,6 +19,7 @@ from luban.models.families import AUTO, family_of
 from luban.models.heads import Head
 from luban.models.sentence import write_sentence_files
 from luban.models.stored import INDEX, SINGLE, open_stored, put
+from luban.models.tensor_files import replace_tensors
 
 __all__ = ["load_model", "read_shape", "save_model", "stored_dtype"]
 
@@ -63,7 +60,7 @@ def save_model(
     files = [SINGLE] if len(shards) == 1 else [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
         # One shard at a time is cast and brought to memory.
-        write_tensors({name: read(name).to("cpu", dtype).contiguous() for name in names}, folder / file)
+        replace_tensors(folder / file, {name: read(name).to("cpu", dtype).contiguous() for name in names})
     if len(shards) > 1:
         total = sum(value.numel() * dtype.itemsize for value in tensors.values())
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -89,27 +86,6 @@ def _shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise from_os_error(_system_error(error), path) from error
-    sync_directory(path.parent)
-
-
-def _system_error(error: Exception) -> OSError:
-    """What the system said, where safetensors has put it into words."""
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def load_model(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.models import own_layers
 from luban.models.attention import causal_attention
 from luban.models.rotary import rotate
 from luban.models.shape import ShapeConfig
@@ -100,6 +101,8 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention, then SwiGLU, each on the normalised stream and added to it."""
 
+    own = False  # own_layers.py does it where it can
+
     def __init__(self, shape: ShapeConfig):
         super().__init__()
         self.self_attn = Attention(shape)
@@ -108,5 +111,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
 
     def forward(self, states: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        if self.own and mask is not None and mask.dtype == torch.int32 and own_layers.fits(self):
+            return own_layers.through(self, states, angles, mask)
         states = states + self.self_attn(self.input_layernorm(states), angles, mask, cache, layer)
         return states + self.mlp(self.post_attention_layernorm(states))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +48,17 @@ class MixtralExpert(nn.Module):
         return self.w2(F.silu(self.w1(states)) * self.w3(states))
 
 
+class Experts(nn.ModuleList):
+    """The experts of a layer."""
+
+    def forward(self, states: Tensor, counts: Tensor) -> Tensor:
+        """Outputs [assignments, dim] of states [assignments, dim], of which the first ``counts[0]`` are for the first expert, and so on: each computes once."""
+        parts = states.split(counts.tolist())
+        # In training an expert without tokens computes too, on nothing: its gradient is zero, not absent, whatever the batch holds.
+        made = [expert(part) for expert, part in zip(self, parts, strict=True) if len(part) or torch.is_grad_enabled()]
+        return torch.cat(made) if made else states
+
+
 class SparseFeedForward(nn.Module):
     """A router that sends each token to a few experts, whose outputs are added by its weights; beside them the shared expert, if there is one."""
 
@@ -55,7 +67,8 @@ class SparseFeedForward(nn.Module):
         self.experts_per_token, self.normalize_weights, self.jitter = shape.experts_per_token, shape.normalize_weights, shape.router_jitter
         self.gate = nn.Linear(shape.hidden_size, shape.experts, bias=False)
         size = _Size(shape.hidden_size, shape.expert_size)
-        self.experts = nn.ModuleList(MixtralExpert(shape) if shape.architecture == "mixtral" else FeedForward(size) for _ in range(shape.experts))
+        self.experts = Experts(MixtralExpert(shape) if shape.architecture == "mixtral" else FeedForward(size) for _ in range(shape.experts))
+        self.choices = shape.experts
         if shape.shared_expert_size:
             self.shared_expert = FeedForward(_Size(shape.hidden_size, shape.shared_expert_size))
             self.shared_expert_gate = nn.Linear(shape.hidden_size, 1, bias=False)
@@ -85,10 +98,7 @@ class SparseFeedForward(nn.Module):
         """Each token's weighted sum [tokens, dim] of its experts' outputs: tokens are sorted by expert, so that each expert computes once."""
         assigned = chosen.flatten()  # [tokens * experts_per_token]
         order = assigned.argsort(stable=True)
-        counts = torch.bincount(assigned, minlength=len(self.experts)).tolist()
-        parts = flat.index_select(0, order // self.experts_per_token).split(counts)
-        # In training an expert without tokens computes too, on nothing: its gradient is zero, not absent, whatever the batch holds.
-        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part) or torch.is_grad_enabled()])
+        outputs = self.experts(flat.index_select(0, order // self.experts_per_token), torch.bincount(assigned, minlength=self.choices))
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         outputs = outputs.index_select(0, back).view(*chosen.shape, -1)  # [tokens, experts_per_token, dim]
         return (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
@@ -138,13 +148,19 @@ class Mixture(Decoder):
         self._kept = None if segments is None else (segments >= 0).flatten()
         return super().forward(tokens, segments=segments, **context)
 
-    def run_layers(self, states: Tensor, angles: tuple[Tensor, Tensor], masks: list[Tensor | None], cache: Cache | None) -> Tensor:
+    def run_layers(self, states: Tensor, layers: Iterable[nn.Module], beside: Iterable[tuple[Any, ...]]) -> Tensor:
         self.routings = []
-        for index, layer in enumerate(self.model.layers):
-            states, logits, chosen = self.through(layer, states, angles, masks[index], cache, index)
+        for layer, given in zip(layers, beside, strict=True):
+            states, logits, chosen = self.through(layer, states, *given)
             if logits is not None:
                 self.routings.append(Routing(logits, chosen))
         return states
+
+    def gather_auxiliary(self, gather: Callable[[Tensor], Tensor], segments: Tensor | None) -> None:
+        rows = len(segments) if segments is not None else 1
+        for routing in self.routings:
+            routing.logits, routing.chosen = (gather(found.view(rows, -1, found.shape[-1])).flatten(0, 1) for found in (routing.logits, routing.chosen))
+        self._kept = None if segments is None else (segments >= 0).flatten()
 
     def auxiliary(self) -> dict[str, Tensor]:
         """Of the last forward pass, padding left out; ``shape.auxiliary_weights`` says what each counts in the loss.

@@ -1,4 +1,4 @@
-"""Matrices that are held in bfloat16 and learn all the same: half the memory of float32, gradients in float32.
+"""Matrices that are held in bfloat16 and learn all the same, or stay as they are under an adapter: half the memory of float32, gradients in float32.
 
 A product turns the matrix into the arithmetic of the states for as long as it lasts: float32, or under autocast what autocast says. So nothing but
 the weights themselves is rounded, and the optimizer, which sees the gradient in float32, rounds what it writes stochastically (training/blocks.py).
@@ -20,6 +20,7 @@ from luban.models.families import AUTO, build_model, family_of
 from luban.models.products import Workspace, gradient_memory, product, workspace_of
 from luban.models.quantized_model import ROUTERS
 from luban.models.shape_base import BaseShapeConfig
+from luban.models.stored import Stored
 
 NARROW = torch.bfloat16
 
@@ -97,11 +98,30 @@ def hold_narrow(model: Model) -> Model:
         module.__class__ = kind  # in place, so that names and everything that hangs on the layer stay
     narrow = set(map(id, held.values()))
     for parameter in model.parameters():
-        if id(parameter) not in narrow and parameter.dtype != torch.float32:
+        if id(parameter) not in narrow and parameter.is_floating_point() and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     del kept
     model.narrow = True
     return model
+
+
+@torch.no_grad()
+def round_matrices(model: Model) -> Model:
+    """Give the matrices the numbers that :func:`hold_narrow` would hold, in the type that they are in: what an adapter that learned on those stands on."""
+    for weight in {id(module.weight): module.weight for name, module in model.named_modules() if _kind(name, module)}.values():
+        weight.copy_(weight.to(NARROW))
+    return model
+
+
+def read_rounded(stored: Stored) -> None:
+    """Have a directory's matrices read as :func:`round_matrices` would make them, but for those that are held in fewer bits anyway."""
+    for name, module in stored.model.named_modules():
+        if _kind(name, module):
+            stored.changes.setdefault(f"{name}.weight", _rounded)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    return weight.to(NARROW)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +59,16 @@ def quantize_model(model: Model, config: QuantizationConfig, skip: Sequence[str]
     """
     for name, layer in quantizable_layers(model, config, skip).items():
         _put(model, name, QuantizedLinear.from_linear(layer, config, f"{name}.weight"))
+    return model
+
+
+@torch.no_grad()
+def empty_quantized(model: Model, config: QuantizationConfig, empty: Callable[[Sequence[int], torch.dtype], Tensor]) -> Model:
+    """:func:`quantize_model` in size alone: no weight is looked at, and what would hold the codes is made by ``empty(shape, type)``."""
+    for name, layer in quantizable_layers(model, config).items():
+        like = QuantizedLinear.from_weight(torch.zeros(1, layer.in_features), None, config, name)  # of one row
+        tensors = {part: empty([layer.out_features, *getattr(like, part).shape[1:]], getattr(like, part).dtype) for part in like.held}
+        _put(model, name, QuantizedLinear(config, layer.in_features, tensors, layer.bias, type(layer)))
     return model
 
 

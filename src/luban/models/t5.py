@@ -12,7 +12,7 @@ from luban.models.base import draw
 from luban.models.classic import FUNCTIONS, segment_mask, split_heads
 from luban.models.embedding import Embedding
 from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
-from luban.models.given import GivenKeys
+from luban.models.given import GatheredKeys, GivenKeys, OnePass
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
 from luban.models.source_cache import SourceCache
@@ -39,13 +39,13 @@ class T5(EncoderDecoder):
         """What holds the embedding and the stacks."""
         return self._modules.get("transformer") or self
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Tensor:
+    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
         states = self.trunk.shared(source)  # [rows, source_seq, dim]
-        return self.trunk.encoder(self, states, segment_mask(source_segments))
+        mask = segment_mask(source_segments)
+        return self.trunk.encoder(self, states, mask if cache is None else cache.beside(mask), cache=cache)
 
     def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
-        held = 0 if cache is None else cache.length
-        mask = decoder_mask(tokens.shape[1], segments, held, tokens.device)
+        mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
         crossing = cross_mask(segments, source_segments)
         return self.trunk.decoder(self, self.trunk.shared(tokens), mask, memory, crossing, cache)
 
@@ -136,7 +136,8 @@ class _Stack(nn.Module):
     ) -> Tensor:
         seq, held = states.shape[1], 0 if cache is None else cache.length
         places = cache.places if isinstance(cache, GivenKeys) else None
-        bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device, places)  # [rows or 1, heads, seq, held + seq]
+        total = cache.total if isinstance(cache, GatheredKeys) else held + seq
+        bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device, places, total)  # [rows or 1, heads, seq, total]
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
         states = self.dropout(states)
@@ -194,11 +195,11 @@ class _Attention(nn.Module):
         self.heads, self.dropout, self.decoder = shape.heads, nn.Dropout(shape.dropout), decoder
         self.buckets, self.distance = shape.relative_buckets, shape.relative_distance
 
-    def position_bias(self, seq: int, held: int, device: torch.device, places: Tensor | None = None) -> Tensor:
+    def position_bias(self, seq: int, held: int, device: torch.device, places: Tensor | None = None, total: int = 0) -> Tensor:
         """What is added to the scores [rows or 1, heads, seq, held + seq] of ``seq`` tokens after ``held``, which each document of a row has before
-        it where ``places`` [rows or 1, seq] say how far from their first the tokens are."""
-        keys = torch.arange(held + seq, device=device)
-        ahead = (keys[None, :] - keys[held:, None])[None]  # [1, seq, held + seq]
+        it where ``places`` [rows or 1, seq] say how far from their first the tokens are. ``total``: of so many keys, where some come after the tokens."""
+        keys = torch.arange(max(total, held + seq), device=device)
+        ahead = (keys[None, :] - keys[held : held + seq, None])[None]  # [1, seq, held + seq]
         if places is not None:
             before = keys[:held] - places[:, :, None]  # [rows or 1, seq, held]
             ahead = torch.cat([before, ahead[:, :, held:].expand(len(before), -1, -1)], dim=-1)

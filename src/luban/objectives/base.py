@@ -8,6 +8,7 @@ do not change the mathematics: every backward is scaled once, by weight over cou
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -36,6 +37,13 @@ class Term:
     counted_by: str = "loss"
 
 
+class ShareOut(Protocol):
+    """How ranks share the work on so many units. ``work(first, last)`` gives what is made of some of them, as tensors [rows, …] on the processor; each rank works on its own,
+    and all get all, in the order of units. Where second dimensions differ, the shorter end in zeros."""
+
+    def __call__(self, units: int, work: Callable[[int, int], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]: ...
+
+
 class Loader(Protocol):
     """Batches as a pure function of the step, so that a position is all there is to resume."""
 
@@ -59,6 +67,7 @@ class Objective:
     unit: str = "token"  # or "example", "pair", "group"
     scope: str = "example"  # or "group", "batch"
     learns: bool = True  # False: nothing is trained, the model is only given what the objective knows
+    judged_by: str = ""  # which of its own terms says what weights are the best, where it has no metrics (``score``); "": the loss
     conversational: bool = False  # samples are asked as a user's turn rather than continued
     kinds: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "encoder_decoder")  # of models that can learn it
     head: Head | None = None  # what the model must put out; None leaves it a language model
@@ -87,8 +96,12 @@ class Objective:
         """What must be made without gradients before the step, or before a validation batch: rollouts, a figure of the whole batch. Nothing, as a rule."""
         return batch
 
+    def prepare_step(self, batch: Batch, model: Model, share_out: ShareOut) -> Batch:
+        """As :meth:`prepare`, for a step that all ranks take together: what takes long may be shared out among them. All must get the same."""
+        return self.prepare(batch, model)
+
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must bring back beside the weights: answers that were written and are learned from again. Nothing, as a rule."""
+        """What a checkpoint must bring back beside the weights, the same on all ranks: answers that were written and are learned from again. Nothing, as a rule."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:

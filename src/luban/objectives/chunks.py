@@ -8,37 +8,55 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from luban.models import own_layers
 from luban.models.products import gradient_memory, widened, workspace_of
 
 
-def chunked_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, label_smoothing: float, rows: int, fused: bool = False) -> Tensor:
+def chunked_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, label_smoothing: float, rows: int, how: str = "torch", again: bool = False) -> Tensor:
     """Weighted sum of the cross-entropies (nats, a scalar) of ``hidden @ weight.T + bias``, ``rows`` of the tokens at a time.
 
     ``hidden`` [tokens, dim], ``weight`` [vocabulary, dim], ``bias`` [vocabulary], ``targets`` and ``weights`` [tokens]. Under autocast the products are taken in its type; the loss is
-    float32 at least. ``fused``: what happens to a chunk's logits is compiled.
+    float32 at least. ``how``: a chunk's logits become its loss and their own derivative by torch, by what torch compiled, or by Luban's own code
+    (in float32 on a processor). A matrix whose rows are shared out over ranks gives each of them the logits of its own rows; of a token they
+    exchange three numbers. ``again``: the backward pass may be run a second time.
     """
-    device = hidden.device.type
+    device, place = hidden.device.type, None
+    if hasattr(weight, "to_local"):
+        from luban.models.parts import alike, first_row, local_bias
+
+        place = _Place(weight.device_mesh.get_group(), first_row(weight), len(weight))
+        hidden, bias, weight = alike(hidden, weight.device_mesh), local_bias(bias, weight), weight.to_local()
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):  # which would take the sum of the losses in half precision
-        return _ChunkedSum.apply(hidden, weight, bias, targets, weights, label_smoothing, rows, fused)
+        return _ChunkedSum.apply(hidden, weight, bias, targets, weights, label_smoothing, rows, how, place, again)
+
+
+class _Place(NamedTuple):
+    """Which rows of a matrix that ranks share out are here."""
+
+    group: dist.ProcessGroup
+    first: int
+    vocabulary: int  # rows in all
 
 
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, label_smoothing: float, rows: int, fused: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, label_smoothing: float, rows: int, how: str, place: _Place | None, again: bool) -> Tensor:
+        ctx.again = again
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         workspace = workspace_of(weight)
         wide = torch.float32 if hidden.dtype.itemsize < 4 else hidden.dtype
         matrix = widened(weight, hidden.dtype, workspace)
         by_hidden = torch.empty_like(hidden) if for_hidden else None
         by_weight = gradient_memory(weight, wide, workspace).zero_() if for_weight else None
-        judge = _compiled() if fused else _judged
+        judge = _judge(how, hidden, place)
         by_bias = torch.zeros_like(bias, dtype=wide) if for_bias else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         for start in range(0, len(hidden), rows):
@@ -61,9 +79,10 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: the whole loss has one backward pass, and a second table of the vocabulary's size would be as large as the first.
-        made = [None if gradient is None else gradient.mul_(above.to(gradient.dtype)) for gradient in ctx.saved_tensors]
-        return (*made, None, None, None, None, None)
+        # In place, as a rule: the whole loss has one backward pass, and a second table of the vocabulary's size would be as large as the first.
+        scaled = Tensor.mul if ctx.again else Tensor.mul_
+        made = [None if gradient is None else scaled(gradient, above.to(gradient.dtype)) for gradient in ctx.saved_tensors]
+        return (*made, None, None, None, None, None, None, None)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -103,6 +122,42 @@ def _judged_in_one(logits: Tensor, bias: Tensor | None, targets: Tensor, label_s
     if label_smoothing:
         slope = slope - label_smoothing / wide.shape[1]
     return nats, slope.to(logits.dtype)
+
+
+def _judge(how: str, hidden: Tensor, place: _Place | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if place:
+        return _shared_judge(place)
+    if how == "own" and hidden.device.type == "cpu" and hidden.dtype == torch.float32:
+        return own_layers.cross_entropy
+    return _compiled() if how == "compiled" else _judged
+
+
+def _shared_judge(place: _Place) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """:func:`_judged` of logits [chunk, own rows]: the largest, the sum of exponentials and the target's of each token are found together."""
+
+    def judge(logits: Tensor, bias: Tensor | None, targets: Tensor, label_smoothing: float, learning: bool) -> tuple[Tensor, Tensor | None]:
+        wide = logits.float() if logits.dtype.itemsize < 4 else logits
+        if bias is not None:
+            wide += bias
+        top = wide.amax(1) if wide.shape[1] else wide.new_full((len(wide),), -torch.inf)
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=place.group)
+        hit = (targets >= place.first) & (targets < place.first + wide.shape[1])
+        own = torch.where(hit, targets - place.first, 0)[:, None] if wide.shape[1] else hit[:, None].long()
+        found = wide.gather(1, own)[:, 0] * hit if wide.shape[1] else wide.new_zeros(len(wide))
+        sums = torch.stack([(wide - top[:, None]).exp_().sum(1), found, wide.sum(1)])
+        dist.all_reduce(sums, group=place.group)
+        norm = sums[0].log() + top
+        nats = norm - (1 - label_smoothing) * sums[1] - label_smoothing * sums[2] / place.vocabulary
+        if not learning:
+            return nats, None
+        slope = (wide - norm[:, None]).exp_()
+        if label_smoothing:
+            slope -= label_smoothing / place.vocabulary
+        if wide.shape[1]:
+            slope.scatter_add_(1, own, (hit * (label_smoothing - 1.0)).to(slope.dtype)[:, None])
+        return nats, slope.to(logits.dtype)
+
+    return judge
 
 
 @functools.cache

@@ -61,13 +61,13 @@ def seed_of(*numbers: int) -> int:
     return xxhash.xxh3_64_intdigest(",".join(map(str, numbers)).encode("ascii")) >> 1
 
 
-def rows_of(requests: Sequence[Request], pad_id: int, sources: Sequence[str]) -> Batch:
+def rows_of(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int, sources: Sequence[str]) -> Batch:
     """Prompts with their answers, a row each; the answers' tokens, the one that ended them included, are scored."""
     made = []
-    for request, source in zip(requests, sources, strict=True):
-        ids = np.array([*request.prompt_ids, *request.ids])
+    for prompt, answer, source in zip(prompts, answers, sources, strict=True):
+        ids = np.array([*prompt, *answer])
         weights = np.zeros(len(ids) - 1, np.float32)
-        weights[len(request.prompt_ids) - 1 :] = 1.0
+        weights[len(prompt) - 1 :] = 1.0
         made.append(Row(ids[:-1], weights, targets=ids[1:], source=source))
     return batch_of(made, pad_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,9 +17,9 @@ from luban.examples.tasks import Prompt
 from luban.foundation.console import say, warn
 from luban.foundation.errors import ConfigError, LubanError
 from luban.inference.config import SamplingConfig
-from luban.metrics.score import Score, signature
+from luban.metrics.score import Score
 from luban.models.base import Model
-from luban.objectives.base import DataRequest, Loaders, Term
+from luban.objectives.base import DataRequest, Loaders, ShareOut, Term
 from luban.objectives.completions import GREEDY, PromptLoader, Start, log_probabilities, rows_of, seed_of, write
 from luban.objectives.config import GRPOConfig
 from luban.objectives.losses import token_nats_and_entropy
@@ -38,12 +39,13 @@ class GRPO(TaskObjective):
     """GRPO (Shao et al. 2024, arXiv:2402.03300) with the clipping of DAPO (Yu et al. 2025, arXiv:2503.14476) and the sums of Dr. GRPO (Liu et al.
     2025, arXiv:2503.20783).
 
-    A unit of the loader is a prompt. :meth:`prepare` lets the model write ``group`` answers to each prompt of the step, rewards them, and makes
-    rows of them, so that the loss has rows of answers and all counts are known before the forward pass. Validation batches get the one
-    likeliest answer to each prompt; their loss is the negative mean reward.
+    A unit of the loader is a prompt. :meth:`prepare_step` lets the model write ``group`` answers to each prompt of the step, rewards them, and makes
+    rows of them, so that the loss has rows of answers and all counts are known before the forward pass. Of several ranks each writes and judges the answers to
+    its share of prompts, and all get all of them; an answer is drawn by a seed of its own, so that it is the same whoever writes it. Validation batches get the
+    one likeliest answer to each prompt; their loss is the negative mean reward.
     """
 
-    name, reads = "grpo", "prompt"
+    name, reads, judged_by = "grpo", "prompt", "reward"
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     conversational = True
     config: GRPOConfig
@@ -55,7 +57,6 @@ class GRPO(TaskObjective):
         self.precision = torch.float32
         self.start: Start | None = None  # the reference, where there is a divergence to be paid for
         self.written: Batch | None = None  # the answers that further updates learn from
-        self.greedy: list[Tensor] = []  # [rows, figures] of the validation that ran last
 
     @property
     def figures(self) -> list[str]:
@@ -102,7 +103,6 @@ class GRPO(TaskObjective):
 
     def loaders(self, data: DataRequest) -> Loaders:
         made = super().loaders(data)
-        self.validation = made.validation
         say("{prompts} prompts a step, {group} answers each, rewarded by: {rewards}", prompts=data.examples_per_step, group=self.config.group, rewards=", ".join(f"{reward.name} × {reward.weight:g}" for reward in self.rewards))
         if self.config.updates == 1 and {"clip_low", "clip_high"} & set(self.config.explicit()):
             warn("clip_low and clip_high do nothing with updates: 1, since every answer is learned from by the model that wrote it")
@@ -119,41 +119,54 @@ class GRPO(TaskObjective):
     # ---- a step's answers ----------------------------------------------------------------------------------------------
 
     def prepare(self, batch: Batch, model: Model) -> Batch:
-        """The prompts' answers as rows, with their rewards, advantages, and the log-probabilities that the loss compares with."""
+        """The prompts' answers as rows, with their rewards: of a validation the likeliest; of a step as :meth:`prepare_step`, and nothing is kept of them."""
+        if "figures" in batch.extra:
+            return batch
+        if (draw := int(batch.extra["draw"][0])) != GREEDY:
+            return self._written(batch, model, draw, lambda units, work: work(0, units))
+        numbers = batch.extra["prompt"].tolist()
+        found = self._answered(model, numbers, self.config.sampling.model_copy(update={"temperature": 0.0}), [0] * len(numbers))
+        return self._rows(numbers, found, batch.sources)
+
+    def prepare_step(self, batch: Batch, model: Model, share_out: ShareOut) -> Batch:
+        """The prompts' answers as rows, with their rewards, advantages, and the log-probabilities that the loss compares with. Each rank writes those to its share of prompts."""
         if "figures" in batch.extra:
             return batch
         draw = int(batch.extra["draw"][0])
-        if draw == GREEDY:
-            return self._likeliest(batch, model)
-        self.greedy = []
         if self.written is None or self.config.updates == 1 or int(self.written.extra["draw"][0]) != draw:
-            self.written = self._written(batch, model, draw)
+            self.written = self._written(batch, model, draw, share_out)
         return self.written
 
-    def _written(self, batch: Batch, model: Model, draw: int) -> Batch:
+    def _written(self, batch: Batch, model: Model, draw: int, share_out: ShareOut) -> Batch:
         config, group = self.config, self.config.group
-        numbers = [int(number) for number in batch.extra["prompt"] for _ in range(group)]
         # A prompt that comes twice in a step is written to anew: its place counts.
-        seeds = [seed_of(self.seed, draw, place // group, number, place % group) for place, number in enumerate(numbers)]
-        made, rewards = self._answered(model, numbers, config.sampling, seeds, [source for source in batch.sources for _ in range(group)])
-        advantages, deviations = advantages_of(rewards, group, config.scale_rewards)
+        asked = [(place, number, copy) for place, number in enumerate(batch.extra["prompt"].tolist()) for copy in range(group)]
+
+        def share(first: int, last: int) -> dict[str, Tensor]:
+            own = asked[first * group : last * group]
+            numbers = [number for _, number, _ in own]
+            found = self._answered(model, numbers, config.sampling, [seed_of(self.seed, draw, *one) for one in own])
+            return found | self._compared(self._rows(numbers, found, [""] * len(own)), model)
+
+        found = share_out(len(asked) // group, share)
+        made = self._rows([number for _, number, _ in asked], found, [source for source in batch.sources for _ in range(group)])
+        advantages, deviations = advantages_of(found["rewards"], group, config.scale_rewards)
         made.extra["figures"] = torch.cat([made.extra["figures"], torch.stack([deviations, (deviations < FLAT).double()], 1).float()], 1)
-        made.extra |= {"draw": torch.full((len(numbers),), draw), "advantage": advantages.float()}
-        if config.updates > 1:
-            made.extra["old"] = log_probabilities(model, made, config.sampling.temperature, self.precision)
+        made.extra |= {"draw": torch.full((len(asked),), draw), "advantage": advantages.float()}
+        return replace(made, extra=made.extra | {name: found[name] for name in ("old", "reference") if name in found})
+
+    def _compared(self, rows: Batch, model: Model) -> dict[str, Tensor]:
+        """The log-probabilities [rows, seq] that the loss compares with: of the model that wrote the answers, and of the reference."""
+        found = {}
+        if self.config.updates > 1:
+            found["old"] = log_probabilities(model, rows, self.config.sampling.temperature, self.precision)
         if self.start is not None:
             with self.start.worn(model):
-                made.extra["reference"] = log_probabilities(model, made, config.sampling.temperature, self.precision)
-        return made
+                found["reference"] = log_probabilities(model, rows, self.config.sampling.temperature, self.precision)
+        return found
 
-    def _likeliest(self, batch: Batch, model: Model) -> Batch:
-        numbers = batch.extra["prompt"].tolist()
-        made, _ = self._answered(model, numbers, self.config.sampling.model_copy(update={"temperature": 0.0}), [0] * len(numbers), batch.sources)
-        self.greedy.append(made.extra["figures"])
-        return made
-
-    def _answered(self, model: Model, numbers: Sequence[int], sampling: SamplingConfig, seeds: Sequence[int], sources: Sequence[str]) -> tuple[Batch, Tensor]:
-        """Rows of answers to the prompts of these numbers, with their figures, and their rewards [rows]."""
+    def _answered(self, model: Model, numbers: Sequence[int], sampling: SamplingConfig, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Answers to the prompts of these numbers: ``ids`` [rows, longest], ``sizes`` [rows], what they are worth (``rewards`` [rows], float64) and their ``figures`` [rows, figures]."""
         requests = write(model, self.tokenizer, [self.prompts[number][1] for number in numbers], sampling, seeds, self.config.slots)
         answers = [
             Answer(self.prompts[number][0].messages, request.text, len(request.ids), request.finish_reason == "stop", self.prompts[number][0].columns)
@@ -161,9 +174,13 @@ class GRPO(TaskObjective):
         ]
         rewards, each = judged(self.rewards, answers)
         ends = torch.tensor([[answer.tokens, answer.ended] for answer in answers], dtype=torch.float64)
-        made = rows_of(requests, self.tokenizer.pad_id, sources)
-        made.extra["figures"] = torch.cat([rewards[:, None], ends, each], 1).float()
-        return made, rewards
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(request.ids, dtype=torch.long) for request in requests], batch_first=True)
+        return {"ids": ids, "sizes": torch.tensor([len(request.ids) for request in requests]), "rewards": rewards, "figures": torch.cat([rewards[:, None], ends, each], 1).float()}
+
+    def _rows(self, numbers: Sequence[int], found: dict[str, Tensor], sources: Sequence[str]) -> Batch:
+        answers = [ids[:size].tolist() for ids, size in zip(found["ids"], found["sizes"].tolist(), strict=True)]
+        made = rows_of([self.prompts[number][1] for number in numbers], answers, self.tokenizer.pad_id, sources)
+        return replace(made, extra={"figures": found["figures"]})
 
     # ---- the loss --------------------------------------------------------------------------------------------------------
 
@@ -217,16 +234,9 @@ class GRPO(TaskObjective):
 
     # ---- figures and checkpoints -------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def score(self, model: Model, tokenizer: Tokenizer, examples: list[Prompt]) -> dict[str, Score]:
-        """The mean reward of the likeliest answers to the held-out prompts, and each reward's own mean; those of the validation loss, if it was just taken."""
-        if not self.greedy:
-            for batch in self.validation:
-                self.prepare(batch, model)
-        if not self.greedy:
-            return {}
-        means, self.greedy = torch.cat(self.greedy).double().mean(0), []
-        return {name: Score(float(mean), "", signature(prompts="held out", sampling="greedy")) for name, mean in zip(self.figures, means, strict=False)}
+        """Nothing: a validation's own terms are the mean rewards of the likeliest answers."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         if self.written is None or self.config.updates == 1:

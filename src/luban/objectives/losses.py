@@ -16,6 +16,7 @@ from luban.tokens.batch import Batch
 LARGEST_LOGITS = 1 << 27  # elements; above it logits are made chunk by chunk and again in the backward pass, where a loss is made of them in some way of its own
 # Cross-entropy needs nothing twice (chunks.py): so many logits at a time, and at least so many tokens. Measured, processor time beside plain cross-entropy: 0.83 at vocabulary 4,096, 0.98 at 32,000.
 CHUNK_LOGITS, CHUNK_TOKENS, DEVICE_CHUNK_LOGITS = 1 << 25, 256, 1 << 28  # a device adds up the matrix's gradient in its own memory: fewer, larger parts
+CROSS_ENTROPIES = ("plain", "chunked")
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -35,14 +36,27 @@ def token_sum(model: Model, batch: Batch, label_smoothing: float = 0.0) -> torch
         hidden = hidden.index_select(0, scored)
     targets = batch.targets.reshape(-1).index_select(0, scored)
     weights = batch.weights.reshape(-1).index_select(0, scored)
-    chunk = max(CHUNK_TOKENS, (CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS) // model.shape.vocabulary_size)
-    if (factors := model.output_product(hidden)) is not None:
-        return chunked_sum(*factors, targets, weights, label_smoothing, chunk, model.compiled)
+    return hidden_sum(model, hidden, targets, weights, label_smoothing, model.cross_entropy)
+
+
+def hidden_sum(model: Model, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, label_smoothing: float = 0.0, form: str = "chunked") -> torch.Tensor:
+    """:func:`token_sum` of hidden states [scored, dim] with targets and weights [scored]; ``form`` of :data:`CROSS_ENTROPIES`, where the model can do both and so many logits may be held."""
+    if (factors := model.output_product(hidden)) is not None and not (form == "plain" and may_be_plain(model, len(hidden))):
+        return chunked_sum(*factors, targets, weights, label_smoothing, _chunk_tokens(model), "own" if model.own_layers else "compiled" if model.compiled else "torch", model.split_backward)
     rows = max(1, LARGEST_LOGITS // model.shape.vocabulary_size)
     if len(hidden) <= rows:
         return _weighted_sum(model, hidden, targets, weights, label_smoothing)
     parts = zip(hidden.split(rows), targets.split(rows), weights.split(rows), strict=True)
     return torch.stack([checkpoint(_weighted_sum, model, *part, label_smoothing, use_reentrant=False) for part in parts]).sum()
+
+
+def may_be_plain(model: Model, tokens: int) -> bool:
+    """Whether the logits of so many tokens are no more than a chunk's."""
+    return tokens <= _chunk_tokens(model)
+
+
+def _chunk_tokens(model: Model) -> int:
+    return max(CHUNK_TOKENS, (CHUNK_LOGITS if model.device.type == "cpu" else DEVICE_CHUNK_LOGITS) // model.shape.vocabulary_size)
 
 
 def token_nats(model: Model, batch: Batch, scored: torch.Tensor) -> torch.Tensor:

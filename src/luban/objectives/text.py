@@ -36,6 +36,8 @@ class TextObjective(Objective):
     def loaders(self, data: DataRequest) -> Loaders:
         stores = [TokenStore(self._encoded(source).path, "train") for source in data.data]
         replayed = [TokenStore(self._encoded(source).path, "train") for source in data.replay]
+        for store in {store.folder: store for store in (*stores, *replayed)}.values():
+            store.look_over()
         loader = self.reader(weighted(stores, replayed, data.replay_share, data.mixture), data, data.seed)
         report = {"train_tokens": sum(store.tokens for store in stores), "train_documents": sum(store.documents for store in stores)}
         licences = [name for source in (*data.data, *data.replay) for name in source.licences]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -25,13 +25,20 @@ class Stepper(Protocol):
 class Passes(Protocol):
     """How one micro-batch is turned into gradients: one forward and backward pass, or several (adversarial training, R-Drop)."""
 
+    def begin(self, layout: Layout, batch: Batch) -> Batch:
+        """The rows of a step as they are to be cut into shares and micro-batches, the same on all ranks."""
+        ...
+
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, torch.Tensor]:
         """Add the gradients of a micro-batch; returns each term's part of the step's mean. ``engine.backward(terms, counts)`` scales and runs one backward pass."""
         ...
 
 
 class OnePass:
-    """One forward pass, one backward pass."""
+    """One forward pass, one backward pass, of the rows as they are."""
+
+    def begin(self, layout: Layout, batch: Batch) -> Batch:
+        return batch
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, torch.Tensor]:
         return engine.backward(engine.terms(part), counts)
@@ -41,7 +48,7 @@ class TorchEngine:
     """Accumulates over micro-batches of rows; each backward is scaled once, by weight over the step's count."""
 
     name = "torch"
-    lacks: ClassVar[dict[str, str]] = {}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
+    lacks: ClassVar[dict[str, str]] = {"apart": "it moves all parameters at once, and would have all of their states in memory", "offload": "it moves nothing out of the memory that trains"}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
     micro_batch_tokens = 4096  # where ``micro_batch_rows`` is 0: rows are as many as this holds of the step's width
 
     def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None, layout: Layout | None = None):
@@ -50,32 +57,47 @@ class TorchEngine:
         self.micro_batch_rows, self.precision = micro_batch_rows, precision
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        self.norms: tuple[list[nn.Parameter], torch.Tensor] = ([], torch.zeros(0))  # [parameters] of the last step's gradients, before clipping
+        self.norms: tuple[list[nn.Parameter | str], torch.Tensor] = ([], torch.zeros(0))  # [parameters] of the last step's gradients, before clipping; names of those that other ranks hold
         self.step_batch: Batch | None = None  # the rows of all ranks
         self.own_rows = True  # False while a rank passes rows through the model for the company alone
+
+    @property
+    def by_place(self) -> bool:
+        """Whether the objective adds up what it finds at each place of a row."""
+        return self.objective.unit == "token"
 
     def autocast(self) -> Any:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """What the objective makes of a step's rows before the first pass; what takes long is shared out among the ranks."""
+        return self.objective.prepare_step(batch, self.model, self.layout.share_out)
+
     def forward_backward(self, batch: Batch, factor: float = 1.0) -> dict[str, torch.Tensor]:
         """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised. ``batch`` has the rows of all ranks. ``factor`` of the peak
         learning rate is for engines that use gradients as they appear."""
         counts = {"tokens": _tokens(batch)} | self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
+        batch = self.passes.begin(self.layout, batch)
         self.step_batch = batch
-        for part, counted in self._parts(batch):
-            self.own_rows = counted
-            for name, mean in self.passes.backward(self, part, counts).items():
+        for found in self.layout.learn(self, self._parts(batch), counts):
+            for name, mean in found.items():
                 means[name] = means.get(name, 0) + mean
-        self.layout.sum_gradients(self.model)
+        with self.layout.ranks.waiting():
+            self.layout.sum_gradients(self.model)
         return self.layout.sum_means(means)
 
     def terms(self, part: Batch) -> dict[str, Term]:
         """The objective's terms of a micro-batch in the engine's precision, and the losses that the model itself made (balance of experts)."""
         with self.autocast():
             return self._objective_terms(part) | self.own_terms(part)
+
+    def plain_terms(self, part: Batch) -> dict[str, Term]:
+        """The objective's terms of rows that nobody learns from."""
+        with self.autocast():
+            return self.objective.terms(self.model, part)
 
     def _objective_terms(self, part: Batch) -> dict[str, Term]:
         if self.objective.scope != "batch" or self.layout.ranks.alone:
@@ -85,7 +107,7 @@ class TorchEngine:
         nothing = 0.0 * own.sum()  # so that there is something to pass back where none of the rows are this rank's
         outputs = self.layout.gather_rows(own if self.own_rows else own[:0], self.step_batch)
         terms = self.objective.terms_of(outputs, self.model, self.step_batch.to(self.device))
-        return {name: replace(term, sum=term.sum - term.sum.detach() * (1 - 1 / self.layout.ranks.size) + nothing) for name, term in terms.items()}
+        return {name: replace(term, sum=term.sum - term.sum.detach() * (1 - 1 / self.layout.data_size) + nothing) for name, term in terms.items()}
 
     def own_terms(self, part: Batch) -> dict[str, Term]:
         """What the model's last forward pass says of itself: means over the micro-batch, weighted by its tokens in the step."""
@@ -93,15 +115,23 @@ class TorchEngine:
         penalties = {name: (value, weights.get(name, 0.0)) for name, value in self.model.auxiliary().items()}
         if self.model.adapter:
             penalties |= self.model.adapter.penalties(self.model)
-        return {name: Term(value * _tokens(part), weight, "tokens") for name, (value, weight) in penalties.items()}
+        if not penalties:  # counting asks the device
+            return {}
+        tokens = _tokens(part) * self.layout.own_share(self.by_place)
+        return {name: Term(value * tokens, weight, "tokens") for name, (value, weight) in penalties.items()}
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
         """One backward pass of ``share`` times the terms' loss; returns each term's part of the step's mean."""
+        loss, means = self.loss(terms, counts, share)
+        self.scaler.scale(loss).backward()
+        return means
+
+    def loss(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """``share`` times the terms' loss, for one backward pass, and each term's part of the step's mean, detached."""
         means = self.means(terms, counts)
         counted = self.own_rows or self.objective.scope == "batch"
         loss = sum(terms[name].weight * mean for name, mean in means.items() if terms[name].weight)
-        self.scaler.scale(loss * (share * counted)).backward()
-        return {name: mean.detach() * counted for name, mean in means.items()}
+        return loss * (share * counted), {name: mean.detach() * counted for name, mean in means.items()}
 
     @staticmethod
     def means(terms: dict[str, Term], counts: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -117,18 +147,22 @@ class TorchEngine:
         together = self.layout.together
         for batch in self.layout.own_batches(batches):
             batch = self.objective.prepare(batch, self.model)
-            if not together or self.layout.ranks.leads:
+            if self.layout.ranks.leads if together else self.layout.says:
                 _add(counts, self.objective.counts(batch))
-            for part, scored in self._parts(batch, shared=together):
-                with self.autocast():
-                    terms = self.objective.terms(self.model, part)
-                if scored:
+            for terms, scored in self.layout.score(self, self._parts(batch, shared=together)):
+                if scored and self.layout.adds:
                     _add(sums, {name: float(term.sum) for name, term in terms.items()})
         self.model.train()
         self.layout.settle(self.model)
         found = self.layout.ranks.everyone([sums, counts])
         sums, counts = _added(each[0] for each in found), _added(each[1] for each in found)
         return {name: sums[name] / max(counts.get(name, counts["loss"]), 1.0) for name in sums}
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """What of a step's batch passes through the model of this rank, one after the other."""
+        with torch.random.fork_rng([]):
+            batch = self.passes.begin(Layout(), batch)
+        return [part for part, _ in self._parts(batch)]
 
     def _parts(self, batch: Batch, shared: bool = True) -> Iterator[tuple[Batch, bool]]:
         """This rank's share of the batch (or, not ``shared``, all of it) in micro-batches of whole units on the device, padding trimmed from each, and whether they count;
@@ -137,8 +171,9 @@ class TorchEngine:
         wanted = self._rows(batch)
         whole = self.objective.scope == "batch"
         for first, last, scored in layout.spans(batch, len(batch.inputs) if whole else max(1, wanted // batch.group) * batch.group):
-            part = batch.rows(first, last, trim=True).to(self.device)
-            yield (replace(part, micro_rows=max(1, wanted)) if whole else part), scored
+            part, counts = self.layout.cut(batch.rows(first, last, trim=True), self.by_place)
+            part = part.to(self.device)
+            yield (replace(part, micro_rows=max(1, wanted)) if whole else part), scored and counts
 
     def _rows(self, batch: Batch) -> int:
         """Rows that pass through the model at once."""
@@ -150,13 +185,14 @@ class TorchEngine:
             self.scaler.unscale_(optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm, norms = self.layout.clip(parameters, largest)
-        self.norms = (parameters, norms)
+        self.norms = (parameters + self.layout.learning_elsewhere, norms)
         return norm
 
     def step(self, factor: float, number: int = 1, keep: torch.Tensor | None = None) -> None:
         """Apply the gradients at ``factor`` of the peak learning rate, unless ``keep`` [] is false, and drop them; an adapter looks at them before. ``number`` counts steps from 1."""
         if keep is None or self._applies(keep):
-            self.optimizer.step(factor)
+            with self.layout.alike() if self.model.narrow else contextlib.nullcontext():  # bfloat16 is rounded at random, everywhere alike
+                self.optimizer.step(factor)
             if self.model.adapter:
                 self.model.adapter.after_gradients(self.model, number)
         self.optimizer.zero_grad()
@@ -171,6 +207,32 @@ class TorchEngine:
         for part in parts:
             part.found_inf = (~keep).float()
         return True
+
+    def beside(self, objective: Objective, rows: int) -> TorchEngine:
+        """An engine that evaluates another objective with the same model, ``rows`` at once."""
+        return TorchEngine(self.model, self.optimizer, objective, rows, self.precision, layout=self.layout)
+
+    # ---- what a checkpoint holds -------------------------------------------------------------------------------------
+
+    def weights(self, spread: bool = True) -> dict[str, torch.Tensor]:
+        """What training may change, by name: all of it; of what is put together for the purpose, that which this rank keeps, or, not ``spread``, all of it on the first."""
+        return self.model.changing()
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Each tensor of :meth:`weights`, whoever keeps it, with its whole shape."""
+        return {name: list(tensor.shape) for name, tensor in self.model.changing().items()}
+
+    def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what :meth:`weights` gave; of what was put together, all of it on every rank."""
+        self.model.load_changing(tensors)
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """``parameter::slot`` to tensor, as :meth:`weights` gives them."""
+        return self.optimizer.state()
+
+    def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what :meth:`optimizer_state` gave."""
+        self.optimizer.load_state(tensors)
 
 
 def _tokens(batch: Batch) -> float:

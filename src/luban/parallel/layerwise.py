@@ -39,6 +39,7 @@ class LayerwiseEngine(TorchEngine):
         "repeat": "each of its passes leaves gradients, and the weights would move between them",
         "refuse": "the weights have moved when a step's loss is known",
         "look": "it looks at the gradients after the step",
+        "offload": "it moves nothing out of the memory that trains",
         "ranks": "a gradient is used up before those of the other processes could be added",
     }
 

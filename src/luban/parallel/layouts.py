@@ -1,21 +1,29 @@
 """Layouts: what each rank holds of a model that several train together, and which rows of a step it takes.
 
-A step is the same whatever the layout: its rows are put together in global order and cut into shares of whole units, one a rank; what a mean divides by is counted over the whole
-step before; so gradients and means are sums over ranks, and nothing is averaged. A layout with other kinds of ranks (tensor, pipeline, context, expert) is another subclass.
+A step is the same whatever the layout: its rows are put together in global order and cut into shares of whole units, one for each of the ranks that share rows; what a mean divides by is
+counted over the whole step before; so gradients and means are sums over ranks, and nothing is averaged. Ranks that share a model's matrices or a row's places have a share of rows in
+common (meshed.py).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from luban.models.base import Model
+from luban.models.tensor_files import NAMES, TYPES
 from luban.parallel.ranks import Ranks
 from luban.tokens.batch import Batch
+
+if TYPE_CHECKING:
+    from luban.objectives.base import Term
+    from luban.parallel.engine import TorchEngine
 
 BUCKET_BYTES = 32 << 20  # gradients that are summed in one operation
 
@@ -25,10 +33,18 @@ class Layout:
 
     name = "one process"
     together = False  # whether the ranks must pass through the model equally often, since each pass gathers weights
+    in_step = False  # whether they must do so in a step, since each backward pass sums gradients
 
     def __init__(self, ranks: Ranks | None = None):
         self.ranks = ranks or Ranks()
+        self.data_rank, self.data_size, self.data_group = self.ranks.rank, self.ranks.size, self.ranks.group  # this one among those that share a step's rows
+        self.says = self.adds = True  # whether counts, and sums, that this rank finds of a batch are not those that another has found too
         self._names: list[str] | None = None  # of the means, the same on all ranks
+
+    @property
+    def seat(self) -> int:
+        """Whose random numbers this rank draws: its own, or those of the first of the ranks that do the same work."""
+        return self.ranks.rank
 
     # ---- a model -----------------------------------------------------------------------------------------------------
 
@@ -44,44 +60,106 @@ class Layout:
         whole = self.whole_model(model)
         return self.ranks.tell(None if whole is None else work(whole))
 
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On rank 0, all tensors of a state of which each rank holds some, whole; on the others, their own."""
+        return {name: whole(tensor.detach()) for name, tensor in tensors.items()}
+
     def settle(self, model: Model) -> None:
         """Forget weights that were gathered: they may change now."""
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """Names of parameters that other ranks hold, and this one does not."""
+        return set()
+
+    @property
+    def learning_elsewhere(self) -> list[str]:
+        """Names of those of them that learn, in the order in which :meth:`clip` tells their norms."""
+        return []
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def share(self, rows: int, group: int, rank: int) -> tuple[int, int]:
         """The first row of a rank's share and the one after its last: whole units, as even as can be, none where there are too few."""
-        units, ranks = rows // group, self.ranks.size
+        units, ranks = rows // group, self.data_size
         return units * rank // ranks * group, units * (rank + 1) // ranks * group
 
     def spans(self, batch: Batch, size: int) -> list[tuple[int, int, bool]]:
         """(first row, row after the last, whether it counts) of this rank's micro-batches of ``size`` rows; those without anything scored are left out.
 
         A rank with less to do than the others must have repeats the first span of the step without counting it: once where it has nothing at all, and in
-        layouts that gather weights in each pass as often as they do.
+        layouts that gather weights or sum gradients in each pass as often as they do.
         """
         scored = batch.weights.flatten(1).any(1)  # [rows]
         every = [
             [(start, min(start + size, last)) for start in range(first, last, size) if bool(scored[start : min(start + size, last)].any())]
-            for first, last in (self.share(len(batch.inputs), batch.group, rank) for rank in range(self.ranks.size))
+            for first, last in (self.share(len(batch.inputs), batch.group, rank) for rank in range(self.data_size))
         ]
-        own = every[self.ranks.rank]
-        least = max(map(len, every)) if self.together else min(1, max(map(len, every)))
+        own = every[self.data_rank]
+        least = max(map(len, every)) if self.together or self.in_step else min(1, max(map(len, every)))
         filling = next((spans[0] for spans in every if spans), None)
         return [(*span, True) for span in own] + [(*filling, False) for _ in range(least - len(own))]
 
     def own_batches(self, batches: list[Batch]) -> list[Batch]:
         """The batches that this rank evaluates; where all pass through the model together, all of them, of which it takes its share of rows."""
-        return batches if self.together else batches[self.ranks.rank :: self.ranks.size]
+        return batches if self.together else batches[self.data_rank :: self.data_size]
+
+    def cut(self, part: Batch, by_place: bool) -> tuple[Batch, bool]:
+        """A micro-batch with the places that this rank scores, where each place counts by itself (``by_place``), and whether what it finds counts."""
+        return part, True
+
+    def own_share(self, by_place: bool) -> float:
+        """This rank's part of what the ranks that have a micro-batch in common all say of it."""
+        return 1.0
+
+    def learn(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]], counts: dict[str, float]) -> Iterator[dict[str, Tensor]]:
+        """Pass the micro-batches of a step, and whether they count, forward and back; each term's part of the step's mean."""
+        for part, counted in parts:
+            engine.own_rows = counted
+            yield engine.passes.backward(engine, part, counts)
+
+    def score(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[dict[str, Term], bool]]:
+        """The objective's terms of each micro-batch, without gradients, and whether it counts."""
+        for part, counted in parts:
+            yield engine.plain_terms(part), counted
 
     def gather_rows(self, own: Tensor, batch: Batch) -> Tensor:
         """[rows, …] of the whole step from this rank's share of them; gradients flow into its own."""
-        sizes = [last - first for first, last in (self.share(len(batch.inputs), batch.group, rank) for rank in range(self.ranks.size))]
+        sizes = [last - first for first, last in (self.share(len(batch.inputs), batch.group, rank) for rank in range(self.data_size))]
         padded = own.detach().new_zeros(max(sizes), *own.shape[1:])
         padded[: len(own)] = own.detach()
         found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded)
-        return torch.cat([own if rank == self.ranks.rank else found[rank][:size] for rank, size in enumerate(sizes)])
+        dist.all_gather(found, padded, group=self.data_group)
+        return torch.cat([own if rank == self.data_rank else found[rank][:size] for rank, size in enumerate(sizes)])
+
+    def share_out(self, units: int, work: Callable[[int, int], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``work(first, last)`` gives of so many units (objectives/base.py), each rank having worked on its share; one without a share does nothing, and gets all too."""
+        first, last = self.share(units, 1, self.data_rank)
+        if self.ranks.alone:
+            return work(first, last)
+        made = work(first, last) if last > first else {}
+        shapes = self.ranks.everyone({name: [NAMES[tensor.dtype], *tensor.shape] for name, tensor in made.items()})
+        return {name: self._joined(made.get(name), [told.get(name) for told in shapes]) for name in sorted(next(filter(None, shapes)))}
+
+    def _joined(self, own: Tensor | None, told: list[list[Any] | None]) -> Tensor:
+        """All ranks' rows of a tensor, from this one's and the types and shapes [type, rows, …] of all (None of one that has none)."""
+        known = [shape for shape in told if shape]
+        padded = torch.zeros([max(sizes) for sizes in zip(*(shape[1:] for shape in known), strict=True)], dtype=TYPES[known[0][0]])
+        if own is not None:
+            padded[tuple(map(slice, own.shape))] = own
+        found = [torch.empty_like(padded) for _ in told]
+        dist.all_gather(found, padded, group=self.data_group)
+        return torch.cat([rows[: shape[1]] for rows, shape in zip(found, told, strict=True) if shape])
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """While it lasts all ranks draw the same numbers from torch's generators, by a seed that the first one draws; then each draws on as if nothing had been."""
+        seed = torch.randint(2**62, ())
+        self.ranks.sum(seed.mul_(self.ranks.leads))
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(seed))
+            yield
 
     # ---- gradients ---------------------------------------------------------------------------------------------------
 
@@ -97,11 +175,15 @@ class Layout:
             assert all(other == names for other in self.ranks.everyone(names)), f"the ranks have terms of other names than {names}"
             self._names = names
         assert names == self._names, f"the terms were {self._names}, and are {names}"
-        summed = self.ranks.sum(torch.stack([means[name].double() for name in names]))
+        summed = self.add(torch.stack([means[name].double() for name in names]))
         return {name: summed[names.index(name)].to(mean.dtype) for name, mean in means.items()}
 
+    def add(self, tensor: Tensor) -> Tensor:
+        """The tensor, in place, with the sum over the ranks that have parts of a step's means."""
+        return self.ranks.sum(tensor)
+
     def clip(self, parameters: list[nn.Parameter], largest: float) -> tuple[Tensor, Tensor]:
-        """The norm [] of all gradients, and [parameters] those of each, as they were; gradients above ``largest`` (if not 0) are scaled down to it."""
+        """The norm [] of all gradients, and [parameters] those of each, as they were, and behind them those of what learns elsewhere; gradients above ``largest`` (if not 0) are scaled down to it."""
         norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters])) if parameters else torch.zeros(0)
         norm = torch.linalg.vector_norm(norms)
         if largest:
@@ -119,19 +201,25 @@ class Replicated(Layout):
     name = "replicas"
 
     def sum_gradients(self, model: Model) -> None:
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        used = self.ranks.sum(torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.uint8)).tolist()
-        gradients = []
-        for parameter, uses in zip(learning, used, strict=True):
-            if uses and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if uses:
-                gradients.append(parameter.grad)
-        sums = [(bucket, flat, dist.all_reduce(flat, async_op=True)) for bucket in _buckets(gradients) for flat in [torch.cat([gradient.reshape(-1) for gradient in bucket])]]
-        for bucket, flat, operation in sums:
-            operation.wait()
-            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        add_gradients([parameter for parameter in model.parameters() if parameter.requires_grad], self.ranks.group)
+
+
+@torch.no_grad()
+def add_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> None:
+    """Sum the gradients, or this rank's parts of them, over a group of ranks that hold the same parameters; one that none of them used stays absent."""
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+    dist.all_reduce(used, group=group)
+    gradients = []
+    for parameter, uses in zip(parameters, used.tolist(), strict=True):
+        if uses and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+        if uses:
+            gradients.append(local(parameter.grad))
+    sums = [(bucket, flat, dist.all_reduce(flat, group=group, async_op=True)) for bucket in _buckets(gradients) for flat in [torch.cat([gradient.reshape(-1) for gradient in bucket])]]
+    for bucket, flat, operation in sums:
+        operation.wait()
+        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -179,3 +267,16 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
+
+# ---- a model's structure, without what it holds -----------------------------------------------------------------------
+
+
+def empty_copy(model: Model) -> Model:
+    """The model's structure, its parameters without values."""
+    empty = {id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad) for parameter in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def places_of(model: Model) -> list[tuple[nn.Module, str, str]]:
+    """(module, attribute, name) of every parameter, each of a tied one's places too."""
+    return [(module, leaf, f"{path}.{leaf}" if path else leaf) for path, module in model.named_modules() for leaf in list(module._parameters) if module._parameters[leaf] is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,20 @@ from luban.foundation.messages import t
 from luban.foundation.paths import named_files
 from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
+from luban.pipeline.foresight import devices
 from luban.pipeline.implied import READS
+from luban.pipeline.planner import job_of
 from luban.pipeline.recipe import Recipe, Stage
+from luban.pipeline.remembered import PROCESS
 from luban.pipeline.runner import plan
+from luban.planning.job import Layout
+from luban.planning.margins import margin_of
 from luban.planning.resolve import resolve_train, train_facts
+from luban.planning.search import memory_of
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 from luban.training.config import OPTIMIZERS
 
+UNKNOWN = 0.3  # how far the closed form may be off where the planner does not know a family
 BYTES_A_TOKEN = 3.5  # of a byte-level BPE on mixed English and Chinese; only used before the tokenizer exists
 
 
@@ -148,11 +155,8 @@ def _expected(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
 
 def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str], memory_bytes: int, dry_batch: bool, probe: bool) -> Iterator[Tick]:
     """Shape, length, memory and time of a training stage, then one dry batch, and the micro-batch that fits; then its template."""
-    work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known, fresh) for field, values in stage.inputs.items()}, seed=recipe.seed)
-    before = known.get(stage.inputs["model"][0], {}) if stage.inputs.get("model") else {}
-    config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
+    config, work = _resolved(recipe, stage, known, fresh)
     shape: ShapeConfig = config.shape
-    known[stage.name] = {"shape": shape, "vocabulary_size": shape.vocabulary_size}
     if task := _task(stage.config):
         unit, in_step, epoch = "examples", config.batch_examples, _examples(recipe, stage, task) * (1 - config.validation.share)
         steps = config.length.steps(in_step * config.sequence_length, round(epoch * config.sequence_length))
@@ -160,14 +164,14 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         unit, in_step = "tokens", config.batch_tokens
         steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
     rows = max(1, 2048 // config.sequence_length) if isinstance(config.micro_batch_rows, str) else config.micro_batch_rows
-    need = _memory(shape, rows, config)
+    need, share = _memory(shape, rows, config)
     yield Tick(
-        need < 0.9 * memory_bytes,
-        t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, about {memory} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need)),
+        need * (1 + share) < memory_bytes,
+        t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, {memory} ±{share:.0%} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need), share=share),
     )
     tokens = steps * in_step * (config.sequence_length if task else 1)
     yield _closed_form(stage.name, shape, config, tokens)
-    if dry_batch and need < 0.9 * memory_bytes:
+    if dry_batch and need * (1 + share) < memory_bytes:
         seconds = _dry_batch(shape, rows, config)
         yield Tick(True, t("{stage}: a dry batch took {batch}; the stage will take about {time} here", stage=stage.name, batch=seconds_text(seconds), time=seconds_text(seconds * tokens / (rows * config.sequence_length))))
     if probe:
@@ -175,6 +179,26 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         yield Tick(True, t("{stage}: not probed, for {inputs} is not made yet", stage=stage.name, inputs=", ".join(unmade))) if unmade else _probed(stage.name, config, work)
     if config.objective_name == "instruction":
         yield from _template(recipe, stage)
+
+
+def _resolved(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str]) -> tuple[Any, Work]:
+    """A train stage's config in plain numbers, as its inputs are or are expected to be; its shape is known from then on."""
+    work = Work(path=recipe.out, inputs={field: _stand_in(recipe, values, known, fresh) for field, values in stage.inputs.items()}, seed=recipe.seed)
+    before = known.get(stage.inputs["model"][0], {}) if stage.inputs.get("model") else {}
+    config = resolve_train(stage.config, work, before.get("shape"))  # a model that is not made yet has the shape its stage will give it
+    known[stage.name] = {"shape": config.shape, "vocabulary_size": config.shape.vocabulary_size}
+    return config, work
+
+
+def train_configs(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Each train stage's name, and its config in plain numbers."""
+    known: dict[str, dict[str, Any]] = {}
+    fresh = _fresh(recipe)
+    for stage in recipe.stages.values():
+        if stage.kind.name == "train":
+            yield stage.name, _resolved(recipe, stage, known, fresh)[0]
+        elif not stage.kind.terminal:
+            known[stage.name] = _expected(recipe, stage, known, fresh)
 
 
 def _probed(name: str, config: Any, work: Work) -> Tick:
@@ -198,19 +222,22 @@ def _probed(name: str, config: Any, work: Work) -> Tick:
     )  # fmt: skip
 
 
-def _memory(shape: ShapeConfig, rows: int, config: Any) -> int:
-    """Bytes that a training stage takes at the most, about."""
-    if config.engine == "layerwise":
-        rows = config.batch_examples if _task(config) else config.batch_tokens // config.sequence_length
+def _memory(shape: ShapeConfig, rows: int, config: Any) -> tuple[float, float]:
+    """Bytes that a training stage in one process here takes at the most, by the planner's arithmetic, and how far it may be off as a share; of what the planner does not know by a closed form."""
+    there = devices(1, 1)
+    margin = margin_of(there.device.kind, there.device.name)
+    job = job_of(config, shape, there)
+    try:
+        reckoned = memory_of(replace(job, rows=job.rows if config.engine == "layerwise" else min(rows, job.step_rows)), Layout())
+    except LubanError:
+        return _closed_bytes(shape, rows, config), UNKNOWN
+    return margin.ratio * reckoned.total + (PROCESS if there.device.kind == "cpu" else 0.0), margin.memory
+
+
+def _closed_bytes(shape: ShapeConfig, rows: int, config: Any) -> int:
+    """What is held of weights, gradients, states, activations and logits, for models that have no shadow in planning."""
     parts = memory(shape, rows=rows, sequence_length=config.sequence_length, recompute=config.recompute == "full")
     parts["optimizer"] = int(parameters(shape)["total"] * OPTIMIZERS[config.optimizer.name]["state_bytes"])
-    largest = 4 * max(shape.vocabulary_size * shape.hidden_size, parameters(shape)["total"] // max(1, shape.layers) // 4)  # bytes of one matrix in float32, about
-    if config.weights == "bfloat16":
-        parts["weights"] = parts["weights"] // 2 + largest  # a widened copy of one
-    if config.engine == "layerwise":
-        parts["gradients"] = largest
-    if not isinstance(config.recompute, str):
-        parts["activations"] = min(parts["activations"], int(config.recompute))
     return sum(value for name, value in parts.items() if name != "total") + rows * config.sequence_length * shape.vocabulary_size * 8
 
 

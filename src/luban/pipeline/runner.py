@@ -81,6 +81,9 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
     with locked(recipe.out, wait, recipe.name if recipe.alone else ""):
         if not recipe.alone:
             _save_recipe(recipe)
+        for stage in recipe.stages.values():
+            if stage.kind.together and not is_artifact(recipe.out / stage.name):
+                stage.kind.stage.ahead()
         for step in plan(recipe):
             if step.status == "serve":
                 terminal = step.stage
@@ -116,7 +119,8 @@ def _follow(recipe: Recipe, ranks: Any) -> list[Artifact]:
             assert stage.kind.stage  # load it now, while there is time
     for name in ranks.calls():
         stage = recipe.stages[name]
-        work = Work(path=_partial(recipe, stage), inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name)
+        partial = _partial(recipe, stage)
+        work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name, accepted=_known(partial).get("accepted", []))
         stage.kind.stage.run(resolve(stage.kind.name, stage.config, work), work)
     return [open_artifact(recipe.out / name) for name in recipe.stages if is_artifact(recipe.out / name)]
 
@@ -269,19 +273,27 @@ def _do(recipe: Recipe, step: Step, watch: Callable[[Any], None] | None = None, 
     if step.reason:
         say("  {status}: {reason}", status=t(step.status), reason=t(step.reason))
     partial = _prepare(recipe, step, final, change)
-    work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name, watch=watch)
+    work = Work(path=partial, inputs=open_inputs(recipe, stage), seed=recipe.seed, name=stage.name, watch=watch, accepted=_known(partial).get("accepted", []))
     begun, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
     try:
         config = resolve(stage.kind.name, stage.config, work)
+        if stage.kind.name == "train":
+            from luban.pipeline.foresight import foresee
+
+            work.foresee = lambda: foresee(config)
         if stage.kind.together and (ranks := _ranks()) is not None:
             ranks.call(stage.name)
         stage.kind.stage.run(config, work)
     except OSError as error:
         raise from_os_error(error, Path(error.filename) if isinstance(error.filename, str) else partial) from error
     seconds = time.monotonic() - begun
+    if stage.kind.name == "train":
+        from luban.pipeline.remembered import remember  # with torch, which the training has loaded
+
+        remember(config, work)
     manifest = _manifest(stage, step, config, work, started, seconds)
-    if accepted := _known(partial).get("accepted"):
-        manifest["accepted_changes"] = accepted
+    if work.accepted:
+        manifest["accepted_changes"] = work.accepted
     _set_aside(recipe, final)
     for name in (MARK, MADE_OF):
         (partial / name).unlink(missing_ok=True)

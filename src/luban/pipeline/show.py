@@ -36,20 +36,17 @@ def show(path: Path) -> None:
 
 def show_ledger(path: Path) -> None:
     """Print which data the trainings at a path have learned from. DataError where there is none, or one read a place twice."""
+    from luban.pipeline.ledger import ledgers
     from luban.training.consumed import read_ledger
-    from luban.training.log import CONSUMED
 
-    files = [file for pattern in (f"training/{CONSUMED}", f"*/training/{CONSUMED}") for file in sorted(path.glob(pattern))]
-    if not files:
-        raise DataError("{path} holds no ledger of a training", "", "name a run, or the folder of a train stage", path=path)
-    for file in files:
-        lines = read_ledger(file.parent)
+    for folder in ledgers(path):
+        lines = read_ledger(folder)
         rows = []
         for line in lines:
             places = ", ".join(f"{first}–{last}" for first, last in line["places"])
             pieces = ", ".join(f"{name}: {count}" for name, count in line["pieces"].items())
             rows.append(("–".join(map(str, line["steps"])), places, pieces, count_text(line["scored"]), line["sha256"][:16]))
-        table(t("data read by {path}", path=file.parent.parent), [t("steps"), t("places in the data"), t("pieces of documents"), t("scored"), "sha256"], rows)
+        table(t("data read by {path}", path=folder.parent), [t("steps"), t("places in the data"), t("pieces of documents"), t("scored"), "sha256"], rows)
         say("no place was read twice")
 
 

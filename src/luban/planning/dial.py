@@ -23,7 +23,7 @@ def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> Shap
         "layers": depth,
         "hidden_size": width,
         "heads": width // HEAD,
-        "key_value_heads": width // HEAD if depth < 16 else max(1, width // HEAD // 4),
+        "key_value_heads": width // HEAD if depth < 16 else _shared(width // HEAD),
         "head_dim": HEAD,
         "feed_forward_size": _multiple(width * 8 / 3, 64),
         "maximum_positions": 512 if depth < 8 else 2048,
@@ -42,6 +42,11 @@ def shape_of_depth(depth: int, vocabulary_size: int, given: ShapeConfig) -> Shap
     elif "hidden_size" in kept:
         derived["heads"] = max(1, kept["hidden_size"] // HEAD)
     return ShapeConfig(**{**derived, **kept, "vocabulary_size": vocabulary_size})
+
+
+def _shared(heads: int) -> int:
+    """Heads of keys and values: the divisor of ``heads`` that comes nearest to a quarter of them."""
+    return min((count for count in range(1, heads + 1) if heads % count == 0), key=lambda count: abs(math.log(4 * count / heads)))
 
 
 def depth_for_tokens(tokens: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from luban.adapters.files import open_model
+from luban.adapters.files import open_model, text_folder
 from luban.foundation.artifacts import Artifact, Work, listed
 from luban.foundation.console import count_text, say
 from luban.foundation.errors import ConfigError, DataError
@@ -46,7 +46,7 @@ def open_service(config: ServeConfig, folder: Path, adapters: Sequence[Path] = (
     """The model in ``folder`` with its ``adapters``, loaded and checked, behind a service that is not started yet."""
     if read_config(folder).get("model_type") == ENSEMBLE:
         return _predicting(config, folder, Predictor.load(folder))
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(text_folder(folder))
     config = config.updated(sampling=sampling_of(tokenizer.generation, config.sampling).explicit())
     if not config.allow_template_mismatch:
         check_template(folder, tokenizer)
@@ -99,7 +99,7 @@ def _writing(config: ServeConfig, folder: Path, predictor: Predictor) -> Service
         slots=config.slots,
     )
     metrics = Metrics(name, config.slots)
-    packed = PackedDecoder(model) if config.slots > 1 and PackedDecoder.suits(model) else None
+    packed = PackedDecoder(model) if PackedDecoder.suits(model) else None
     thread = ModelThread(lambda: Engine(model, tokenizer, slots=config.slots, maximum_length=length, packed=packed), config.slots, metrics)
     predict = on_thread(thread.do, partial(predictor.predict, rows=config.rows))
     desk = PredictionDesk(config, PredictionThread(config.rows, config.batch_window_seconds, metrics))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 
@@ -68,6 +69,33 @@ class Batch:
         extra = {name: value[start:stop] for name, value in self.extra.items()}
         return replace(self, **parts, extra=extra, sources=self.sources[first : first + sum(counts)], row_sources=counts)
 
+    def padded(self, multiple: int) -> Batch:
+        """With padding at the end of each row, of the source too, so that ``multiple`` divides the columns."""
+        room, source_room = -self.inputs.shape[1] % multiple, 0 if self.source is None else -self.source.shape[1] % multiple
+        if not room and not source_room:
+            return self
+        segments = torch.zeros_like(self.inputs, dtype=torch.int32) if self.segments is None and room else self.segments
+        source_segments = torch.zeros_like(self.source, dtype=torch.int32) if self.source_segments is None and source_room else self.source_segments
+        given = replace(self, segments=segments, source_segments=source_segments)
+        places = [name for name in _PLACES if name != "weights" or self.weights.shape[1] == self.inputs.shape[1]]
+        parts = {name: _filled(getattr(given, name), room) for name in places} | {name: _filled(getattr(given, name), source_room) for name in _SOURCE}
+        return replace(given, **parts)
+
+    def scoring(self, part: int, parts: int) -> Batch:
+        """The batch of which only the places in one of ``parts`` equal parts of the rows count."""
+        size = self.inputs.shape[1] // parts
+        weights = torch.zeros_like(self.weights)
+        weights[:, part * size : (part + 1) * size] = self.weights[:, part * size : (part + 1) * size]
+        return replace(self, weights=weights)
+
+    def picked(self, places: Sequence[int]) -> Batch:
+        """The rows at these places, in this order; a row may come twice."""
+        chosen = torch.as_tensor(places, dtype=torch.long)
+        first = np.cumsum([0, *self.row_sources])
+        parts = {name: value if (value := getattr(self, name)) is None else value[chosen] for name in (*_PLACES, *_SOURCE)}
+        sources = [source for place in places for source in self.sources[first[place] : first[place + 1]]] if self.row_sources else []
+        return replace(self, **parts, extra={name: value[chosen] for name, value in self.extra.items()}, sources=sources, row_sources=[self.row_sources[place] for place in places] if self.row_sources else [])
+
     def to(self, device: str | torch.device) -> Batch:
         """The batch on another device. Which places are scored is looked up before, so that the host need not ask the device."""
         parts = {name: _moved(getattr(self, name), device) for name in (*_PLACES, *_SOURCE)}
@@ -107,6 +135,11 @@ def _used(segments: Tensor | None, start: int, stop: int) -> int | None:
 
 def _cut(value: Tensor | None, start: int, stop: int, width: int | None) -> Tensor | None:
     return None if value is None else value[start:stop, :width]
+
+
+def _filled(value: Tensor | None, room: int) -> Tensor | None:
+    """With ``room`` more columns: of padding in segments (int32), of zeros otherwise."""
+    return value if value is None or not room else functional.pad(value, (0, room), value=-1 if value.dtype == torch.int32 else 0)
 
 
 def _moved(value: Tensor | None, device: str | torch.device) -> Tensor | None:

@@ -7,7 +7,7 @@ holds the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -147,6 +147,12 @@ class PackedLoader(_Loader):
             found[store.name] = found.get(store.name, 0) + rows
         return found
 
+    def pieces(self, index: int) -> Iterator[tuple[TokenStore, int]]:
+        """The store and the document of each piece that step ``index`` reads."""
+        for row in range(index * self.rows_per_step, (index + 1) * self.rows_per_step):
+            store, pieces = self._global_row(row)
+            yield from ((self.stores[store], piece.item) for piece in pieces)
+
     def rows_by_source(self) -> dict[str, int]:
         """Rows of each store when it is read once."""
         found: dict[str, int] = {}
@@ -283,6 +289,13 @@ class ExampleLoader(_Loader):
             weights[piece.start + 1 : piece.stop + 1],
             example.source,
         )
+
+
+def text_reader(loader: Any) -> PackedLoader | None:
+    """What reads the text of token stores, at the bottom of what changes its batches or notes them; None where no text is read."""
+    while not isinstance(loader, PackedLoader) and hasattr(loader, "loader"):
+        loader = loader.loader
+    return loader if isinstance(loader, PackedLoader) else None
 
 
 def _check_stores(stores: Sequence[tuple[TokenStore, float]]) -> None:

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from luban.foundation.console import bytes_text, track
+from luban.foundation.console import bytes_text, say, track
 from luban.foundation.errors import DataError
-from luban.tokens.writer import FORMAT, INDEX
+from luban.foundation.messages import t
+from luban.tokens.blocks import BLOCK_BYTES, BlockCheck
+from luban.tokens.writer import FORMAT, IN_BLOCKS, INDEX, SUMS
+
+SMALL_BYTES = 1 << 29  # of a split that is compared with its checksums as a whole before a training reads it: a second or two, from a disk
 
 
 class TokenStore:
@@ -39,6 +43,7 @@ class TokenStore:
         if not self.index["complete"]:
             raise DataError("{path} is not whole: its making was stopped", "", "run luban encode again: it continues", path=self.folder)
         self._maps: dict[tuple[int, str], np.ndarray] = {}
+        self._checks: dict[tuple[int, str], BlockCheck] = {}
 
     # ---- facts
 
@@ -102,14 +107,23 @@ class TokenStore:
         shard, inside = self._place(i)
         offsets = self._map(shard, ".offsets.npy")
         ids = self._map(shard, ".bin")[int(offsets[inside]) : int(offsets[inside + 1])]
+        self._look(shard, ".bin", int(offsets[inside]) * self.dtype.itemsize, int(offsets[inside + 1]) * self.dtype.itemsize)
         if len(ids) and int(ids.max()) >= self.index["vocabulary_size"]:
-            raise self._damaged(self.folder / f"{self.index['shards'][shard]['name']}.bin", f"document {i} holds the token {int(ids.max())} of a vocabulary of {self.index['vocabulary_size']}")
+            reason = t("document {document} holds the token {token} of a vocabulary of {size}", document=i, token=int(ids.max()), size=self.index["vocabulary_size"])
+            raise self._damaged(self.folder / f"{self.index['shards'][shard]['name']}.bin", reason)
         return ids
 
     def identity(self, i: int) -> str:
         """The id that document ``i`` has in its corpus."""
         shard, inside = self._place(i)
-        return bytes(self._map(shard, ".ids.npy")[inside]).decode("utf-8", "replace")
+        names = self._map(shard, ".ids.npy")
+        first = names.offset + inside * names.itemsize
+        self._look(shard, ".ids.npy", first, first + names.itemsize)
+        return bytes(names[inside]).decode("utf-8", "replace")
+
+    def shard(self, i: int) -> str:
+        """The name of the shard that holds document ``i``."""
+        return self.index["shards"][self._place(i)[0]]["name"]
 
     def language(self, i: int) -> str:
         shard, inside = self._place(i)
@@ -128,48 +142,71 @@ class TokenStore:
             file = self.folder / f"{facts['name']}{part}"
             size = file.stat().st_size if file.is_file() else -1
             if size != facts["files"][part]:
-                raise self._damaged(
-                    file, f"{bytes_text(facts['files'][part])} were written, {bytes_text(size) if size >= 0 else 'nothing'} is there"
-                )
+                raise self._damaged(file, t("{size} were written, {found} is there", size=bytes_text(facts["files"][part]), found=bytes_text(size) if size >= 0 else t("nothing")))
             if part == ".bin":
                 self._maps[shard, part] = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
             else:
-                self._maps[shard, part] = self._loaded(file, facts)
+                self._maps[shard, part] = self._loaded(file, facts, part)
+            if part in IN_BLOCKS and part + SUMS in facts["files"]:
+                self._checks[shard, part] = BlockCheck(np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8), self._map(shard, part + SUMS))
+                self._look(shard, part, 0, 1)  # of a table what says how to read it
         return self._maps[shard, part]
 
-    def _loaded(self, file: Path, facts: dict[str, Any]) -> np.ndarray:
-        """A table of a shard, a row for each document; offsets must rise from the first token to the last."""
+    def _look(self, shard: int, part: str, first: int, last: int) -> None:
+        """DataError where the bytes ``first`` to ``last`` of a shard's file lie in a block that is not what was written."""
+        check = self._checks.get((shard, part))
+        if check and (bad := check.look(first, last)) is not None:
+            file = self.folder / f"{self.index['shards'][shard]['name']}{part}"
+            raise self._damaged(file, t("bytes {first} to {last} are not those that were written", first=bad, last=min(bad + BLOCK_BYTES, self.index["shards"][shard]["files"][part])))
+
+    def _loaded(self, file: Path, facts: dict[str, Any], part: str) -> np.ndarray:
+        """A table of a shard, a row for each document or block; offsets must rise from the first token to the last. What is not compared in blocks, and will be read as a whole, is compared here."""
         try:
             found = np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise self._damaged(file, "it is no table of numbers") from error
-        offsets = file.name.endswith(".offsets.npy")
+            raise self._damaged(file, t("it is no table of numbers")) from error
+        if part not in IN_BLOCKS and xxhash.xxh3_64_hexdigest(np.memmap(file, np.uint8, "r")) != facts["xxh3"][part]:
+            raise self._damaged(file, t("its checksum is not the one that was written"))
+        if part.endswith(SUMS):
+            return found
+        offsets = part == ".offsets.npy"
         tokens = facts["files"][".bin"] // self.dtype.itemsize
         if len(found) != facts["documents"] + offsets or (offsets and (found[0] != 0 or int(found[-1]) != tokens or bool((found[1:] < found[:-1]).any()))):
-            raise self._damaged(file, "its rows are not those of the documents")
+            raise self._damaged(file, t("its rows are not those of the documents"))
         return found
 
     def _damaged(self, file: Path, reason: str) -> DataError:
         return DataError(
             "{file} is damaged: {reason}",
-            "",
+            "a disk or a copy failed, or the file was changed",
             "restore the file, or remove {path} and run its recipe again",
             file=file,
             reason=reason,
             path=self.path,
         )
 
+    def look_over(self) -> None:
+        """Before a training: compare a small split with its checksums; a larger one is compared block by block as it is read, or it is said that it cannot be."""
+        if sum(size for shard in self.index["shards"] for size in shard["files"].values()) <= SMALL_BYTES:
+            for shard in self.index["shards"]:
+                self._compare(shard)
+        elif any(part + SUMS not in shard["files"] for shard in self.index["shards"] for part in IN_BLOCKS):
+            say("{name} was encoded before shards had checksums of their blocks: what is damaged in it may go unnoticed; luban check RUN --ledger compares all of it, encoding it again mends that", name=self.name)
+
     def verify(self) -> None:
         """Read every file and compare it with its checksum. Raises DataError that names the damaged one."""
         for shard in track(self.index["shards"], "checking {name}", total=len(self.index["shards"]), name=self.name):
-            for part, expected in shard["xxh3"].items():
-                file = self.folder / f"{shard['name']}{part}"
-                digest = xxhash.xxh3_64()
-                try:
-                    with file.open("rb") as stream:
-                        while block := stream.read(1 << 22):
-                            digest.update(block)
-                except OSError as error:
-                    raise self._damaged(file, error.strerror or str(error)) from None
-                if digest.hexdigest() != expected:
-                    raise self._damaged(file, "its checksum is not the one that was written")
+            self._compare(shard)
+
+    def _compare(self, shard: dict[str, Any]) -> None:
+        for part, expected in shard["xxh3"].items():
+            file = self.folder / f"{shard['name']}{part}"
+            digest = xxhash.xxh3_64()
+            try:
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 22):
+                        digest.update(block)
+            except OSError as error:
+                raise self._damaged(file, error.strerror or str(error)) from None
+            if digest.hexdigest() != expected:
+                raise self._damaged(file, t("its checksum is not the one that was written"))

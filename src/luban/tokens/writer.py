@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -12,10 +13,13 @@ import xxhash
 
 from luban.foundation.artifacts import from_os_error, sync_directory, write_json
 from luban.foundation.errors import DataError
+from luban.tokens.blocks import BlockSums
 
 INDEX = "index.json"
 FORMAT = 1
-PARTS = (".bin", ".offsets.npy", ".languages.npy", ".ids.npy")
+SUMS = ".sums.npy"
+IN_BLOCKS = (".bin", ".ids.npy")  # read here and there: with checksums of their blocks, which shards of earlier versions lack
+PARTS = (".bin", ".offsets.npy", ".languages.npy", ".ids.npy", *(part + SUMS for part in IN_BLOCKS))
 
 
 def dtype_for(vocabulary_size: int) -> np.dtype:
@@ -60,7 +64,7 @@ class StoreWriter:
         self._ids: list[bytes] = []
         self._tokens = self._bytes = 0
         self._by_language: dict[str, list[int]] = {}
-        self._hash = xxhash.xxh3_64()
+        self._hash, self._blocks = xxhash.xxh3_64(), BlockSums()
 
     def add(self, tokens: list[int], *, language: str, identity: str, size_bytes: int) -> None:
         """Append a document. A shard is closed at the first document that fills it."""
@@ -72,6 +76,7 @@ class StoreWriter:
         except OSError as error:
             raise from_os_error(error, self.folder) from error
         self._hash.update(data)
+        self._blocks.update(data)
         names = self.index["languages"]
         if language not in names:
             names.append(language)
@@ -108,7 +113,7 @@ class StoreWriter:
         return f"{len(self.index['shards']):05d}"
 
     def _close_shard(self) -> None:
-        """Give the four files their names, then write the index: only what it lists counts."""
+        """Give the files of a shard their names, then write the index: only what it lists counts."""
         name = self._name
         checksums = {".bin": self._hash.hexdigest()}
         columns = {
@@ -122,12 +127,11 @@ class StoreWriter:
                 os.fsync(self._stream.fileno())
                 self._stream.close()
                 self._stream = None
+            sums = {".bin": self._blocks}
             for part, column in columns.items():
-                with self._temporary(part).open("wb") as stream:
-                    np.save(stream, column, allow_pickle=False)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                checksums[part] = xxhash.xxh3_64_hexdigest(self._temporary(part).read_bytes())
+                checksums[part], sums[part] = self._write_column(part, column)
+            for part in IN_BLOCKS:
+                checksums[part + SUMS], _ = self._write_column(part + SUMS, sums[part].table())
             for part in PARTS:
                 os.replace(self._temporary(part), self.folder / f"{name}{part}")
             sync_directory(self.folder)
@@ -146,3 +150,15 @@ class StoreWriter:
                 entry[key] += amount
         write_json(self.folder / INDEX, self.index)
         self._begin()
+
+    def _write_column(self, part: str, column: np.ndarray) -> tuple[str, BlockSums]:
+        """Write a table of the shard through to the disk; returns its checksum, and those of its blocks."""
+        held = io.BytesIO()
+        np.save(held, column, allow_pickle=False)
+        content, sums = held.getvalue(), BlockSums()
+        sums.update(content)
+        with self._temporary(part).open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return xxhash.xxh3_64_hexdigest(content), sums

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban.training.blocks import BlockOptimizer, Writer, count_step, row_blocks, wide, zeros_beside
+from luban.training.blocks import BlockOptimizer, Writer, count_step, no_steps, row_blocks, wide, zeros_beside
 
 SQUARE_FLOOR = 1e-30  # epsilon 1 of the paper: added to squared gradients
 SCALE_FLOOR = 1e-3  # epsilon 2: the least root mean square that a relative rate reckons with
@@ -29,6 +29,15 @@ class Adafactor(BlockOptimizer):
     def __init__(self, parameters: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0, relative: bool = True, decay_power: float = -0.8):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "relative": relative, "decay_power": decay_power})
 
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state = {"step": no_steps()}
+        if parameter.ndim < 2:
+            state["square"] = zeros_beside(parameter)
+        else:
+            wider = {"dtype": wide(parameter.dtype), "device": parameter.device}
+            state |= {"rows": torch.zeros(parameter.shape[:-1], **wider), "columns": torch.zeros(*parameter.shape[:-2], parameter.shape[-1], **wider)}
+        return state | ({"momentum": zeros_beside(parameter)} if group["momentum"] else {})
+
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         stack = (-1, *parameter.shape[-2:]) if parameter.ndim >= 2 else (1, 1, -1)
         weights, slopes = parameter.detach().view(stack), gradient.contiguous().view(stack)  # [matrices, rows, columns]
@@ -36,8 +45,6 @@ class Adafactor(BlockOptimizer):
         by_row, by_column = self._factors(parameter, slopes, state, 1.0 - count_step(state) ** group["decay_power"])
         size = _update_norm(slopes, by_row, by_column) / weights.numel() ** 0.5
         by_row = by_row * (-rate / (size / LARGEST_UPDATE).clamp(min=1.0))
-        if group["momentum"] and "momentum" not in state:
-            state["momentum"] = zeros_beside(parameter)
         averaged = state["momentum"].view(stack) if group["momentum"] else None
         writer = Writer(parameter)
         for index, rows in _places(weights):
@@ -55,13 +62,8 @@ class Adafactor(BlockOptimizer):
         matrices, rows, columns = slopes.shape
         wider = {"dtype": wide(slopes.dtype), "device": slopes.device}
         if parameter.ndim < 2:
-            if "square" not in state:
-                state["square"] = zeros_beside(parameter)
             state["square"].lerp_(slopes.view(parameter.shape).square().add_(SQUARE_FLOOR), 1 - share)
             return torch.ones(1, 1, **wider), state["square"].rsqrt().view(1, columns)
-        if "rows" not in state:
-            state["rows"] = torch.zeros(parameter.shape[:-1], **wider)
-            state["columns"] = torch.zeros(*parameter.shape[:-2], columns, **wider)
         of_rows, of_columns = torch.empty(matrices, rows, **wider), torch.zeros(matrices, columns, **wider)
         for index, part in _places(slopes):
             squares = slopes[index, part].square()

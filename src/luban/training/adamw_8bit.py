@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.training.blocks import BlockOptimizer, Writer, count_step, flat_blocks, zeros_beside
+from luban.training.blocks import BlockOptimizer, Writer, count_step, flat_blocks, no_steps, zeros_beside
 
 RUN = 256  # numbers that share a scale
 SMALLEST = 4096  # parameters with fewer numbers keep float32 moments
@@ -30,18 +30,21 @@ class AdamW8bit(BlockOptimizer):
     def __init__(self, parameters: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0, bits: int = 8):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bits": bits})
 
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        if group["bits"] == 32 or parameter.numel() < SMALLEST:
+            return {"step": no_steps(), "first": zeros_beside(parameter), "second": zeros_beside(parameter)}
+        state = {"step": no_steps()}
+        for name, zero in (("first", _zero(True)), ("second", _zero(False))):
+            state[name] = torch.full_like(parameter, zero, dtype=torch.uint8, memory_format=torch.contiguous_format)
+            state[f"{name}_scale"] = torch.zeros(-(-parameter.numel() // RUN), device=parameter.device)
+        return state
+
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         steps, writer, gradient = count_step(state), Writer(parameter), gradient.contiguous()
-        if group["bits"] == 32 or parameter.numel() < SMALLEST:
-            if "first" not in state:
-                state["first"], state["second"] = zeros_beside(parameter), zeros_beside(parameter)
+        if state["first"].dtype != torch.uint8:
             for weights, slope, first, second in flat_blocks(parameter, gradient, state["first"], state["second"]):
                 self._update(writer, weights, slope, first, second, steps, group)
             return
-        if "first" not in state:
-            for name, zero in (("first", _zero(True)), ("second", _zero(False))):
-                state[name] = torch.full_like(parameter, zero, dtype=torch.uint8, memory_format=torch.contiguous_format)
-                state[f"{name}_scale"] = torch.zeros(-(-parameter.numel() // RUN), device=parameter.device)
         runs = zip(*(state[f"{name}_scale"].split(_runs(parameter)) for name in ("first", "second")), strict=True)
         for (weights, slope, *codes), scales in zip(flat_blocks(parameter, gradient, state["first"], state["second"]), runs, strict=True):
             first, second = dequantise(codes[0], scales[0], True), dequantise(codes[1], scales[1], False)

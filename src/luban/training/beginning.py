@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from luban.adapters.attached import attach
-from luban.adapters.files import base_of, is_adapter, open_model, read_settings
+from luban.adapters.attached import attach, new_parts
+from luban.adapters.files import base_of, is_adapter, open_model, read_settings, text_folder
 from luban.foundation.artifacts import Artifact, Work, listed, read_json
 from luban.foundation.config import build
 from luban.foundation.console import say
@@ -32,7 +33,7 @@ def find_tokenizer(work: Work) -> Tokenizer:
     encoded = [source.path / "tokenizer" for source in listed(work.inputs.get("data")) if isinstance(source, Artifact) and source.kind == "encode"]
     named = [getattr(source, "path", source) for source in (work.inputs["tokenizer"], work.inputs["model"], *listed(work.inputs.get("objective.teacher"))) if source is not None]
     folders = [*named[:1], *encoded] if work.inputs["tokenizer"] else [*encoded, *named]
-    folders = [folder for folder in folders if (folder / "tokenizer.json").exists()]
+    folders = [folder for folder in map(text_folder, folders) if (folder / "tokenizer.json").exists()]
     if not folders:
         raise ConfigError("there is no tokenizer to train with", "neither `tokenizer`, `model` nor `data` brings one", "name a train_tokenizer stage or a folder with tokenizer.json as tokenizer")
     tokenizer = Tokenizer.load(folders[0])
@@ -80,8 +81,8 @@ def make_model(config: TrainConfig, work: Work, tokenizer: Tokenizer, objective:
         raise ConfigError("quantization is for a base that stays as it is", "rounded weights cannot learn", "add adapter: lora, or leave quantization out")
     model = _open(config, folder, head, work.seed)
     _check_finite(model, folder)
-    if (folder / "tokenizer.json").exists():
-        own = Tokenizer.load(folder)
+    if ((texts := text_folder(folder)) / "tokenizer.json").exists():
+        own = Tokenizer.load(texts)
         _check_same_words(own, tokenizer, folder)
         if model.shape.vocabulary_size < tokenizer.vocabulary_size:
             added = range(model.shape.vocabulary_size, tokenizer.vocabulary_size)
@@ -98,8 +99,12 @@ def _open(config: TrainConfig, folder: Path, head: Head | None, seed: int) -> Mo
     if config.weights != "bfloat16":
         return open_model(folder, head=head, language_model=head is None, seed=seed, quantization=config.quantization)
     if is_adapter(folder):
-        raise ConfigError("weights: bfloat16 is for training all of a model, and {folder} is an adapter", "", "make it part of its base first (luban merge), or leave weights out", folder=folder)
-    return load_model(folder, torch.bfloat16, head=head, language_model=head is None, seed=seed, place=place_narrow)
+        raise ConfigError("weights: bfloat16 is for a model or a new adapter on one, and {folder} is an adapter", "", "make it part of its base first (luban merge), or leave weights out", folder=folder)
+    if config.quantization:  # embedding and output matrix in bfloat16, beside the blocks' in fewer bits
+        model = open_model(folder, head=head, language_model=head is None, seed=seed, quantization=config.quantization)
+    else:
+        model = load_model(folder, torch.bfloat16, head=head, language_model=head is None, seed=seed, place=place_narrow)
+    return hold_narrow_base(model) if config.adapter else model
 
 
 @torch.no_grad()
@@ -112,7 +117,17 @@ def _check_finite(model: Model, folder: Path) -> None:
 
 def _held(model: Model, config: TrainConfig) -> Model:
     """The model with its weights in the type that the config asks for."""
-    return hold_narrow(model) if config.weights == "bfloat16" else model
+    return hold_narrow(model) if config.weights == "bfloat16" and not config.adapter else model
+
+
+def hold_narrow_base(model: Model) -> Model:
+    """The matrices that an adapter leaves as they are in bfloat16; what is new and learns (a task's head) in float32."""
+    new = new_parts(model)
+    hold_narrow(model)
+    for name in new:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(model.get_parameter(name).detach().float()))
+    return model
 
 
 def base_folder(work: Work) -> Path:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from luban.foundation.artifacts import from_os_error, sync_directory
 from luban.foundation.console import warn
 from luban.foundation.errors import DataError
-from luban.parallel.layouts import placed, whole
+from luban.models.tensor_files import pieces, replace_tensors
+from luban.parallel.layouts import placed
 from luban.parallel.ranks import here
-from luban.training import storage
 from luban.training.retention import best_steps, number_of, saved
 from luban.training.run import Run
 
@@ -24,20 +22,11 @@ def _best_file(folder: Path, step: int) -> Path:
 
 
 def keep_best(run: Run) -> None:
-    """Write the weights as they stand as those of the best validation; the one before goes when no checkpoint knows of it any more."""
-    weights = {name: whole(tensor.detach()) for name, tensor in run.model.changing().items()}
-    if not here().leads:
-        return
-    file = _best_file(run.folder, run.step)
-    partial = file.with_suffix(".partial")
-    try:
-        unique = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-        storage.write_tensors(partial, unique, {"sha256": _digest(unique)})
-        os.replace(partial, file)
-        sync_directory(run.folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise from_os_error(error, file) from error
+    """Let the weights as they stand be written, behind the steps, as those of the best validation; the ones before go when no checkpoint knows of them any more."""
+    weights = run.engine.layout.gather(run.engine.weights(spread=False))
+    if here().leads:
+        file = _best_file(run.folder, run.step)
+        run.checkpointer.behind(weights, lambda held: replace_tensors(file, held, {"sha256": _digest(held)}))
 
 
 def restore_best(run: Run) -> bool:
@@ -49,8 +38,10 @@ def restore_best(run: Run) -> bool:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         if known != _digest(tensors):
             raise DataError("{file} does not have the bytes that were written", file=file)
+        if run.engine.layout.elsewhere:
+            tensors = {name: tensors[name] for name in run.model.changing()}
         ours = dict(run.model.named_parameters(remove_duplicate=False))
-        run.model.load_changing({name: placed(tensor, ours[name]) if name in ours else tensor for name, tensor in tensors.items()})
+        run.engine.load_weights({name: placed(tensor, ours[name]) if name in ours else tensor for name, tensor in tensors.items()})
     except (OSError, SafetensorError, DataError) as error:
         warn("the weights of the best validation cannot be read, the last ones are kept: {error}", error=error)
         return False
@@ -62,15 +53,17 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tensors[name].dtype}{list(tensors[name].shape)}".encode())
-        for piece in storage.pieces(tensors[name]):
+        for piece in pieces(tensors[name]):
             digest.update(piece)
     return digest.hexdigest()
 
 
 def prune_best(folder: Path) -> None:
-    """Remove the best weights that neither a checkpoint nor what was written since the newest one knows of."""
+    """Remove the best weights that neither a checkpoint nor what was written since the newest one knows of, and what a killed process had half written of some."""
     known = best_steps(folder)
     newest = max((number_of(found) for found in saved(folder)), default=0)
     for file in folder.glob("best-????????.safetensors"):
         if (step := int(file.stem.removeprefix("best-"))) not in known and step <= newest:
             file.unlink(missing_ok=True)
+    for file in folder.glob(".best-*.tmp"):
+        file.unlink(missing_ok=True)

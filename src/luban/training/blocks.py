@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from luban.parallel.layouts import local, spread
+from luban.training.untraced import Untraced
 
 BLOCK = 1 << 18  # numbers: a mebibyte in float32, half of a core's second-level cache on current servers
 DEVICE_BLOCK = 1 << 26
 
 
-class BlockOptimizer(torch.optim.Optimizer):
-    """A subclass says how one parameter moves. Of one that is held in shards each process moves its own."""
+class BlockOptimizer(Untraced, torch.optim.Optimizer):
+    """A subclass says with what state a parameter begins, and how it moves. Of one that is held in shards each process moves its own."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -27,12 +28,16 @@ class BlockOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self.state[parameter]
-                    held = {slot: local(value) for slot, value in state.items()}
-                    self.move(local(parameter), local(parameter.grad), held, group)
-                    state.update({slot: spread(value, parameter) for slot, value in held.items() if slot not in state})
+                    if not state:
+                        state.update({slot: spread(value, parameter) for slot, value in self.first_state(local(parameter), group).items()})
+                    self.move(local(parameter), local(parameter.grad), {slot: local(value) for slot, value in state.items()}, group)
+
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What is kept of a parameter between steps, before the first."""
+        raise NotImplementedError
 
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """Change the parameter in place by its gradient, and its state with it."""
+        """Change the parameter in place by its gradient, and its state with it, in place too."""
         raise NotImplementedError
 
 
@@ -46,10 +51,13 @@ def zeros_beside(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=wide(parameter.dtype), memory_format=torch.contiguous_format)
 
 
+def no_steps() -> Tensor:
+    """The count of a parameter's steps before the first. On the processor, so that reading it waits for nothing."""
+    return torch.tensor(0.0)
+
+
 def count_step(state: dict[str, Tensor]) -> int:
-    """Steps of this parameter, this one included. On the processor, so that reading it waits for nothing."""
-    if "step" not in state:
-        state["step"] = torch.tensor(0.0)
+    """Steps of this parameter, this one included."""
     state["step"] += 1
     return int(state["step"])
 

@@ -1,7 +1,8 @@
 """Checkpoints of a run: all that a later process needs to go on to the same bits.
 
 A checkpoint is a snapshot of the tensors, taken between two steps, that a thread of its own writes aside, checksums and renames while the steps go on; storage.py says how it
-lies on disk, retention.py when it is due and what stays. Beside the checkpoints lie the weights of the best validations, ``best-00000120.safetensors``.
+lies on disk, retention.py when it is due and what stays. Beside the checkpoints lie the weights of the best validations, ``best-00000120.safetensors``, which the same thread writes:
+in order, so that a checkpoint which knows of some is whole only when they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +64,16 @@ class Checkpointer:
         self.config, self.folder, self.cadence = run.config.checkpoint, run.folder, cadence
         self.permanent_every, self.permanent, self.note = permanent_every, permanent, note
         self.pool = ThreadPoolExecutor(1, "luban-checkpoint")
-        self.pending: Future[float] | None = None
+        self.pending: Future[float] | None = None  # the checkpoint that is being written
+        self.beside: Future[None] | None = None  # what else is
         self.count, self.stalled, self.stall, self.writing, self.skipped = 0, 0.0, 0.0, 0.0, 0  # of this process; ``stall`` and ``writing`` of the last save
         self.begun = time.monotonic()
 
     def after_step(self, run: Run) -> None:
+        if self.beside and self.beside.done():
+            self._wait_beside()
         if self.pending and self.pending.done() and here().alone:
-            self.wait()
+            self._wait_checkpoint()
         kind = "regular" if run.finished or run.step in self.permanent or (self.permanent_every and run.step % self.permanent_every == 0) else self.cadence.due(run.step)
         if kind or run.stop_reason:
             self.save(run, kind or "ephemeral")
@@ -81,16 +85,17 @@ class Checkpointer:
     def save(self, run: Run, kind: str) -> None:
         """Begin a checkpoint; where the run ends with it, finish it too."""
         begun = time.monotonic()
-        self.wait()
+        self._wait_checkpoint()
         run.before_checkpoint()
-        copies = not run.stop_reason and not run.finished and self._copies(run)
+        copies = not run.stop_reason and not run.finished and self._copies(tensor for named in parts_of(run).values() for tensor in named.values())
         taken = snapshot(run, kind, copies)
         final = place_of(self.folder, run.step)
         if not final.exists() and self._has_room(taken, must=bool(run.stop_reason)):
             self.count += 1
             if copies:
-                self.pending = self.pool.submit(self._write, final, taken)
+                self.pending = self.pool.submit(self._write, final, taken, self.beside)
             else:
+                self._wait_beside()
                 self.writing = self._try(final, taken, must=bool(run.stop_reason))
         self.cadence.saved(run.step, kind)
         self.stall = time.monotonic() - begun
@@ -99,8 +104,30 @@ class Checkpointer:
         self.cadence.take(here().tell(self.cadence.settle(self.stall, writing, run.seconds / run.step)))
         self.note(run.step, "checkpoint", {"bytes": taken.bytes, "stall_seconds": self.stall, "stall_share": self.stalled / (time.monotonic() - self.begun)})
 
+    def behind(self, tensors: dict[str, torch.Tensor], write: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Let tensors as they are now be written beside the checkpoints; the next checkpoint becomes whole after them, or not at all. Where there is no memory for a copy they are written now."""
+        self._wait_beside()
+        if not self._copies(tensors.values()):
+            write(tensors)
+            return
+        known: dict[Any, torch.Tensor] = {}  # of tied weights one copy
+        held = {}
+        for name, tensor in tensors.items():
+            place = _address(tensor)
+            held[name] = known[place] if place in known else known.setdefault(place, _copied(tensor))
+        self.beside = self.pool.submit(write, held)
+
     def wait(self) -> None:
-        """Let the checkpoint that is being written become whole. What failed there fails here; a disk without room is said."""
+        """Let what is being written become whole. What failed there fails here; a disk without room for a checkpoint is said."""
+        self._wait_beside()
+        self._wait_checkpoint()
+
+    def _wait_beside(self) -> None:
+        if beside := self.beside:
+            self.beside = None
+            beside.result()
+
+    def _wait_checkpoint(self) -> None:
         if pending := self.pending:
             self.pending = None
             try:
@@ -127,11 +154,11 @@ class Checkpointer:
         """For the manifest: checkpoints of this process, and what share of its time the loop stood still for them."""
         return {"saved": self.count, "skipped": self.skipped, "stall_seconds": round(self.stalled, 4), "stall_share": self.stalled / max(1e-9, time.monotonic() - self.begun)}
 
-    def _copies(self, run: Run) -> bool:
+    def _copies(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether tensors are copied and written behind the steps; `auto`: where the copy takes no more than a quarter of the memory that is free."""
         if self.config.behind != "auto":
             return self.config.behind
-        return sum(local(tensor).nbytes for named in _parts(run).values() for tensor in named.values()) < available_bytes() / 4
+        return sum(local(tensor).nbytes for tensor in tensors) < available_bytes() / 4
 
     def _has_room(self, taken: Snapshot, must: bool) -> bool:
         """Whether the disk has room for one more; checkpoints that need not stay go before that is said."""
@@ -154,9 +181,11 @@ class Checkpointer:
         warn("no checkpoint at step {step}: it takes {needed}, and {free} are free; the run goes on, its last checkpoint is that of step {last}", step=taken.step, needed=bytes_text(needed), free=bytes_text(free()), last=_last(self.folder))
         return False
 
-    def _write(self, final: Path, taken: Snapshot) -> float:
-        """In the thread: the seconds that it took."""
+    def _write(self, final: Path, taken: Snapshot, before: Future[None] | None = None) -> float:
+        """In the thread: the seconds that it took. What was handed to the thread ``before`` is written by now; where that failed, this fails."""
         begun = time.monotonic()
+        if before:
+            before.result()
         write(final, taken)
         if here().leads:
             self._prune()
@@ -179,7 +208,8 @@ class Checkpointer:
 
     def _prune(self) -> None:
         prune(self.folder, self.config.keep, self.permanent_every, self.permanent)
-        prune_best(self.folder)
+        if self.beside is None or self.beside.done():  # else what is being written would be taken for what a killed process left
+            prune_best(self.folder)
 
 
 def _is_full(error: OSError) -> bool:
@@ -224,11 +254,11 @@ def snapshot(run: Run, kind: str, copies: bool) -> Snapshot:
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     held: dict[Any, str] = {}
-    parts = _parts(run)  # kept until the end: of two tensors at one address one would be a copy of nothing
+    parts = parts_of(run)  # kept until the end: of two tensors at one address one would be a copy of nothing
     for part, named in parts.items():
         for name, tensor in named.items():
             key, tensor = f"{part}/{name}", tensor.detach()
-            if not isinstance(tensor, DTensor) and tensor.numel() and (known := held.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), key)) != key:
+            if not isinstance(tensor, DTensor) and tensor.numel() and (known := held.setdefault(_address(tensor), key)) != key:
                 aliases[key] = known
             else:
                 tensors[key] = _copied(tensor) if copies else tensor
@@ -245,27 +275,28 @@ def snapshot(run: Run, kind: str, copies: bool) -> Snapshot:
         "unchanged_until": run.schedule.unchanged_until,
         "loader": {"place": run.place},  # loaders are functions of seed and place, so this is all
         "random": here().everyone(random_state()),
-        "aliases": aliases,
+        "aliases": {name: known for of_rank in here().everyone(aliases) for name, known in of_rank.items()},
     }
     if run.engine.scaler.is_enabled():
         state["scaler"] = run.engine.scaler.state_dict()
     return Snapshot(run.step, tensors, state)
 
 
-def _parts(run: Run) -> dict[str, dict[str, torch.Tensor]]:
-    found = {"model": run.model.changing(), "optimizer": run.engine.optimizer.state()}
+def parts_of(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+    """What a checkpoint holds, by part and name."""
+    found = {"model": run.engine.weights(), "optimizer": run.engine.optimizer_state()}
     if run.average:
         found["average"] = run.average.state()
     if run.teacher:
         found["teacher"] = run.teacher.state()
     if kept := run.objective.state():
-        found[_own_part()] = kept
+        found["objective"] = kept
     return found
 
 
-def _own_part() -> str:
-    """What an objective holds differs between ranks: answers to their own prompts."""
-    return "objective" if here().alone else f"objective-{here().rank}-of-{here().size}"
+def _address(tensor: torch.Tensor) -> Any:
+    """Which numbers a tensor is of, the same for two names of one."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -313,15 +344,15 @@ def _load(run: Run, folder: Path) -> dict[str, Any]:
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = tensor
-    run.model.load_changing(parts["model"])
-    run.engine.optimizer.load_state(parts.get("optimizer", {}))
-    for part, keeper in (("average", run.average), ("teacher", run.teacher), (_own_part(), run.objective)):
+    run.engine.load_weights(parts["model"])
+    run.engine.load_optimizer_state(parts.get("optimizer", {}))
+    for part, keeper in (("average", run.average), ("teacher", run.teacher), ("objective", run.objective)):
         if keeper and part in parts:
             keeper.load_state(parts[part])
     if "scaler" in state and run.engine.scaler.is_enabled():
         run.engine.scaler.load_state_dict(state["scaler"])
-    if here().rank < len(state["random"]):  # a rank that was not there draws on as it was seeded
-        set_random_state(state["random"][here().rank])
+    if (seat := run.engine.layout.seat) < len(state["random"]):  # a rank that was not there draws on as it was seeded
+        set_random_state(state["random"][seat])
     run.step, run.tokens, run.place = state["step"], state["tokens"], state.get("loader", {}).get("place", state["step"])
     return state
 
@@ -379,15 +410,20 @@ def _read(folder: Path, run: Run) -> tuple[dict[str, Any], dict[str, torch.Tenso
             return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)
 
-    tensors = storage.load_tensors(folder, storage.read_index(folder), like)
-    return state, tensors | {name: tensors[known] for name, known in state["aliases"].items()}
+    elsewhere = run.engine.layout.elsewhere
+
+    def ours_of(key: str) -> bool:
+        return not any(name in elsewhere for name in key.partition("/")[2].split("::"))
+
+    tensors = storage.load_tensors(folder, storage.read_index(folder), like, ours_of)
+    return state, tensors | {name: tensors[known] for name, known in state["aliases"].items() if ours_of(known)}
 
 
 def _check_model(run: Run, folder: Path, found: dict[str, torch.Tensor]) -> None:
     """DataError where a checkpoint is of another model than the run's."""
-    wanted = run.model.changing()
-    for name in sorted(wanted.keys() | found.keys()):
-        was, now = (list(tensors[name].shape) if name in tensors else "-" for tensors in (found, wanted))
+    wanted, given = run.engine.shapes(), {name: list(tensor.shape) for name, tensor in found.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        was, now = (shapes.get(name, "-") for shapes in (given, wanted))
         if was != now:
             raise DataError(
                 "{folder} is a checkpoint of another model: its {name} is {was}, this model's is {now}", "", "remove the folder, or give the run the shape it began with",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from luban.adapters.config import NAMES as ADAPTERS
 from luban.adapters.config import AnyAdapter
@@ -47,6 +47,7 @@ class OptimizerConfig(Config):
     epsilon: PositiveFloat = field(1e-8, "AdamW's term against division by zero.")
     momentum: Annotated[float, Field(ge=0, lt=1)] | Auto = field("auto", "Momentum of Muon (auto: 0.95), SGD (auto: 0.9) and Adafactor (auto: 0, which holds no state for it).")
     nesterov: bool = field(True, "SGD looks ahead along its momentum.")
+    state: Literal["memory", "disk"] = field("memory", "Where the optimizer's state lies. disk: in files beside the run, of which one matrix's state at a time is read and written; with engine: layerwise, on a processor.", role="machine", later=True)
     relative_step: bool = field(False, "Adafactor's rates are shares of each parameter's own root mean square (0.001 at least), as in its paper; otherwise absolute, as AdamW's.")
 
     def settled(self, name: str) -> Any:
@@ -159,11 +160,32 @@ class GuardsConfig(Config):
     watchdog: WatchdogConfig = field(WatchdogConfig(), "When a section hangs: the stacks of all threads are written to training/ and the process ends with status 75.")
 
 
+class OffloadConfig(Config):
+    """What DeepSpeed moves out of the memory that trains (engine: deepspeed)."""
+
+    optimizer: Literal["none", "cpu", "nvme"] = field("none", "Where the optimizer's state lies and its step is made: none: where the weights are; cpu: in the host's memory; nvme: in files, of which a part at a time is read (with layout.shard: full).", role="machine", later=True)
+    weights: Literal["none", "cpu", "nvme"] = field("none", "Where each process's part of the weights waits until it is needed: none, in the memory that trains; cpu; nvme (with layout.shard: full).", role="machine", later=True)
+    folder: str = field("", "Folder on a fast disk for what is offloaded to nvme; empty: beside the run's checkpoints.", role="machine", later=True)
+
+
 class LayoutConfig(Config):
     """What each of the processes that torchrun starts holds of a model; the mathematics of a step is the same with any of them."""
 
-    shard: Literal["auto", "none", "gradients", "full"] = field("auto", "none: each process holds everything; gradients: gradients and the optimizer's state are held in shards (ZeRO-2); full: the weights too (ZeRO-3). auto: none, and full on GPUs that weights, gradients and optimizer state would fill by more than half.", role="machine")
+    shard: Literal["auto", "none", "gradients", "full"] = field("auto", "none: each process holds everything; gradients: gradients and the optimizer's state are held in shards (ZeRO-2); full: the weights too (ZeRO-3). auto: what fits by the planner's arithmetic on the devices that there are, none if that does.", role="machine")
     replicas: PositiveInt | Auto = field("auto", "How many times the model is held in all; the processes must divide by it. auto: once with shards, once a process without.", role="machine")
+    tensor: PositiveInt = field(1, "Processes that share each matrix, as Megatron does: heads and inner widths must divide by it.", role="machine")
+    sequence: bool | Auto = field("auto", "Whether those processes hold parts of the sequence where they would do the same work; auto: yes.", role="machine")
+    context: PositiveInt = field(1, "Processes that share the places of each row and gather keys and values where they attend; for long sequences.", role="machine")
+    expert: PositiveInt = field(1, "Processes, out of replicas × shards × context, that share the experts of each layer; tokens are sent to their experts.", role="machine")
+    pipeline: PositiveInt = field(1, "Processes that the layers are shared out over, in stages one after another.", role="machine")
+    schedule: Literal["1f1b", "interleaved", "zero_bubble"] = field("1f1b", "In which order a pipeline's stages pass micro-batches forward and back: 1f1b, one of each in turn; interleaved, with several stages a process, which waits less; zero_bubble, the gradients of weights computed where it would wait.", role="machine")
+    stages_per_rank: PositiveInt | Auto = field("auto", "Stages that each process of a pipeline holds; auto: 1 with 1f1b, 2 with interleaved, and with zero_bubble 2 where there are layers enough.", role="machine")
+    offload: OffloadConfig = field(OffloadConfig(), "What DeepSpeed moves out of the memory that trains (engine: deepspeed).", later=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {} if value == "auto" else value
 
 
 class ReplayConfig(Config):
@@ -202,12 +224,14 @@ class TrainConfig(Config):
     replay: ReplayConfig = field(ReplayConfig(), "Old data to mix in.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = field("auto", "Arithmetic of the forward pass; auto follows the hardware and says why.", role="machine")
     determinism: Literal["auto", "strict"] = field("auto", "strict: the same bits again on the same machine, at some cost on GPUs.", role="machine")
-    engine: Literal["torch", "layerwise"] = field("torch", "torch; or layerwise: the optimizer steps inside the backward pass, so that no gradients are held, with no clipping by the global norm and no accumulation.")
+    engine: Literal["torch", "layerwise", "deepspeed"] = field("torch", "torch; layerwise: the optimizer steps inside the backward pass, so that no gradients are held, with no clipping by the global norm and no accumulation; or deepspeed: DeepSpeed's ZeRO and its offloading, of the stage that layout.shard names.", alike={"deepspeed": "torch"})
     layout: LayoutConfig = field(LayoutConfig(), "How several processes share the work (torchrun --nproc-per-node 2 -m luban run …).")
-    weights: Literal["float32", "bfloat16"] = field("float32", "How the weights are held while they learn; bfloat16 halves them, with stochastic rounding (optimizers adafactor, adamw_8bit, lion, sgd).")
+    weights: Literal["float32", "bfloat16"] = field("float32", "How the weights are held while they learn; bfloat16 halves them, with stochastic rounding (optimizers adafactor, adamw_8bit, lion, sgd). Under an adapter: how its base is held.")
     recompute: Recompute = field("none", "Activations that are computed again in the backward pass: none; selective, all but the results of products and attention; full, each block from its input, a third more time; or a budget such as 2 GiB that the blocks' activations must fit.", role="machine")
-    compile: bool = field(False, "Compile the model's blocks with torch.compile; pays on long runs.", role="machine")
+    compile: bool | Auto = field("auto", "Compile the model's blocks with torch.compile; auto: where the time that the run would save is half as much again as compiling takes.", role="machine")
+    cross_entropy: Literal["auto", "plain", "chunked"] = field("auto", "How a loss takes the product with the vocabulary: plain, all tokens of a micro-batch at once, where their logits are few; chunked, some at a time; auto measures both.", role="machine", later=True)
     attention: Literal["auto", "own", "torch"] = field("auto", "Whose code attends on a processor in float32: Luban's own, which is compiled with g++ at the first use, or torch's; auto is own where there is a compiler.", role="machine", later=True)
+    layers: Literal["auto", "own", "torch"] = field("auto", "Whose code runs the layers of a decoder of the Llama kind, and cross-entropy, on a processor in float32: Luban's own, whose passes around the products are C++ (with attention: own; layers with biases, adapters or query-key norms stay torch's), or torch's; auto is own, unless compile is true or recompute is selective or a budget.", role="machine", later=True)
     threads: PositiveInt | Auto = field("auto", "Processor threads for arithmetic, of each process; auto is one a core, shared by the processes that torchrun starts.", unit="threads", role="machine")
     wall_clock: TimeSpan | None = field(None, "Save and leave with status 75 before so much time has passed since the stage began, such as 3h or 90m; the same command continues.", role="machine")
     guards: GuardsConfig = field(GuardsConfig(), "What is watched at each step.", later=True)

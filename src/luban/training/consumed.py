@@ -1,15 +1,15 @@
 """training/consumed.jsonl: which data a run has learned from, in order, a line for each checkpoint.
 
-A line says which steps it is of, which places of the data they read (loaders are functions of seed and place), how many pieces of documents of each source, and a digest: SHA-256 over
-what each step read (document names, tokens, targets, weights), chained from step to step. Two runs with the same digest have read the same, in the same order. Rows are put
-together before ranks and micro-batches, so neither changes it.
+A line says which steps it is of, which places of the data they read (loaders are functions of seed and place), how many pieces of documents of each source, what the sources were (``data``,
+a digest whose shards and checksums stand in sources.json), and a digest: SHA-256 over what each step read (document names, tokens, targets, weights), chained from step to step. Two runs
+with the same digest have read the same, in the same order. Rows are put together before ranks and micro-batches, so neither changes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from luban.parallel.ranks import here
 from luban.tokens.batch import Batch
 from luban.training.log import CONSUMED, add_line, read_log, write_log
 from luban.training.run import Run
+from luban.training.sources import changed, read_sources
 
 EMPTY = hashlib.sha256().hexdigest()
 
@@ -46,8 +47,9 @@ class Ledger:
 
     section = "other"
 
-    def __init__(self, run: Run):
-        self.file, self.witness = run.folder / CONSUMED, Witness(run.loaders.train)
+    def __init__(self, run: Run, data: str, accepted: Sequence[str] = ()):
+        """``data`` is the digest of the sources as they are now; ``accepted`` names changes that are no reason to end a run which has read others."""
+        self.file, self.witness, self.data, self.accepted = run.folder / CONSUMED, Witness(run.loaders.train), data, accepted
         run.loaders.train = self.witness
         self.places: list[int] = []  # of the steps since the last line
         self.step, self.digest = 0, EMPTY
@@ -67,7 +69,7 @@ class Ledger:
             pieces.update(found)
             scored += tokens
         self.witness.given.clear()  # of steps that were given up
-        line = {"step": run.step, "steps": [self.step + 1, run.step], "places": ranges(self.places), "pieces": dict(sorted(pieces.items())), "scored": scored, "sha256": self.digest}
+        line = {"step": run.step, "steps": [self.step + 1, run.step], "places": ranges(self.places), "data": self.data, "pieces": dict(sorted(pieces.items())), "scored": scored, "sha256": self.digest}
         self.step, self.places = run.step, []
         run.history["consumed"] = line  # a power cut may take the file's end, and not the checkpoint
         if here().leads:
@@ -80,13 +82,19 @@ class Ledger:
         if known := run.history.get("consumed"):
             self.digest = known["sha256"]
             kept += [known] if not kept or kept[-1]["step"] < known["step"] else []
+        if kept and not self.accepted and (was := kept[-1].get("data", self.data)) != self.data:
+            noted = read_sources(self.file.parent).get("sources", {})
+            raise DataError(
+                "the data is not what this training has read so far: {changed} was changed", "its steps so far and those to come would be of different data", "restore it, or remove {folder} to begin anew",
+                folder=self.file.parent.parent, changed=changed(noted.get(was, {}), noted.get(self.data, {})) or "?",
+            )  # fmt: skip
         if here().leads:
             write_log(self.file, kept)
 
 
 def digest_of(batch: Batch) -> str:
-    """SHA-256 of what a step reads: the names of its documents, tokens, targets and weights."""
-    digest = hashlib.sha256("\n".join(batch.sources).encode("utf-8", "surrogatepass"))
+    """SHA-256 of what a step reads: the names of its documents (without the folders, which may be moved), tokens, targets and weights."""
+    digest = hashlib.sha256("\n".join(name.rpartition("/")[2] for name in batch.sources).encode("utf-8", "surrogatepass"))
     for tensor in (batch.inputs, batch.targets, batch.weights, batch.source):
         if tensor is not None:
             digest.update(np.ascontiguousarray(tensor.numpy()))
@@ -121,7 +129,7 @@ def read_ledger(folder: Path) -> list[dict[str, Any]]:
         try:
             first, last = line["steps"]
             spans = line["places"]
-            whole = first == (step + 1 if number > 1 else first) and last == line["step"] and sum(stop - start + 1 for start, stop in spans) == last - first + 1
+            whole = isinstance(line["sha256"], str) and first == (step + 1 if number > 1 else first) and last == line["step"] and sum(stop - start + 1 for start, stop in spans) == last - first + 1
             for start, stop in spans:
                 whole = whole and place < start <= stop
                 place = stop
@@ -133,9 +141,8 @@ def read_ledger(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def verify_ledger(lines: Iterable[dict[str, Any]], loader: Loader) -> None:
-    """Read everything again from the loader and compare. DataError names the first steps that read something else."""
-    digest = EMPTY
+def verify_ledger(lines: Iterable[dict[str, Any]], loader: Loader, digest: str = EMPTY) -> None:
+    """Read everything again from the loader and compare; ``digest`` is that of the line before. DataError names the first steps that read something else."""
     for line in lines:
         for start, stop in line["places"]:
             for place in range(start, stop + 1):

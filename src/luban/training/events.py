@@ -34,4 +34,4 @@ class Events:
 def _again(entry: dict[str, Any], step: int) -> bool:
     if entry.get("event") == "rollback":  # a checkpoint that knows of it lies after the one it went back to
         return isinstance(entry.get("to"), int) and entry["to"] >= step
-    return entry.get("event") not in ("hang", "stopped", "slow") and isinstance(entry.get("step"), int) and entry["step"] > step
+    return entry.get("event") not in ("hang", "stopped", "slow", "straggler") and isinstance(entry.get("step"), int) and entry["step"] > step

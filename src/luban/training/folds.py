@@ -15,6 +15,7 @@ from luban.foundation.console import heading, table
 from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
 from luban.objectives.config import ON_TEXT
+from luban.parallel.ranks import here
 from luban.training.config import TrainConfig
 
 SHOWN = 6
@@ -32,23 +33,25 @@ def cross_validate(config: TrainConfig, work: Work, train_once: Callable[..., An
     names = [name for name in scores[0] if all(name in found for found in scores)]
     found = {name: _summary([score[name] for score in scores]) for name in names}
     work.metrics["folds"] = found
-    write_json(work.path / "training" / "folds.json", found)
+    if here().leads:
+        write_json(work.path / "training" / "folds.json", found)
     rows = [(name, f"{said['mean']:.4f}", f"{said['deviation']:.4f}", "  ".join(f"{value:.4f}" for value in said["values"])) for name, said in found.items()]
     table(t("{count}-fold cross-validation", count=len(scores)), ["", t("mean"), t("deviation"), t("folds")], rows[:SHOWN])
 
 
 def _one(config: TrainConfig, work: Work, train_once: Callable[..., Any], folder: Path, fold: int) -> dict[str, float]:
-    done = folder / f"{fold}.json"
-    if done.exists():
-        return json.loads(done.read_bytes())
+    done, ranks = folder / f"{fold}.json", here()
+    if known := ranks.lead(lambda: json.loads(done.read_bytes()) if done.exists() else None):
+        return known
     heading("fold {number} of {count}", number=fold + 1, count=config.validation.folds)
-    own = Work(folder / str(fold), work.inputs, work.seed, f"{work.name}, {t('fold')} {fold + 1}", watch=work.watch)
+    own = Work(folder / str(fold), work.inputs, work.seed, f"{work.name}, {t('fold')} {fold + 1}", watch=work.watch, accepted=work.accepted)
     training, _ = train_once(config, own, fold)
     scores = training.history["after"]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(done, scores)
-    shutil.copyfile(own.path / "training" / "log.jsonl", folder / f"{fold}.log.jsonl")
-    shutil.rmtree(own.path, ignore_errors=True)
+    ranks.everyone()  # each has closed its files
+    if ranks.leads:
+        write_json(done, scores)
+        shutil.copyfile(own.path / "training" / "log.jsonl", folder / f"{fold}.log.jsonl")
+        shutil.rmtree(own.path, ignore_errors=True)
     return scores
 
 

@@ -10,7 +10,6 @@ from luban.foundation.console import say
 from luban.foundation.errors import LubanError
 from luban.objectives.base import DataRequest, load_objective
 from luban.objectives.config import CausalConfig, MaskedConfig
-from luban.parallel.engine import TorchEngine
 from luban.tokens.batch import Batch
 from luban.training.run import Run
 
@@ -52,7 +51,7 @@ class Memory:
     def __init__(self, run: Run, request: DataRequest, rows: int):
         decoder = run.model.shape.kind == "decoder"
         self.objective = load_objective(CausalConfig() if decoder else MaskedConfig())
-        self.engine = TorchEngine(run.model, run.engine.optimizer, self.objective, rows, run.engine.precision, layout=run.engine.layout)
+        self.engine = run.engine.beside(self.objective, rows)
         self.batches: list[Batch] = self.objective.loaders(request).validation
 
     def after_step(self, run: Run) -> None:

@@ -46,7 +46,7 @@ class Validator:
         scores |= measured
         run.history.setdefault("before", scores)
         self.tracker.validation(run, scores)
-        main = self._main(scores, measured)
+        main = self._main(scores, next(iter(measured), run.objective.judged_by or "loss"))
         value = scores[main] if main == "loss" or not greater_is_better(main) else -scores[main]  # lower is better
         best, best_loss, judged = (run.history.get(name) for name in ("best_value", "best_loss", "best_metric"))
         if judged == main:
@@ -78,9 +78,8 @@ class Validator:
         measured = self._measured(run)
         return run.engine.evaluate(self.batches) | measured
 
-    def _main(self, scores: dict[str, float], measured: dict[str, float]) -> str:
-        """What the best is judged by: the task's first metric, or the loss where there is none or it is no number."""
-        main = next(iter(measured), "loss")
+    def _main(self, scores: dict[str, float], main: str) -> str:
+        """What the best is judged by: the task's first metric or the objective's own, or the loss where there is none or it is no number."""
         if math.isfinite(scores[main]):
             return main
         if main != "loss" and not self.told:

@@ -17,7 +17,7 @@ from luban.training.optimizers import layer_depths
 from luban.training.run import Run
 from luban.training.spikes import TO_DEVIATIONS
 
-Norms = tuple[list[nn.Parameter], Tensor]  # parameters, and [parameters] the norm of each one's gradient before clipping
+Norms = tuple[list[nn.Parameter | str], Tensor]  # parameters, or the names of those that other ranks hold, and [parameters] the norm of each one's gradient before clipping
 WINDOW, FEWEST = 64, 16  # steps whose norms say what is usual; before there are so many nothing is unusual
 LEAST = 0.2  # a deviation of the logarithm is taken to be at least this: a fifth up or down is nothing
 NAMED = 5  # layers in a message
@@ -29,8 +29,11 @@ class LayerWatch:
 
     def __init__(self, run: Run, config: GuardsConfig, folder: Path, log: Callable[[int, str, dict[str, float]], None]):
         self.config, self.log, self.events = config, log, Events(folder)
-        depths, top = layer_depths(run.model), len(run.model.blocks()) + 1
-        self.layers = {parameter: _label(depths[name], top) for parameter, name in run.engine.optimizer.names.items()}
+        depths, top = layer_depths(run.model), run.model.depth + 1
+        self.layers: dict[nn.Parameter | str, str] = {parameter: _label(depths[name], top) for parameter, name in run.engine.optimizer.names.items()}
+        if elsewhere := run.engine.layout.learning_elsewhere:
+            depths = layer_depths(run.engine.layout.skeleton)
+            self.layers |= {name: _label(depths[name], top) for name in elsewhere}
         self.forget()
 
     def forget(self) -> None:

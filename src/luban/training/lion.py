@@ -20,9 +20,10 @@ class Lion(BlockOptimizer):
     def __init__(self, parameters: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"momentum": zeros_beside(parameter)}
+
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        if not state:
-            state["momentum"] = zeros_beside(parameter)
         (first, second), rate = group["betas"], group["lr"]
         writer = Writer(parameter)
         for weights, slope, momentum in flat_blocks(parameter, gradient.contiguous(), state["momentum"]):

@@ -14,7 +14,7 @@ def train(run: Run, guard: Guard) -> None:
         # ------------------------------------------------------------------ one step
         batch = run.loaders.train.step(run.place)
         run.clock.enter("compilation" if run.compiles else "steps")
-        batch = run.objective.prepare(batch, run.model)
+        batch = run.engine.prepare(batch)
         factor = run.schedule.factor(run.step)
         means = run.engine.forward_backward(batch, factor)
         norm = run.engine.clip(run.config.gradient_clip)

@@ -41,11 +41,12 @@ def account(run: Run) -> dict[str, int]:
     config, model = run.config, run.model
     parameters = [local(parameter) for parameter in model.parameters()]
     learning = [local(parameter) for parameter in run.engine.optimizer.names]
-    states = sum(local(tensor).nbytes for tensor in run.engine.optimizer.state().values())
+    on_disk = config.optimizer.state == "disk"
+    states = 0 if on_disk else sum(local(tensor).nbytes for tensor in run.engine.optimizer.state().values())
     found = {
         "weights": sum(parameter.nbytes for parameter in parameters),
         "gradients": 0 if config.engine == "layerwise" else sum(parameter.nbytes for parameter in learning),
-        "optimizer": states or round(OPTIMIZERS[config.optimizer.name]["state_bytes"] * sum(parameter.numel() for parameter in learning)),
+        "optimizer": 0 if on_disk else states or round(OPTIMIZERS[config.optimizer.name]["state_bytes"] * sum(parameter.numel() for parameter in learning)),
     }
     tokens = max(1, run.engine.micro_batch_rows or run.engine.micro_batch_tokens // config.sequence_length) * config.sequence_length
     width = 4 if run.engine.precision == torch.float32 else 2

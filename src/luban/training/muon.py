@@ -8,20 +8,26 @@ shapes are orthogonalised together, in float32 on processors and bfloat16 on GPU
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luban.parallel.layouts import placed, whole
+from luban.training.untraced import Untraced
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration that brings singular values near 1 fastest
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Untraced, torch.optim.Optimizer):
     """For 2-D weights of hidden layers. The update of a [rows, columns] matrix is scaled by sqrt(max(1, rows / columns))."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 5):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations})
+
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """What is kept of a matrix between steps, before the first."""
+        return {"momentum": torch.zeros_like(parameter)}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -32,7 +38,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
+                    state.update(self.first_state(parameter, group))
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
                 by_shape.setdefault(parameter.shape, []).append((parameter, nesterov))

@@ -17,6 +17,7 @@ from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.objectives.base import Objective, Term
 from luban.parallel.engine import OnePass, Passes, TorchEngine
+from luban.parallel.layouts import Layout
 from luban.tokens.batch import Batch
 from luban.training.averaging import MeanTeacher
 from luban.training.regularization import AdversarialConfig, RegularizationConfig
@@ -52,7 +53,7 @@ def make_passes(config: RegularizationConfig, objective: Objective, model: Model
     return made(config.adversarial) if made else OnePass()
 
 
-class RDrop:
+class RDrop(OnePass):
     """Two passes with different dropout, and a penalty on their divergence (Liang et al. 2021, arXiv:2106.14448): the loss is the mean
     of both passes' plus weight/2 times the mean of the two Kullback–Leibler divergences."""
 
@@ -70,18 +71,32 @@ class RDrop:
         return engine.backward(terms, counts)
 
 
-class Mixup:
-    """Hidden states of each example mixed with another's, and the losses on both labels mixed alike (Zhang et al. 2018; on text: Guo et al. 2019)."""
+class Mixup(OnePass):
+    """Hidden states of each example mixed with another's, and the losses on both labels mixed alike (Zhang et al. 2018; on text: Guo et al. 2019).
+
+    The examples of a step are paired at random, and a pair is never parted: so who is mixed with whom, and by what share, is the same whatever the micro-batches and the ranks.
+    One that is left over is mixed with itself, in two rows of half its weight.
+    """
 
     def __init__(self, alpha: float):
         self.alpha = alpha
+        self.share = 1.0  # of an example's own states
+
+    def begin(self, layout: Layout, batch: Batch) -> Batch:
+        with layout.alike():
+            self.share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+            order = torch.randperm(len(batch.inputs) // batch.group).tolist()
+        left_over = order[-1:] if len(order) % 2 else []
+        made = batch.picked([unit * batch.group + row for unit in order + left_over for row in range(batch.group)])
+        weights = made.weights.clone()
+        if left_over:
+            weights[-2 * batch.group :] /= 2
+        return replace(made, weights=weights, group=2 * batch.group)
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
-        objective, model, rows = engine.objective, engine.model, len(part.inputs)
-        # From torch's generator, so that a resumed run draws what an undisturbed one would.
-        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        order = torch.randperm(rows).to(part.inputs.device)
-        other = replace(part, weights=part.weights[order], extra={name: value[order] for name, value in part.extra.items()})
+        objective, model, share = engine.objective, engine.model, self.share
+        order = torch.arange(len(part.inputs)).view(-1, 2, part.group // 2).flip(1).flatten().to(part.inputs.device)  # [rows] each one's partner
+        other = replace(part, weights=part.weights[order], looked_up=None, extra={name: value[order] for name, value in part.extra.items()})
         handle = model.register_forward_hook(lambda _module, _inputs, hidden: share * hidden + (1 - share) * hidden[order])
         try:
             with engine.autocast():
@@ -93,7 +108,7 @@ class Mixup:
         return engine.backward(mixed, counts)
 
 
-class _Adversary:
+class _Adversary(OnePass):
     """Base of the methods that move the embeddings."""
 
     def __init__(self, config: AdversarialConfig):

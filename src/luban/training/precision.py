@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 
+from luban.foundation.compiled import begin
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.foundation.hardware import cores, keep_freed_memory, resident_bytes
-from luban.models import attention
+from luban.models import attention, own_layers
+from luban.training.config import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +52,24 @@ def choose_attention(wanted: str, device: torch.device, precision: torch.dtype) 
         raise ConfigError("attention: own needs a compiler, and g++ was not found or could not compile it", "", "install g++, set the variable CXX, or choose attention: torch")
     say("attention: torch (without g++ Luban's own cannot be compiled)")
     return "torch"
+
+
+def choose_layers(config: TrainConfig, attends: str) -> str:
+    """Whose code runs a decoder's layers: own or torch. ``attends`` is what :func:`choose_attention` chose. Wanted own and impossible is a ConfigError."""
+    compiles, recomputes = config.compile is True, config.recompute not in ("none", "full")
+    able = attends == "own" and not compiles and not recomputes and config.engine == "torch" and own_layers.load() is not None
+    if config.layers == "own" and not able:
+        raise ConfigError(
+            "layers: own needs attention: own, engine: torch, compile: false or auto, and recompute: none or full", "its backward pass is written out, so nothing is left for the compiler, or to be kept by selective recompute",
+            "change these, or leave layers at auto",
+        )  # fmt: skip
+    return "own" if able and config.layers != "torch" else "torch"
+
+
+def compile_ahead() -> None:
+    """Begin to compile what :func:`choose_attention` and :func:`choose_layers` ask for, where this machine has not done it yet."""
+    if choose_device().type == "cpu":
+        begin(*(Path(module.__file__).with_suffix(".cpp") for module in (attention, own_layers)))
 
 
 def prepare_machine(threads: int | str, strict: bool, processes: int = 1) -> int:

@@ -37,19 +37,19 @@ class Fit:
     parts: dict[str, int]
 
 
-def fitting_rows(config: TrainConfig, work: Work, most: int) -> int:
-    """The largest number of rows, up to ``most``, whose micro-batch fits; LubanError where not even one does."""
-    found = find_fit(config, work, most)
+def fitting_rows(config: TrainConfig, work: Work, most: int, first: int = 1) -> int:
+    """The largest number of rows, up to ``most``, whose micro-batch fits; LubanError where not even one does. ``first`` are tried first: what the planner expects to fit."""
+    found = find_fit(config, work, most, first)
     say("micro_batch_rows: {rows} (tried in a process of its own: {peak} of {limit}; a step is {most} rows)", rows=found.rows, peak=bytes_text(found.peak_bytes), limit=bytes_text(found.limit_bytes), most=most)
     return found.rows
 
 
-def find_fit(config: TrainConfig, work: Work, most: int) -> Fit:
-    """The largest micro-batch of up to ``most`` rows that fits, with what its trial held; LubanError where not even one row does."""
+def find_fit(config: TrainConfig, work: Work, most: int, first: int = 1) -> Fit:
+    """The largest micro-batch of up to ``most`` rows that fits, with what its trial held, ``first`` rows being tried first; LubanError where not even one row does."""
     limit = int(SHARE * available_bytes())
     known: dict[int, dict[str, Any]] = {}
     low, high = 0, most + 1  # the largest that fitted, the smallest that did not
-    rows = 1
+    rows = max(1, min(first, most))
     for _ in range(TRIALS):
         held = _try(config, work, rows, limit)
         say("  trial with {rows} rows: {outcome}", rows=rows, outcome=bytes_text(held["peak"]) if held else "—")
@@ -77,8 +77,8 @@ def _next(known: dict[int, int], low: int, high: int, limit: int) -> int:
 
 def _try(config: TrainConfig, work: Work, rows: int, limit: int) -> dict[str, Any]:
     """The bytes that a trial held at the most (``peak``), and by purpose (``parts``); nothing where it did not fit."""
-    inputs = {name: [str(getattr(item, "path", item)) for item in value] if isinstance(value, list) else value and str(getattr(value, "path", value)) for name, value in work.inputs.items()}
-    asked = {"config": config.model_dump(mode="json"), "inputs": inputs, "seed": work.seed, "rows": rows, "limit": limit}
+    fixed = {"compile": config.compile is True, "cross_entropy": "chunked"}  # what is chosen by time does not matter here
+    asked = {"config": config.model_dump(mode="json") | fixed, "inputs": as_plain(work.inputs), "seed": work.seed, "rows": rows, "limit": limit}
     with tempfile.TemporaryDirectory(prefix="luban-probe-") as folder:
         try:
             done = subprocess.run([sys.executable, "-m", "luban.training.probe", folder], input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS)
@@ -104,7 +104,7 @@ def main() -> None:
     if not torch.cuda.is_available():  # its driver reserves far more than it uses
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (asked["limit"] if hard == resource.RLIM_INFINITY else min(asked["limit"], hard), hard))
-    work = Work(Path(sys.argv[1]), {name: _opened(value) for name, value in asked["inputs"].items()}, asked["seed"], "probe")
+    work = Work(Path(sys.argv[1]), as_inputs(asked["inputs"]), asked["seed"], "probe")
     (work.path / "training").mkdir()
     try:
         run = set_up(build(TrainConfig, asked["config"] | {"micro_batch_rows": asked["rows"]}), work, None, work.path / "training")
@@ -122,6 +122,16 @@ def main() -> None:
         print("out of memory")
         sys.exit(3)
     print(json.dumps({"peak": torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else peak_bytes(), "parts": account(run)}))
+
+
+def as_plain(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A stage's inputs as JSON has it, for a process that opens them again."""
+    return {name: [str(getattr(item, "path", item)) for item in value] if isinstance(value, list) else value and str(getattr(value, "path", value)) for name, value in inputs.items()}
+
+
+def as_inputs(plain: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`as_plain` was given."""
+    return {name: _opened(value) for name, value in plain.items()}
 
 
 def _opened(value: Any) -> Any:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 
-def seed_all(seed: int) -> None:
-    """Begin every generator that has no seed of its own anew; user code may draw from any."""
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Begin every generator that has no seed of its own anew, each rank with numbers of its own; user code may draw from any."""
+    if rank:  # torch's generator of the processor heeds no more than 32 bits of a seed, so these must differ
+        seed = int(np.random.SeedSequence((seed % 2**64, rank)).generate_state(1)[0])
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

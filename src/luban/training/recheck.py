@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from luban.foundation.console import warn
 from luban.foundation.errors import LubanError
 from luban.parallel.engine import Passes, TorchEngine
-from luban.parallel.layouts import local
+from luban.parallel.layouts import Layout, local
 from luban.tokens.batch import Batch
 from luban.training.config import GuardsConfig
 from luban.training.events import Events
@@ -39,6 +39,9 @@ class Rechecked:
         self.step = run.step + 1
 
     after_step = resumed
+
+    def begin(self, layout: Layout, batch: Batch) -> Batch:
+        return self.passes.begin(layout, batch)
 
     def backward(self, engine: TorchEngine, part: Batch, counts: dict[str, float]) -> dict[str, Tensor]:
         """As the passes'; LubanError where the two computations differ and the run is to stop."""

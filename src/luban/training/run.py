@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from luban.models.base import Model
@@ -79,7 +80,11 @@ class Run:
     @property
     def compiles(self) -> bool:
         """Whether the step that begins is one that something is compiled in: the first of a process."""
-        return self.config.compile and self.clock.steps == 0
+        return self.model.compiled and self.clock.steps == 0
+
+    def as_written(self) -> AbstractContextManager[None]:
+        """While it lasts, compiled blocks run as they are written: what is no training step has other shapes each time, and would be compiled for each."""
+        return torch.compiler.set_stance("force_eager") if self.model.compiled else nullcontext()
 
     def advance(self, batch: Batch, means: dict[str, Tensor], norm: Tensor, factor: float) -> None:
         """A step is behind; its numbers stay where they are until somebody reads them."""
@@ -93,11 +98,12 @@ class Run:
     def after_step(self) -> None:
         """Let every hook have its turn, unless one has brought the run to another step."""
         here = self.step
-        for hook in self.hooks:
-            with self.clock.section(hook.section):
-                hook.after_step(self)
-            if self.step != here:
-                return
+        with self.as_written():
+            for hook in self.hooks:
+                with self.clock.section(hook.section):
+                    hook.after_step(self)
+                if self.step != here:
+                    return
 
     def before_checkpoint(self) -> None:
         """Let every hook put into the history what a resumed run must know."""

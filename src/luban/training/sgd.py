@@ -16,10 +16,11 @@ class SGD(BlockOptimizer):
     def __init__(self, parameters: Iterable[Any], lr: float, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
 
+    def first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"momentum": zeros_beside(parameter)} if group["momentum"] else {}
+
     def move(self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         share, rate = group["momentum"], group["lr"]
-        if share and not state:
-            state["momentum"] = zeros_beside(parameter)
         writer, gradient = Writer(parameter), gradient.contiguous()
         for weights, slope, *rest in flat_blocks(parameter, gradient, *state.values()):
             values = writer.values(weights).mul_(1 - rate * group["weight_decay"])

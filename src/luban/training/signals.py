@@ -13,14 +13,16 @@ from luban.training.run import Run
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # from a person; from a scheduler that preempts; from one that warns (Slurm's --signal)
 WALL_CLOCK = "wall_clock"
+ONE_REQUEST = 1.0  # seconds: Slurm and torchrun each pass a signal on to the ranks
 
 
 class StopSignals:
-    """While it lasts a signal asks the run to stop after its step; a second one leaves at once. Before there is a run nothing has to be saved, and it leaves at once too."""
+    """While it lasts a signal asks the run to stop after its step; the same again, or Ctrl-C, leaves at once. Before there is a run nothing has to be saved, and it leaves at once too."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
         self.previous: dict[int, object] = {}
+        self.asked: tuple[int, float] = (0, 0.0)  # the first signal, and when it came
 
     def __enter__(self) -> StopSignals:
         for number in ASKING:
@@ -40,8 +42,12 @@ class StopSignals:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise Interrupted("stopped by {signal}; nothing that was done is lost", "", "run the same command again: it continues", signal=name)
-        if self.run.stop_wish:
-            raise KeyboardInterrupt
+        first, when = self.asked
+        if first:
+            if number == signal.SIGINT or (number == first and time.monotonic() - when > ONE_REQUEST):
+                raise KeyboardInterrupt
+            return  # what it asks for is being done
+        self.asked = (number, time.monotonic())
         self.run.stop_wish = name
         say("{name}: finishing the step and saving; press again to leave at once", name=name)
 

@@ -12,7 +12,7 @@ import torch
 
 from luban.adapters.files import save_adapter
 from luban.foundation.artifacts import Work, listed, read_json, write_json
-from luban.foundation.console import count_text, say, seconds_text
+from luban.foundation.console import bytes_text, count_text, say, seconds_text, warn
 from luban.foundation.custom import load_custom
 from luban.foundation.errors import ConfigError, Interrupted
 from luban.models.base import Model
@@ -20,41 +20,54 @@ from luban.models.config_json import head_from, read_config
 from luban.models.counts import flops_per_token, parameters
 from luban.models.heads import Head
 from luban.models.huggingface import save_model
-from luban.models.quantized_model import quantized_layers
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.objectives.config import ON_TEXT
+from luban.parallel.layouts import Layout
 from luban.parallel.ranks import Ranks, here
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.training import state_files
 from luban.training.averaging import Average
 from luban.training.beginning import base_folder, check_kind, find_tokenizer, for_tokenizer, known_quantization, make_model
 from luban.training.card import write_model_card
 from luban.training.checkpoints import Checkpointer, branch, restore
+from luban.training.compiling import CompileTimer, require_compiler
 from luban.training.config import CheckpointConfig, TrackConfig, TrainConfig
 from luban.training.consumed import Ledger
-from luban.training.engines import ENGINES, choose_layout, choose_recompute, make_engine
+from luban.training.engines import ENGINES, choose_recompute, make_engine
+from luban.training.events import Events
 from luban.training.folds import cross_validate
 from luban.training.forgetting import Memory, general_text, remembers
 from luban.training.goodput import Clock
 from luban.training.guards import Guard
 from luban.training.hooks import Agreement, Callback, Follower, Sampler, TimeKeeper, Validator
 from luban.training.layers import LayerWatch
+from luban.training.layout import choose_layout
 from luban.training.loop import train
 from luban.training.memory import Explainer
+from luban.training.optimizers import freeze, require_learning
 from luban.training.parity import check_parity
 from luban.training.passes import make_passes, make_teacher
-from luban.training.precision import DTYPES, choose_attention, choose_device, choose_precision, prepare_machine
+from luban.training.precision import DTYPES, choose_attention, choose_device, choose_layers, choose_precision, compile_ahead, prepare_machine
 from luban.training.probe import fitting_rows
 from luban.training.randomness import seed_all
 from luban.training.recheck import Rechecked
+from luban.training.rehearsal import settle
 from luban.training.retention import Cadence
 from luban.training.run import Hook, Run
 from luban.training.schedules import make_schedule
 from luban.training.signals import StopSignals, WallClock, asked_to_leave
 from luban.training.small_data import Unfreezer, add_noise, set_dropout
+from luban.training.sources import note_sources
+from luban.training.stragglers import Stragglers
 from luban.training.tracking import Tracker
 from luban.training.watchdog import Watchdog
 
 VERSION = 1
+
+
+def ahead() -> None:
+    """What takes long and needs no data, begun while earlier stages are at work."""
+    compile_ahead()
 
 
 def run(config: TrainConfig, work: Work) -> None:
@@ -87,31 +100,61 @@ def train_once(config: TrainConfig, work: Work, fold: int | None = None) -> tupl
     ``fold`` holds out that one of the folds instead of the validation share. Raises Interrupted when a signal asked to stop.
     """
     folder, ranks = work.path / "training", here()
-    written = ranks.scratch / "training" if ranks.scratch else folder
+    written = ranks.scratch / ("" if fold is None else f"fold-{fold}") / "training" if ranks.scratch else folder
     for place in (folder, written):
         place.mkdir(parents=True, exist_ok=True)
     clock = Clock(written, config.track.energy)
-    with clock.running(), Watchdog(clock, config.guards.watchdog, folder, ranks.rank) as watchdog, StopSignals() as signals, Explainer(config).watching() as memory:
-        memory.run = training = set_up(config, work, fold, written)
-        training.clock = clock
-        return _train(training, work, fold, written, watchdog, signals)
+    try:
+        with clock.running(), Watchdog(clock, config.guards.watchdog, folder, ranks) as watchdog, StopSignals() as signals, Explainer(config).watching() as memory:
+            memory.run = training = set_up(config, work, fold, written)
+            training.clock = clock
+            return _train(training, work, fold, written, watchdog, signals)
+    except Interrupted:
+        ranks.leave()
+        raise
 
 
 def set_up(config: TrainConfig, work: Work, fold: int | None, written: Path) -> Run:
     """A training before its first step: data, model, engine. ``written`` is where this rank may leave files."""
     folder, ranks = work.path / "training", here()
     device = choose_device(ranks.local_rank)
-    objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
-    check_kind(config, objective)
+    objective = open_objective(config, work)
     choices = _choices(config, work, device, objective.by_example, ranks)
-    known = find_tokenizer(work)
-    tokenizer = objective.adapt_tokenizer(known)
-    loaders = objective.loaders(_data(config, work, tokenizer, fold, written.parent))
+    tokenizer, loaders = read_data(config, work, objective, written.parent, fold)
     model = make_model(config, work, tokenizer, objective).to(device)
     for _ in ranks.in_turn():  # what takes long to find out, the first process leaves to the others
         objective.before_training(model, loaders, folder, DTYPES[choices["precision"]])
-    seed_all(work.seed + (ranks.rank << 32))  # dropout and its kin, whatever ran in this process before
-    return _assemble(config, choices, folder, model, tokenizer, objective, loaders)
+    seed_all(work.seed, ranks.rank)  # dropout and its kin, whatever ran in this process before
+    made = assemble(config, choices, folder, model, tokenizer, objective, loaders)
+    if config.layout.tensor > 1:
+        seed_all(work.seed, made.engine.layout.seat)
+    settle(made)
+    return made
+
+
+def open_objective(config: TrainConfig, work: Work) -> Objective:
+    """What is learned, by its config or from the user's own file."""
+    objective = load_objective(config.objective if not isinstance(config.objective, str) else str(work.inputs.get("objective") or config.objective))
+    check_kind(config, objective)
+    return objective
+
+
+def read_data(config: TrainConfig, work: Work, objective: Objective, folder: Path, fold: int | None = None) -> tuple[Tokenizer, Loaders]:
+    """The tokenizer of a training, and its loaders: each step's rows are a function of these arguments. What could not be used is noted in ``folder``."""
+    tokenizer = objective.adapt_tokenizer(find_tokenizer(work))
+    loaders = objective.loaders(_data(config, work, tokenizer, fold, folder))
+    if config.regularization.curriculum:
+        loaders.train.pace(round(_total_steps(config, objective, loaders) * config.regularization.curriculum))
+    return tokenizer, loaders
+
+
+def _total_steps(config: TrainConfig, objective: Objective, loaders: Loaders) -> int:
+    step_tokens = _step_tokens(config, objective)
+    return config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens)) if objective.learns else 0
+
+
+def _step_tokens(config: TrainConfig, objective: Objective) -> int:
+    return (config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
 
 
 def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog: Watchdog, signals: StopSignals) -> tuple[Run, dict[str, Any]]:
@@ -123,6 +166,7 @@ def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog:
     if config.guards.recheck_every:
         training.engine.passes = recheck = Rechecked(training, config.guards, written)
         guards.append(recheck)
+    guards.append(Ledger(training, ranks.lead(lambda: note_sources(work, training.folder)), work.accepted))
     validator = _add_hooks(training, tracker, guards, [*(load_custom(str(reference)) for reference in listed(work.inputs.get("callbacks"))), *([work.watch] if work.watch else [])])
     if restore(training):
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
@@ -135,7 +179,7 @@ def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog:
         memory = _memory(config, work, training, choices, fold)
         _introduce(training, choices)
         if training.step == 0:
-            with training.clock.section("evaluation"):
+            with training.clock.section("evaluation"), training.as_written():
                 validator.after_step(training)
                 if memory:
                     memory.measure(training, "before")
@@ -148,7 +192,7 @@ def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog:
         raise Interrupted("stopped by {signal} at step {step} of {total}; everything is saved", "", "run the same command again: it continues", signal=training.stop_reason, step=training.step, total=training.schedule.total)
 
     signals.run = None
-    with training.clock.section("evaluation"):
+    with training.clock.section("evaluation"), training.as_written():
         validator.finish(training)
         if memory:
             memory.measure(training, "after")
@@ -178,32 +222,62 @@ def _choices(config: TrainConfig, work: Work, device: torch.device, by_example: 
     file = work.path / "training" / "choices.json"
     known = ranks.lead(lambda: _read_choices(file, config))
     if known is not None:  # a run that was continued elsewhere may lack the compiler that it began with
+        require_compiler(known["compile"], device)
         known["attention"] = choose_attention(known.get("attention", "torch"), device, DTYPES[known["precision"]])
+        known["layers"] = choose_layers(config, known["attention"]) if known["layers"] == "own" else "torch"
     same = known is not None and known.get("processes", 1) == ranks.size
     threads = prepare_machine(known["threads"] if same else config.threads, config.determinism == "strict", ranks.local_size)
     if same:
         return known
     if known is not None:
-        known |= {"processes": ranks.size, "threads": threads}
+        known |= {"processes": ranks.size, "threads": threads, "layout": _foreseen(config, work, ranks).get("layout") if _leaves_layout(config, ranks) else None}
         if ranks.leads:
             write_json(file, known)
         return known
+    require_compiler(config.compile, device)
     precision = choose_precision(config.precision, device)
     name = next(key for key, value in DTYPES.items() if value == precision)
     rows = config.micro_batch_rows
+    open_rows = rows == "fit" or (rows == "auto" and device.type != "cpu" and not by_example)
+    foreseen = _foreseen(config, work, ranks) if open_rows or _leaves_layout(config, ranks) else {}
     if rows == "auto":
         # Measured on processors: micro-batches of about 2,048 tokens stay in cache and are the fastest.
         # Rows of examples are only as wide as the longest of a step, so there the engine counts tokens itself (0).
         rows = max(1, (2048 if device.type == "cpu" else 16384) // config.sequence_length) if not by_example else 0
         if "accumulate" in ENGINES[config.engine].lacks:
             rows = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
+        elif open_rows and foreseen:
+            rows = min(rows, foreseen["micro_batch_rows"])
     if rows == "fit":
         whole = config.batch_examples if by_example else max(1, config.batch_tokens // config.sequence_length)
-        rows = ranks.lead(lambda: fitting_rows(config, work, -(-whole // ranks.size)))
-    choices = {"device": device.type, "processes": ranks.size, "threads": threads, "precision": name, "micro_batch_rows": rows, "attention": choose_attention(config.attention, device, precision)}
+        rows = ranks.lead(lambda: fitting_rows(config, work, -(-whole // ranks.size), foreseen.get("micro_batch_rows", 1)))
+    attends = choose_attention(config.attention, device, precision)
+    choices = {
+        "device": device.type, "processes": ranks.size, "threads": threads, "precision": name, "micro_batch_rows": rows, "attention": attends, "layers": choose_layers(config, attends),
+        "layout": foreseen.get("layout") if _leaves_layout(config, ranks) else None,
+        "compile": config.compile, "cross_entropy": config.cross_entropy,  # auto: measured when the model stands (rehearsal.py)
+    }  # fmt: skip
     if ranks.leads:
         write_json(file, choices)
     return choices
+
+
+def _leaves_layout(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether the processes are to be told what each of them holds."""
+    return not ranks.alone and config.layout.shard == "auto"
+
+
+def _foreseen(config: TrainConfig, work: Work, ranks: Ranks) -> dict[str, Any]:
+    """What the planner makes of the training on these devices, said once; nothing where nobody asked it."""
+    found = ranks.lead(lambda: work.foresee() if work.foresee else {})
+    if found:
+        say(
+            "planned: layout.shard {shard}, micro-batches of {rows} rows, {need} ±{share:.0%} of {room} on each device", shard=found["layout"]["shard"], rows=found["micro_batch_rows"],
+            need=bytes_text(found["bytes"]), share=found["share"], room=bytes_text(found["room"]),
+        )  # fmt: skip
+        if not found["fits"]:
+            warn("by the planner's arithmetic the training does not fit: luban plan says what would")
+    return found
 
 
 def _read_choices(file: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -211,7 +285,8 @@ def _read_choices(file: Path, config: TrainConfig) -> dict[str, Any] | None:
     found = read_json(file)
     if not {"threads", "precision", "micro_batch_rows"} <= found.keys():
         return None
-    return found | {name: value for name in ("threads", "precision", "micro_batch_rows", "attention") if (value := getattr(config, name)) not in ("auto", "fit")}
+    said = {name: value for name in ("threads", "precision", "micro_batch_rows", "attention", "layers", "compile", "cross_entropy") if (value := getattr(config, name)) not in ("auto", "fit")}
+    return {"layers": "torch", "compile": False, "cross_entropy": "chunked"} | found | said  # as they were before there was a choice
 
 
 def _data(config: TrainConfig, work: Work, tokenizer: Tokenizer, fold: int | None, folder: Path | None = None) -> DataRequest:
@@ -244,26 +319,23 @@ def _model_head(work: Work) -> Head | None:
     return head_from(read_config(getattr(source, "path", source))) if source else None
 
 
-def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders) -> Run:
-    step_tokens = (config.batch_examples if objective.by_example else max(1, config.batch_tokens // config.sequence_length)) * config.sequence_length
-    total = config.length.steps(step_tokens, round(loaders.train.epoch_steps * step_tokens)) if objective.learns else 0
+def assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders, layout: Layout | None = None) -> Run:
+    """A run of a model that was just made: its layout (the one that is given, or the config's) takes what this rank holds, its engine and optimizer stand on that."""
+    step_tokens, total = _step_tokens(config, objective), _total_steps(config, objective, loaders)
     precision = DTYPES[choices["precision"]]
-    model.own_attention = choices.get("attention", "torch") == "own"
+    model.own_attention, model.own_layers = choices.get("attention", "torch") == "own", choices["layers"] == "own"
+    model.compiled = choices["compile"] is True
     model.recompute = choose_recompute(config, model, choices["micro_batch_rows"] or 1)
     set_dropout(model, config.regularization)
     add_noise(model, config.regularization.neftune)
     if model.adapter:
         model.adapter.before_training(model, total)
-    if config.compile:
-        model.compiled = True
-        for layer in quantized_layers(model).values():
-            layer.forward = torch.compiler.disable(layer.forward)  # it reads codes in ways that are not traced
-        for block in model.blocks():
-            block.compile()  # in place: parameter names stay
     teacher = make_teacher(config.regularization.adversarial, model)
-    layout = choose_layout(config, model, objective, here())
+    layout = layout or choose_layout(config, model, objective, here(), choices.get("layout"))
+    freeze(model, config.regularization.freeze)  # while all of it is here
+    require_learning(model)
     layout.place(model)
-    engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher), layout)
+    engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher), layout, folder)
     made = Run(
         config=config,
         folder=folder,
@@ -280,8 +352,6 @@ def _assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, to
     )
     if config.regularization.average != "none":
         made.average = Average(model, config.regularization)
-    if config.regularization.curriculum:
-        loaders.train.pace(round(total * config.regularization.curriculum))
     made.measure_peak()
     return made
 
@@ -302,7 +372,7 @@ def _add_hooks(training: Run, tracker: Tracker, guards: list[Hook], callbacks: l
     sampler = Sampler(steps(config.samples.every, -(-total // 4)), config.samples, training.objective.conversational, tracker)
     training.checkpointer = Checkpointer(training, cadence_of(config.checkpoint, steps, total), steps(config.checkpoint.permanent, 1) if config.checkpoint.permanent else 0, decay, tracker.figures)
     limit = [WallClock(config.wall_clock, training.clock.started)] if config.wall_clock else []
-    training.hooks = [tracker, *guards, Ledger(training), *_weight_hooks(training), validator, TimeKeeper(validator.every, tracker), sampler, *map(Callback, callbacks), *limit, Agreement(), training.checkpointer]
+    training.hooks = [tracker, *guards, CompileTimer(training), *_weight_hooks(training), validator, TimeKeeper(validator.every, tracker), Stragglers(validator.every, Events(training.folder)), sampler, *map(Callback, callbacks), *limit, Agreement(), training.checkpointer]
     return validator
 
 
@@ -353,7 +423,7 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         "training_seconds": round(training.seconds, 1),
         "loss": training.last.get("loss"),
         "parameters": parameters(training.model.shape)["total"],
-        "learning_parameters": sum(value.numel() for value in training.engine.optimizer.names),
+        "learning_parameters": sum(value.numel() for value in ([each for each in training.model.parameters() if each.requires_grad] if training.engine.layout.elsewhere else training.engine.optimizer.names)),
         **({"general": training.history["general"]} if training.history.get("general") else {}),
         **{key: training.history[key] for key in ("best_validation", "best_metric", "best_step", "before", "after") if key in training.history},
         **training.loaders.report,
@@ -366,7 +436,7 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         work.metrics["adapter"] = found
         adapter.show(training.model)
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
-    work.scrap += [f"training/{file.name}" for file in training.folder.glob("best-*.safetensors")]
-    if not training.schedule.unchanged_until:
-        work.scrap += [f"training/{name}" for name in training.checkpointer.passing()]
+    work.scrap.append(f"training/{state_files.FOLDER}")
+    if not training.schedule.unchanged_until:  # a longer run could not go on from here
+        work.scrap += [*(f"training/{file.name}" for file in training.folder.glob("best-*.safetensors")), *(f"training/{name}" for name in training.checkpointer.passing())]
     say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))

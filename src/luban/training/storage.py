@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +30,11 @@ from torch.futures import Future
 
 from luban.foundation.artifacts import sha256_of, sync_directory
 from luban.foundation.errors import DataError
+from luban.models.tensor_files import NAMES, TYPES, write_tensors
 from luban.training.retention import STATE
 
 FORMAT = 2
 INDEX = "index.json"
-# safetensors' names of types, which the index uses too
-TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
-}  # fmt: skip
-NAMES = {kind: name for name, kind in TYPES.items()}
-PIECE_BYTES = 1 << 24  # written and hashed at a time
-
-
-# ---- safetensors files ------------------------------------------------------------------------------------------------
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], note: dict[str, str] | None = None) -> tuple[int, str]:
-    """Write a safetensors file through to the disk; returns its bytes and SHA-256. A tensor on the processor is read in place, so that no second copy is held."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(note or {})}}
-    place = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
-    digest, written = hashlib.sha256(), 0
-    with path.open("wb") as stream:
-        for piece in (len(text).to_bytes(8, "little"), text, *(piece for tensor in tensors.values() for piece in pieces(tensor))):
-            digest.update(piece)
-            written += stream.write(piece)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return written, digest.hexdigest()
-
-
-def pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The tensor's bytes, some at a time, without a copy of them."""
-    if not tensor.numel():
-        return
-    data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for start in range(0, len(data), PIECE_BYTES):
-        yield data[start : start + PIECE_BYTES]
 
 
 # ---- the index --------------------------------------------------------------------------------------------------------
@@ -180,10 +142,14 @@ class IndexWriter(StorageWriter):
                 name += "@" + ",".join(map(str, item.tensor_data.chunk.offsets))
             parts.setdefault(part, {})[name] = planner.resolve_data(item)
             places.append((item.index, part, name))
-        written = {part: write_tensors(self.partial / self._file(part), tensors) for part, tensors in parts.items()}
+        written = {part: self._write(part, tensors) for part, tensors in parts.items()}
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(index, 0, (self._file(part), name, *written[part])) for index, part, name in places])
         return done
+
+    def _write(self, part: str, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
+        digest = hashlib.sha256()
+        return write_tensors(self.partial / self._file(part), tensors, digest=digest), digest.hexdigest()
 
     def _file(self, part: str) -> str:
         return f"{part}{self.suffix}.safetensors"
@@ -278,10 +244,10 @@ def save_tensors(final: Path, tensors: dict[str, torch.Tensor], state: dict[str,
         raise
 
 
-def load_tensors(folder: Path, index: dict[str, Any], like: Callable[[str, torch.Size, torch.dtype], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint in the layout that ``like(name, shape, type)`` gives each: a whole tensor, or the piece of it that this process holds. Nothing is asked of other processes."""
+def load_tensors(folder: Path, index: dict[str, Any], like: Callable[[str, torch.Size, torch.dtype], torch.Tensor], ours: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
+    """Those tensors of a checkpoint that are ``ours``, in the layout that ``like(name, shape, type)`` gives each: a whole tensor, or the piece of it that this process holds. Nothing is asked of other processes."""
     reader, planner = IndexReader(folder, index), DefaultLoadPlanner(flatten_state_dict=False)
-    tensors = {name: like(name, found.size, found.properties.dtype) for name, found in reader.metadata.state_dict_metadata.items()}
+    tensors = {name: like(name, found.size, found.properties.dtype) for name, found in reader.metadata.state_dict_metadata.items() if ours(name)}
     planner.set_up_planner(tensors, reader.metadata, is_coordinator=True)
     plan = planner.finish_plan(reader.prepare_local_plan(planner.create_local_plan()))
     reader.read_data(plan, planner).wait()

@@ -19,7 +19,7 @@ from luban.foundation.artifacts import write_json
 from luban.foundation.console import console, count_text, say, seconds_text
 from luban.foundation.messages import t
 from luban.models.counts import parameters
-from luban.tokens.loader import PackedLoader
+from luban.tokens.loader import text_reader
 from luban.training.alerts import Alerts
 from luban.training.config import TrackConfig
 from luban.training.log import ABOUT, LOG, read_about, read_log, write_log
@@ -105,7 +105,7 @@ class Tracker:
 
     def validation(self, run: Run, scores: dict[str, float]) -> None:
         self._write({"step": run.step, "validation": scores})
-        if reader := _reader(run):
+        if reader := text_reader(run.loaders.train):
             self._write({"step": run.step, "data": reader.consumed(run.place)})
         self.alerts.validation(scores)
         for writer in self.writers:
@@ -135,7 +135,7 @@ class Tracker:
             "first_step": run.step,
             "parameters": parameters(run.model.shape)["total"],
             "config": run.config.model_dump(mode="json"),
-            **({"rows": reader.rows_by_source()} if (reader := _reader(run)) else {}),
+            **({"rows": reader.rows_by_source()} if (reader := text_reader(run.loaders.train)) else {}),
         }
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -153,11 +153,3 @@ class Tracker:
             + t("{time} left", time=seconds_text(left)),
             markup=False,
         )
-
-
-def _reader(run: Run) -> PackedLoader | None:
-    """What reads the run's text, where it reads text; it knows what came from where at any step, so nothing is remembered."""
-    loader = run.loaders.train
-    while not isinstance(loader, PackedLoader) and hasattr(loader, "loader"):  # under noise, and what notes what was read
-        loader = loader.loader
-    return loader if isinstance(loader, PackedLoader) else None

@@ -3,6 +3,8 @@
 A thread looks now and then at what the clock says runs, and for how long. Over its limit a section that still uses the processor is slow: that is noted once, and it has three
 times its limit. One that does not hangs, and the process ends with status 75, on which launchers and schedulers start the same command again. Where a library holds the
 interpreter, no thread of ours can look: then the interpreter's own timer, which was set at the last look, writes the stacks and ends the process.
+
+Of several ranks all hang when one does; who it is the ranks' signs of life say (parallel/pulse.py).
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from luban.foundation.console import seconds_text, warn
+from luban.foundation.console import console, hush, seconds_text, warn
 from luban.foundation.environment import in_notebook
 from luban.foundation.errors import Interrupted
 from luban.foundation.messages import t
+from luban.parallel.pulse import Finding, Pulse
+from luban.parallel.ranks import Ranks
 from luban.training.config import WatchdogConfig
 from luban.training.events import Events
 from luban.training.goodput import SHOWN, Clock
@@ -35,9 +39,10 @@ FIELDS = {"set_up": "set_up", "restarts": "set_up", "data": "step", "steps": "st
 class Watchdog:
     """Looks while it lasts. ``folder``: training/ of the run, the same for all ranks: each has stacks of its own."""
 
-    def __init__(self, clock: Clock, config: WatchdogConfig, folder: Path, rank: int = 0):
+    def __init__(self, clock: Clock, config: WatchdogConfig, folder: Path, ranks: Ranks | None = None):
         self.clock, self.config = clock, config
-        self.file = folder / (f"stacks-{rank}.txt" if rank else "stacks.txt")
+        self.file = folder / (f"stacks-{ranks.rank}.txt" if ranks and ranks.rank else "stacks.txt")
+        self.pulse = Pulse(ranks, lambda: (self.step, self.clock.name)) if ranks and not ranks.alone else None
         self.events = Events(folder)
         self.step = 0
         self._seen: tuple[str, float] = ("", 0.0)  # the section that is looked at, and when it began
@@ -49,11 +54,15 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
+        if self.pulse:
+            self.pulse.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join(timeout=1)
+        if self.pulse:
+            self.pulse.stop()
 
     def limit(self, section: str) -> float:
         """Seconds that a section may last; infinite where it is not watched."""
@@ -114,8 +123,14 @@ class Watchdog:
         stacks.write("\n")
         stacks.flush()
         if not self._noted or not in_notebook():
-            warn("{section} hangs since {time}; where every thread stands is in {file}", section=t(SHOWN.get(section, section)), time=seconds_text(self._lasted), file=stacks.name)
-            self.events.add("hang", self.step, section=section, seconds=round(self._lasted, 1), stacks=self.file.name)
+            faulthandler.cancel_dump_traceback_later()  # asking the others takes a while
+            finding = self.pulse.finding() if self.pulse else Finding("")
+            if finding.speaks:
+                hush(False)
+                warn("{section} hangs since {time}; where every thread stands is in {file}", section=t(SHOWN.get(section, section)), time=seconds_text(self._lasted), file=stacks.name)
+                if finding.text:
+                    console().print(finding.text, style="yellow", markup=False)
+                self.events.add("hang", self.step, section=section, seconds=round(self._lasted, 1), stacks=self.file.name, **({"ranks": finding.ranks} if self.pulse else {}))
         self._noted = True
         if not in_notebook():  # whose kernel holds more than this run
             self.clock.write()

@@ -6,6 +6,7 @@ Each is a run of its own process, so that its peak of memory is its own; stages 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -105,7 +106,7 @@ def _result(name: str, orders: list[Order], metric: str, maximize: bool) -> Foun
     for order in orders:
         say("{name}, seed {seed} of {seeds} …", name=name, seed=order.seed_offset + 1, seeds=len(orders))
         try:
-            manifests.append(_run(order))
+            manifests.append(run_order(order))
         except LubanError as error:
             if isinstance(error, Interrupted):
                 raise
@@ -128,13 +129,22 @@ def _result(name: str, orders: list[Order], metric: str, maximize: bool) -> Foun
     return result
 
 
-def _run(order: Order) -> dict[str, Any]:
-    """The manifest of an order's stage, run in a process of its own. LubanError with its last words where it failed."""
-    ended = subprocess.run([sys.executable, "-m", "luban.tuning.comparison"], input=json.dumps(asdict(order), ensure_ascii=False, default=str), text=True, encoding="utf-8", capture_output=True, check=False)
-    if ended.returncode == 130:
+def run_order(order: Order) -> dict[str, Any]:
+    """The manifest of an order's stage, run in a process of its own. Ctrl-C waits until it has saved. LubanError with its last words where it failed."""
+    started = subprocess.Popen([sys.executable, "-m", "luban.tuning.comparison"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+    try:
+        _, words = started.communicate(json.dumps(asdict(order), ensure_ascii=False, default=str))
+    except KeyboardInterrupt:  # it is in a session of its own, so that it hears of this once, from here; a second Ctrl-C ends both
+        started.send_signal(signal.SIGINT)
+        try:
+            started.communicate()
+        except KeyboardInterrupt:
+            started.kill()
+        raise Interrupted("stopped", "", "run the same command again: it continues") from None
+    if started.returncode == 130:
         raise Interrupted("stopped", "", "run the same command again: it continues")
-    if ended.returncode:
-        raise LubanError("{words}", words=(ended.stderr.strip().splitlines() or ["?"])[-1])
+    if started.returncode:
+        raise LubanError("{words}", words=(words.strip().splitlines() or ["?"])[-1])
     return json.loads(Path(order.out, order.stage, "manifest.json").read_bytes())
 
 

@@ -66,6 +66,7 @@ class Processes:
         self.free: list[subprocess.Popen] = []
         self.at_work: dict[int, subprocess.Popen] = {}
         self.outcomes: queue.Queue[Outcome] = queue.Queue()
+        self.stopping = False
 
     def start(self, order: Order) -> None:
         process = self.free.pop() if self.free else _spawn()
@@ -87,6 +88,7 @@ class Processes:
         return outcome
 
     def stop(self) -> None:
+        self.stopping = True
         for process in self.at_work.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -102,6 +104,9 @@ class Processes:
             self.outcomes.put(Outcome(**json.loads(line)))
         else:
             status = process.wait()
+            if self.stopping and status == -signal.SIGTERM:  # it had not come so far as to hear
+                self.outcomes.put(Outcome(number, "interrupted"))
+                return
             ended = signal.Signals(-status).name if status < 0 else str(status)
             self.outcomes.put(Outcome(number, "failed", error=t("its process ended: {status}", status=ended)))
 

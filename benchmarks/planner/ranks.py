@@ -1,0 +1,64 @@
+"""Predicted against measured peak memory of each of two processes that share a training (gloo): ``torchrun --standalone --nproc-per-node 2 -m benchmarks.planner ranks``."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.planner.grid import STEPS, Case, _batch, allocated, predicted, shape
+from luban.models.attention import load
+from luban.models.families import build_model
+from luban.objectives.base import load_objective
+from luban.parallel.engine import OnePass, TorchEngine
+from luban.parallel.legal import Parts
+from luban.parallel.meshed import Meshed
+from luban.parallel.ranks import here
+from luban.training.optimizers import Optimizers
+
+
+def cases() -> Iterator[Case]:
+    """Replicas, shards of both kinds and tensor, of a model whose weights weigh most and one whose activations do."""
+    for name, one, sequence, rows in (("weights weigh most", shape("llama", hidden_size=320, heads=4, key_value_heads=4, head_dim=80), 32, 1), ("activations weigh most", shape("llama", heads=4, head_dim=48), 64, 8)):
+        for layout in ({"replicas": 2}, {"shards": 2, "shard": "full"}, {"shards": 2, "shard": "gradients"}, {"tensor": 2}):
+            readers = layout.get("replicas", 1) * layout.get("shards", 1)
+            yield Case(f"llama, {name}, {layout}", one, sequence, 2 * rows * readers, rows, layout=layout)
+        yield Case(f"llama, {name}, full shards, recompute full", one, sequence, 4 * rows, rows, {"recompute": "full"}, {"shards": 2, "shard": "full"})
+
+
+def measured(case: Case) -> int:
+    """As in grid.py, of this process."""
+    torch.set_num_threads(1)
+    gc.collect()
+    ranks, config, made = here(), case.config, case.made
+    parts = Parts(**{name: size for name, size in case.layout.items() if name != "shard"})
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        model = build_model(made).initialize(0)
+        model.own_attention = load() is not None
+        model.recompute = config.recompute
+        layout = Meshed(ranks, parts, case.layout.get("shard", "none"), True, torch.device("cpu"))
+        layout.place(model)
+        engine = TorchEngine(model, Optimizers(model, config.optimizer, config.regularization), load_objective("causal"), case.rows, torch.float32, OnePass(), layout)
+        model.train()
+        begun = time.time_ns()
+        for step in range(STEPS):
+            torch.manual_seed(step)
+            engine.forward_backward(_batch(case, model), 1.0)
+            engine.clip(1.0)
+            engine.step(1.0, step + 1, None)
+    return allocated(record, begun)
+
+
+def table() -> list[float]:
+    """Print a line for each case, by rank 0; the error is of the process that held the most."""
+    errors = []
+    for case in cases():
+        truth = max(here().everyone(measured(case)))
+        account = predicted(case)
+        errors.append(account.peak / truth - 1)
+        if here().leads:
+            print(f"| {case.name} | {truth / 2**20:.2f} | {account.peak / 2**20:.2f} | {errors[-1]:+.1%} | {account.peak_moment} | {({name: round(size / 2**20, 1) for name, size in account.at_peak.items() if size})}", flush=True)
+    return errors

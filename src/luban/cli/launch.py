@@ -1,0 +1,109 @@
+"""`luban launch RECIPE --with slurm`: start a recipe on many processes, by what the cluster has."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from luban.cli.stage_command import make_option, value_of
+from luban.foundation.config import Source, build, walk_fields
+from luban.foundation.errors import ConfigError, LubanError
+from luban.foundation.messages import t
+from luban.parallel.launchers.config import LAUNCHERS
+
+HELP = (
+    "Start a recipe on many processes. torchrun and mpi run it now and here; slurm, kubernetes, ray and skypilot get what they want to read, and are asked to run it. "
+    "Overrides are those of luban run. A rank that dies is started again with all others, and they continue from the last checkpoint."
+)
+
+
+def _fields() -> dict[str, Any]:
+    """Every field of every launcher; what several share comes once."""
+    found: dict[str, Any] = {}
+    for cls in LAUNCHERS.values():
+        for name, info in walk_fields(cls):
+            found.setdefault(name, info)
+    return found
+
+
+def _options() -> list[click.Option]:
+    made = []
+    for name, info in _fields().items():
+        option = make_option(name, info)
+        owners = [launcher for launcher, cls in LAUNCHERS.items() if name in cls.model_fields]
+        option.help = (option.help or "") if len(owners) == len(LAUNCHERS) else f"{', '.join(owners)}: {option.help}"
+        made.append(option)
+    return made
+
+
+def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings: Path | None, out: Path | None, until: str | None, dry_run: bool, **given: tuple[str, ...]) -> None:
+    from luban.parallel.launchers.job import make_job
+    from luban.pipeline.recipe import read_recipe
+
+    name, config = _config(chosen, settings, given)
+    made = read_recipe(recipe, list(overrides), out)
+    arguments = (str(recipe), *overrides, *(("--out", str(out)) if out else ()), *(("--until", until) if until else ()))
+    job = make_job(config, made.name, arguments, Path.cwd(), made.out.resolve() / ".launch", _devices() if name in ("torchrun", "mpi") else None)
+    launching = importlib.import_module(f"luban.parallel.launchers.{name}").launching(job, config)
+    if dry_run:
+        for file, text in launching.files.items():
+            click.echo(f"# {file}\n{text}")
+        click.echo(("# " if launching.files else "") + shlex.join(launching.command))
+        return
+    if shutil.which(launching.command[0]) is None:
+        raise LubanError("there is no {program} here", "it comes with {package}", "start it where the cluster is reached from, or take what --dry-run prints there", program=launching.command[0], package=launching.package)
+    for file, text in launching.files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    sys.stdout.flush()
+    os.execvp(launching.command[0], launching.command)  # signals and the exit status are the launcher's own
+
+
+def _config(chosen: str | None, settings: Path | None, given: dict[str, tuple[str, ...]]) -> tuple[str, Any]:
+    """The launcher's name and config, from the settings file and, before it, the options."""
+    from luban.foundation.yaml_files import read_yaml
+
+    plain, lines = read_yaml(settings) if settings else ({}, {})
+    name = chosen or plain.pop("with", "torchrun")
+    if settings and chosen and plain.pop("with", chosen) != chosen:
+        raise ConfigError("{file} is for another launcher than --with {name}", "", "leave --with out, or take other settings", file=settings, name=chosen)
+    if name not in LAUNCHERS:
+        raise ConfigError("with: there is no launcher called {name!r}", "", "one of: {known}", name=name, known=", ".join(LAUNCHERS))
+    known = _fields()
+    plain |= {field: value_of(field, known[field], texts) for field, texts in given.items() if texts}
+    return name, build(LAUNCHERS[name], plain, Source(str(settings) if settings else "", lines))
+
+
+def _devices() -> Any:
+    """The accelerators of this machine, or one process on its processors."""
+    import torch
+
+    from luban.parallel.launchers.job import Devices
+
+    if torch.cuda.is_available():
+        return Devices(torch.cuda.device_count(), torch.cuda.get_device_name().replace(" ", "-"))
+    return Devices(1, "cpu")
+
+
+command = click.Command(
+    "launch",
+    callback=start,
+    help=t(HELP),
+    params=[
+        click.Argument(["recipe"], type=click.Path(path_type=Path)),
+        click.Argument(["overrides"], nargs=-1),
+        click.Option(["--with", "chosen"], type=click.Choice(list(LAUNCHERS)), help=t("What starts the ranks. [default: torchrun]")),
+        click.Option(["--settings"], type=click.Path(path_type=Path), help=t("A YAML file with these options by name, and `with`; an option here counts before it.")),
+        click.Option(["--out"], type=click.Path(path_type=Path), help=t("Folder of the run. [default: the recipe's `out`]")),
+        click.Option(["--until"], metavar="STAGE", help=t("Stop after this stage. [default: run them all]")),
+        click.Option(["--dry-run"], is_flag=True, help=t("Print what would be written and run, and do nothing.")),
+        *_options(),
+    ],
+)

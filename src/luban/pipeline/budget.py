@@ -1,0 +1,203 @@
+"""From a budget and data to a size, a number of tokens, and a whole recipe: the dial's depths, each as fast as the planner says it will be, and the law that says which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from luban.foundation.config import Source, build
+from luban.foundation.console import count_text, heading, say, seconds_text, table, warn
+from luban.foundation.errors import ConfigError
+from luban.foundation.messages import t
+from luban.models.counts import parameters
+from luban.models.shape import ShapeConfig
+from luban.pipeline.counting import Counted
+from luban.pipeline.planner import job_of
+from luban.planning import dial
+from luban.planning.devices import Cluster
+from luban.planning.law import MANY_EPOCHS, Law
+from luban.planning.margins import Margin
+from luban.planning.report import Plan, make_plan
+from luban.planning.search import Candidate, search
+from luban.training.config import TrainConfig
+
+DEPTHS = (*range(1, 13), *range(14, 34, 2), 36, 40, 48)
+SPENT = 0.95  # of a budget of time: the rest is for curating, validation and checkpoints
+OPTIMIZER = "muon"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was given: exactly one of seconds of the whole cluster, tokens to read, or parameters; ``cost`` where seconds came from money."""
+
+    seconds: float | None = None
+    tokens: float | None = None
+    parameters: float | None = None
+    cost: float | None = None
+    price: float = 0.0
+
+
+def make_budget(hours: float | None, cost: float | None, tokens: str | None, size: str | None, price: float, devices: int) -> Budget:
+    """ConfigError unless exactly one is given, and for a cost without a price."""
+    given = [value for value in (hours, cost, tokens, size) if value is not None]
+    if len(given) != 1:
+        raise ConfigError("plan --data: {count} budgets are given", "one of them decides the others", "give one of --hours, --cost, --tokens, --parameters", count=len(given))
+    if cost is not None and not price:
+        raise ConfigError("plan --cost: what a device costs for an hour is not known", "", "add --price, the price of a device for an hour")
+    if cost is not None:
+        return Budget(seconds=3600 * cost / price / devices, cost=cost, price=price)
+    return Budget(seconds=3600 * hours if hours is not None else None, tokens=_number(tokens, "--tokens"), parameters=_number(size, "--parameters"), price=price)
+
+
+def _number(text: str | None, option: str) -> float | None:
+    """``2.5B``, ``300M`` or ``1e9``. ConfigError for what is no number above zero."""
+    if text is None:
+        return None
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}.get(text.strip()[-1:].lower(), 1.0)
+    try:
+        value = float(text.strip()[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e18:
+        raise ConfigError("{option}: {text!r} is not a number above zero", "", "write 300M, 2.5B or 1e9", option=option, text=text)
+    return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A depth of the dial with the tokens that the budget gives it, how fast it is, and what the law expects of it."""
+
+    depth: int
+    shape: ShapeConfig
+    tokens: float
+    config: TrainConfig
+    candidate: Candidate
+    epochs: float
+    loss: float
+
+    @property
+    def parameters(self) -> int:
+        return parameters(self.shape)["total"]
+
+    @property
+    def seconds(self) -> float:
+        return self.tokens / self.candidate.speed.tokens_per_second
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best choice, all that were looked at, and what they rest on."""
+
+    best: Choice
+    every: list[Choice]
+    counted: Counted
+    unique: float  # tokens of the train split
+    held_out: float  # share of validation, and of test
+    cluster: Cluster
+    margin: Margin
+    budget: Budget
+    law: Law
+    too_large: list[int]  # depths that fit on no layout
+
+    @property
+    def spare(self) -> bool:
+        """Whether the data ends before the budget does."""
+        return self.best.epochs > 0.99 * self.law.most_epochs
+
+    def plan(self, price: float = 0.0) -> Plan:
+        """The planner's whole account of the choice."""
+        return make_plan("base", self.best.candidate.job, self.cluster, self.margin, price=price)
+
+    def as_json(self) -> dict[str, Any]:
+        def one(choice: Choice) -> dict[str, Any]:
+            return {"depth": choice.depth, "parameters": choice.parameters, "tokens": round(choice.tokens), "epochs": choice.epochs, "law_loss": choice.loss, "seconds": choice.seconds, "tokens_per_second": choice.candidate.speed.tokens_per_second}
+
+        return {"best": one(self.best), "every": [one(choice) for choice in self.every], "data": {**asdict(self.counted), "tokens": round(self.counted.tokens), "train_tokens": round(self.unique)}, "cluster": self.cluster.text, "law": asdict(self.law), "too_large": self.too_large, "time_margin": self.margin.time}
+
+
+def choose(counted: Counted, cluster: Cluster, margin: Margin, budget: Budget, law: Law) -> Chosen:
+    """The depth that the law likes best within the budget. ConfigError where none fits on the cluster."""
+    held_out = float(f"{min(0.02, max(1e-4, 2e6 / counted.text_bytes)):.1g}")
+    unique = counted.tokens * (1 - 2 * held_out)
+    every, too_large, worse = [], [], 0
+    for depth in DEPTHS:
+        made = _choice(depth, counted, unique, cluster, margin, budget, law)
+        if made is None:
+            too_large.append(depth)
+            if len(too_large) == 2:  # deeper ones do not fit either
+                break
+            continue
+        worse = worse + 1 if every and _rank(made, budget, law, unique) > min(_rank(one, budget, law, unique) for one in every) else 0
+        every.append(made)
+        if worse == 4:  # past the best: deeper ones read too little
+            break
+    if not every:
+        raise ConfigError("no depth of the dial fits on {cluster}", "", "name more devices, or larger ones", cluster=cluster.text)
+    best = min(every, key=lambda one: _rank(one, budget, law, unique))
+    return Chosen(best, every, counted, unique, held_out, cluster, margin, budget, law, too_large)
+
+
+def _rank(choice: Choice, budget: Budget, law: Law, unique: float) -> float:
+    """What is to be small: the law's loss where time is given, else how far the size is from the one that was asked for, or that is best for so many tokens."""
+    if budget.seconds is not None:
+        return choice.loss
+    wanted = budget.parameters or law.best_parameters(law.worth(min(budget.tokens, law.most_epochs * unique), unique))
+    return max(choice.parameters / wanted, wanted / choice.parameters)
+
+
+def _choice(depth: int, counted: Counted, unique: float, cluster: Cluster, margin: Margin, budget: Budget, law: Law) -> Choice | None:
+    """What a depth comes to; None where it fits on no layout. Speed depends on the batch, and that on the tokens, so both are settled in two rounds."""
+    shape = dial.shape_of_depth(depth, counted.vocabulary, ShapeConfig())
+    size = parameters(shape)["total"]
+    tokens = budget.tokens or law.best_tokens(size)
+    for _ in range(2):
+        tokens = max(min(tokens, law.most_epochs * unique), 4.0 * shape.maximum_positions)
+        config = _config(depth, tokens, shape)
+        found = search(job_of(config, shape, cluster, unique), cluster, margin, wanted=1)
+        if not found or not found[0].fits:
+            return None
+        if budget.seconds is not None:
+            tokens = SPENT * budget.seconds * found[0].speed.tokens_per_second
+    tokens = max(min(tokens, law.most_epochs * unique), float(config.batch_tokens))
+    candidate = replace(found[0], job=replace(found[0].job, tokens=tokens))
+    return Choice(depth, shape, tokens, _config(depth, tokens, shape), candidate, tokens / unique, law.loss(size, tokens, unique))
+
+
+def _config(depth: int, tokens: float, shape: ShapeConfig) -> TrainConfig:
+    sequence = min(shape.maximum_positions, 2048)
+    plain = {"data": "tokens", "depth": depth, "length": f"{round(tokens)} tokens", "sequence_length": sequence, "batch_tokens": dial.batch_tokens(int(tokens), sequence, "causal"), "optimizer": {"name": OPTIMIZER}}
+    return build(TrainConfig, plain, Source("plan"))
+
+
+# ---- for people -----------------------------------------------------------------------------------------------------
+
+
+def show(chosen: Chosen) -> None:
+    """Print what was counted, the depths, and which was chosen why."""
+    counted, best = chosen.counted, chosen.best
+    heading("{tokens} tokens to learn from: {bytes} bytes of text, {each:.2f} bytes a token with a vocabulary of {vocabulary}", tokens=count_text(chosen.unique), bytes=count_text(counted.text_bytes), each=counted.bytes_a_token, vocabulary=counted.vocabulary)
+    say("{how}; what curating will remove is not known yet", how=how_counted(counted))
+    say("the law ranks sizes and tokens for a budget; its loss is that of its own text and tokenizer, not of yours (luban scaling foretells yours): {law}", law=chosen.law.text())
+    near = [one for one in chosen.every if abs(chosen.every.index(one) - chosen.every.index(best)) <= 4]
+    rows = [[("→ " if one is best else "") + str(one.depth), count_text(one.parameters), count_text(one.tokens), f"{one.epochs:.2g}", f"{one.tokens / one.parameters:.3g}", seconds_text(one.seconds), f"{one.loss:.3f}"] for one in near]
+    table(t("depths of the dial on {cluster}", cluster=chosen.cluster.text), [t("depth"), t("parameters"), t("tokens"), t("epochs"), t("tokens a parameter"), t("time"), t("law")], rows)
+    if chosen.too_large:
+        say("depth {depth} and more do not fit there", depth=chosen.too_large[0])
+    for line in warnings(chosen):
+        warn("{line}", line=line)
+
+
+def how_counted(counted: Counted) -> str:
+    if counted.exact:
+        return t("every file was read ({files}); the bytes a token are those of a vocabulary learned from a part of the text", files=counted.files)
+    return t("estimated: {sampled} bytes of text were read in {looked} of {files} files", sampled=count_text(counted.sampled), looked=counted.looked, files=counted.files)
+
+
+def warnings(chosen: Chosen) -> Iterator[str]:
+    """What to think about before such a run."""
+    epochs = chosen.best.epochs
+    if epochs > MANY_EPOCHS:
+        yield t("the data is read {epochs:.1f} times: up to {many} times repeated text is worth about as much as new text, from there on less and less (Muennighoff et al. 2023, arXiv:2305.16264); more text would do more than more time", epochs=epochs, many=MANY_EPOCHS)
+    if chosen.spare:
+        yield t("reading ends after {epochs:.0f} times through the data, from which nothing more would be learned by then, though the budget or the size would allow more", epochs=epochs)

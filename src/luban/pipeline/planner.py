@@ -1,0 +1,179 @@
+"""From a recipe, or the name of a preset alone, to the jobs that planning reckons with: plain numbers, and what had to be assumed for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luban.foundation.artifacts import is_artifact, open_artifact
+from luban.foundation.config import Source, build
+from luban.foundation.errors import ConfigError, DataError, nearest
+from luban.foundation.messages import t
+from luban.foundation.paths import named_files
+from luban.foundation.yaml_files import apply_override, parse_override
+from luban.models.config_json import read_shape
+from luban.models.presets import PRESETS, preset
+from luban.models.shape import ShapeConfig
+from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
+from luban.pipeline.recipe import Recipe, Stage, read_recipe
+from luban.planning import dial
+from luban.planning.devices import Cluster
+from luban.planning.job import Job
+from luban.training.config import TrainConfig
+
+BYTES_A_TOKEN = 3.5  # of text in a vocabulary that is not made yet
+VOCABULARY = 32000  # where nothing says how large it will be
+GENERATING = ("translation", "summarization", "generation")
+SCORED = {"masked": 0.15, "span_corruption": 0.2}
+
+
+@dataclass
+class Planned:
+    """A train stage as a job, and what was assumed for it."""
+
+    name: str
+    job: Job
+    config: TrainConfig
+    assumed: list[str] = field(default_factory=list)
+
+
+def planned(what: Path, overrides: list[str], cluster: Cluster, shape: str = "") -> list[Planned]:
+    """The train stages of a recipe, or for the name of a preset one training of that shape, whose fields ``overrides`` set. ConfigError where there is nothing to plan."""
+    if not what.exists() and str(what) in PRESETS:
+        plain: dict[str, Any] = {"data": "text"}
+        for text in overrides:
+            apply_override(plain, *parse_override(text))
+        return [_planned(str(what), build(TrainConfig, plain, Source("plan")), preset(str(what)), cluster, None, [])]
+    if not what.exists() and not what.suffix and len(what.parts) == 1 and (guess := nearest(str(what), PRESETS)):
+        raise ConfigError("{what} is neither a recipe nor a preset", "", "did you mean {guess}?", what=what, guess=guess)
+    recipe = read_recipe(what, overrides)
+    found = list(_of_recipe(recipe, cluster, shape))
+    if not found:
+        raise ConfigError("{recipe} has no train stage", "", "there is nothing to plan", recipe=what)
+    return found
+
+
+def made_for(what: Path, overrides: list[str]) -> str:
+    """The cluster that a recipe names; empty for one that names none, and for a preset."""
+    return read_recipe(what, overrides).cluster if what.exists() else ""
+
+
+def _of_recipe(recipe: Recipe, cluster: Cluster, shape: str) -> Iterator[Planned]:
+    shapes: dict[str, Any] = {}
+    for stage in recipe.stages.values():
+        if stage.kind.name != "train":
+            continue
+        assumed: list[str] = []
+        facts = _facts(recipe, stage, assumed)
+        found = _shape(recipe, stage, shapes, facts, assumed, shape)
+        shapes[stage.name] = found
+        yield _planned(stage.name, stage.config, found, cluster, facts.get("tokens"), assumed)
+
+
+def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch: float | None, assumed: list[str]) -> Planned:
+    learned = _learned(config)
+    if epoch is None:
+        epoch = 1e9 if learned in ON_TEXT else 5e7
+        if config.length.unit == "epochs":
+            assumed.append(t("{count} tokens of data, which are not here to be counted", count=f"{epoch:.0e}"))
+    return Planned(name, job_of(config, shape, cluster, epoch), config, assumed)
+
+
+def _learned(config: TrainConfig) -> str:
+    return getattr(config.objective, "of", config.objective_name)
+
+
+def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9) -> Job:
+    """The training that a config asks for on such devices; what is auto becomes what the runner would make of it. ``epoch`` is the tokens of the data."""
+    learned, device = _learned(config), cluster.device
+    task = learned not in (*ON_TEXT, *ON_CONVERSATIONS)
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
+    tokens = config.length.value * (epoch if config.length.unit == "epochs" else 1)
+    step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(int(tokens if config.length.unit != "steps" else epoch), sequence, learned)
+    rows = (32 if config.batch_examples == "auto" else config.batch_examples) if task else max(1, step // sequence)
+    if config.length.unit == "steps":
+        tokens = config.length.value * rows * sequence
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if device.kind == "cpu" else "bfloat16" if device.bfloat16 else "float16"
+    micro = rows if config.engine == "layerwise" else config.micro_batch_rows if isinstance(config.micro_batch_rows, int) else 1
+    return Job(
+        shape, sequence, rows, micro, tokens, config.optimizer.name, config.optimizer.settled("momentum"), precision, config.weights, config.engine, config.recompute, config.adapter, config.quantization,
+        learned, 2 if task and learned not in GENERATING else 0, config.regularization.average != "none", SCORED.get(learned, 1.0), "cpu" if device.kind == "cpu" else "gpu",
+        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True,
+    )  # fmt: skip
+
+
+def _facts(recipe: Recipe, stage: Stage, assumed: list[str]) -> dict[str, Any]:
+    """``tokens`` of an epoch and the ``vocabulary``, from what is made, what is on disk, or what the recipe says it will make."""
+    facts: dict[str, Any] = {}
+    for value in stage.inputs.get("data", []):
+        _read(recipe, value, facts, assumed)
+    for value in stage.inputs.get("tokenizer", []):
+        _read(recipe, value, facts, assumed)
+    return facts
+
+
+def _read(recipe: Recipe, value: str, facts: dict[str, Any], assumed: list[str]) -> None:
+    path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
+    if is_artifact(path):
+        metrics = open_artifact(path).metrics
+        facts["vocabulary"] = metrics.get("vocabulary_size", facts.get("vocabulary"))
+        if tokens := metrics.get("train", {}).get("tokens"):
+            facts["tokens"] = facts.get("tokens", 0) + tokens
+        return
+    if value in recipe.stages:
+        made_by = recipe.stages[value]
+        if made_by.kind.name == "train_tokenizer":
+            wanted = made_by.config.vocabulary_size
+            facts["vocabulary"] = VOCABULARY if wanted == "auto" else wanted
+        for values in made_by.inputs.values():
+            for other in values:
+                _read(recipe, other, facts, assumed)
+        return
+    files = [file for file in named_files(path) if file.is_file()]
+    if files:
+        facts["tokens"] = facts.get("tokens", 0) + sum(file.stat().st_size for file in files) / BYTES_A_TOKEN
+
+
+def _shape(recipe: Recipe, stage: Stage, shapes: dict[str, Any], facts: dict[str, Any], assumed: list[str], given: str) -> Any:
+    """The shape that a stage trains: of its model, of a preset, of numbers, or of a depth."""
+    config = stage.config
+    if stage.inputs.get("model"):
+        value = stage.inputs["model"][0]
+        if value in shapes:
+            return shapes[value]
+        return _model_shape(recipe.path_of(value), given, assumed)
+    vocabulary = facts.get("vocabulary") or VOCABULARY
+    if "vocabulary" not in facts:
+        assumed.append(t("a vocabulary of {count} tokens", count=VOCABULARY))
+    if isinstance(config.shape, str):
+        found = preset(config.shape)
+        return found if "vocabulary" not in facts or facts["vocabulary"] is None else found.updated(vocabulary_size=vocabulary)
+    if config.depth == "auto" and {"layers", "hidden_size"} <= config.shape.model_fields_set:
+        return config.shape.updated(vocabulary_size=vocabulary).resolved(maximum_positions=512)
+    tokens = config.length.value * (facts.get("tokens", 1e9) if config.length.unit == "epochs" else 1 if config.length.unit == "tokens" else 4096)
+    depth = config.depth if config.depth != "auto" else dial.depth_for_tokens(math.ceil(tokens))
+    if not isinstance(config.shape, ShapeConfig):
+        return config.shape.updated(vocabulary_size=vocabulary).resolved(depth=depth, maximum_positions=512)
+    return dial.shape_of_depth(depth, vocabulary, config.shape)
+
+
+def _model_shape(path: Path, given: str, assumed: list[str]) -> Any:
+    """Of a model directory that is there; else of the preset that is named, or that the directory is called by."""
+    if (path / "config.json").exists():
+        return read_shape(path)
+    name = given or preset_called(path)
+    assumed.append(t("the shape of {name} for {path}, which is not here", name=name, path=path))
+    return preset(name)
+
+
+def preset_called(path: Path) -> str:
+    """The preset that a model directory which is not here is called by. DataError where it has no such name."""
+    name = next((known for known in sorted(PRESETS, key=len, reverse=True) if known in path.name.lower().replace("_", "-")), "")
+    if not name:
+        raise DataError("{path}: no such model directory", "its shape is what is planned for", "give --shape with the name of a preset: {known}", path=path, known=", ".join(PRESETS))
+    return name

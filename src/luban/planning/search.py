@@ -1,0 +1,274 @@
+"""Which layouts there are for a job on a cluster, what each needs and takes, and which are best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from luban.parallel.legal import Parts, legal_layouts
+from luban.planning.adapting import places_before
+from luban.planning.devices import Cluster
+from luban.planning.job import Job, Layout
+from luban.planning.margins import Margin
+from luban.planning.speed import Speed, speed
+from luban.planning.step import Step
+from luban.training.config import OPTIMIZERS
+
+RESERVED = 0.7 * 2**30  # what a device's driver and libraries hold before a tensor is made
+SHARDABLE = ("adamw", "lion", "sgd", "muon")  # optimizers whose state can be cut into shards
+ASKED = 10  # losers of which it is asked whether they would fit at all
+GLOO = 1.5  # of memory where processors share matrices or shards
+MODES = ("none", "selective", "full")
+MOST_PIPELINE, LONG = 16, 8192  # more stages are not tried; below so many tokens a sequence is not shared out
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a device holds at the most, by purpose, the moment of it, and what the driver holds beside."""
+
+    parts: dict[str, int]
+    moment: str
+    reserved: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values()) + self.reserved
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout with the recompute and the micro-batch that suit it best; ``why`` it is refused, where it is."""
+
+    layout: Layout
+    job: Job
+    memory: Memory | None
+    speed: Speed | None
+    why: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.speed is not None and self.memory is not None
+
+
+def memory_of(job: Job, layout: Layout) -> Memory:
+    """The most that any device of the layout holds: of a pipeline the first or the last stage."""
+    stages = {0, layout.pipeline - 1}
+    accounts = [Step(job, layout, stage).run() for stage in sorted(stages)]
+    worst = max(accounts, key=lambda account: account.peak)
+    return Memory(worst.at_peak, worst.peak_moment, 0.0 if job.device == "cpu" else RESERVED)
+
+
+def needed(job: Job, layout: Layout, memory: Memory, margin: Margin) -> float:
+    """What must be there. On processors gloo makes copies of what it sends, which nobody counts here (docs/planner.md)."""
+    copies = GLOO if job.device == "cpu" and (layout.held > 1 or layout.tensor > 1) else 1.0
+    return margin.upper(memory.total) * copies
+
+
+def layouts(job: Job, cluster: Cluster) -> Iterator[Layout]:
+    """What the shape and Luban allow on so many devices, and what is worth a look: matrices are shared inside a node, sequences where they are long."""
+    found: dict[Layout, None] = {}
+    for parts in legal_layouts(job.shape, cluster.count, job.sequence_length):
+        if parts.tensor > cluster.node or parts.pipeline > min(MOST_PIPELINE, job.shape.layers) or (parts.context > 1 and job.sequence_length < LONG):
+            continue
+        if parts.data * parts.context > 1 and parts.data > job.step_rows:
+            continue
+        found |= dict.fromkeys(_of_parts(cluster, parts))
+    yield from found
+
+
+def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
+    """The ways to hold weights in a mesh of these sizes: whole, or in shards over all readers or those of a node."""
+    base = Layout(parts.replicas, parts.shards, "none", parts.tensor, parts.context, parts.expert, parts.pipeline)
+    if parts.shards == 1:
+        yield base
+        return
+    if parts.replicas > 1 and parts.shards * parts.context * parts.tensor != cluster.node:
+        return
+    yield replace(base, shard="full")
+    if parts.replicas == 1:
+        yield replace(base, shard="gradients")
+
+
+def refused(job: Job, layout: Layout) -> str:
+    """Why Luban would not train it (luban.training.layout), as a template; empty where it would."""
+    shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
+    lacking = [
+        ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
+        ("an adapter stands on matrices that tensor or expert would share out", job.adapter is not None and (layout.tensor > 1 or layout.expert > 1)),
+        ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
+        ("a pipeline is for pretraining and tuning of all weights", layout.pipeline > 1 and (job.head_outputs > 0 or job.adapter is not None)),
+        ("a pipeline passes the rows of a step once", layout.pipeline > 1 and job.objective in ("kto", "grpo", "distillation")),
+        ("a zero-bubble schedule computes the gradients of weights past what would sum them into shards", layout.pipeline > 1 and layout.schedule == "zero_bubble" and layout.shard != "none"),
+    ]
+    if shared or layout.held > 1:
+        lacking += [
+            ("weights: bfloat16 are not cut into pieces", job.weights == "bfloat16"),
+            ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
+            ("precision: float16 is not for shards: its scale is not agreed on between them", job.precision == "float16"),
+            ("quantised matrices are not cut into pieces", job.quantization is not None),
+            ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
+            ("an average of the weights keeps them whole", job.averaged),
+            ("compiled blocks are not cut into pieces", job.compile),
+        ]
+    return next((why for why, lacks in lacking if lacks), "")
+
+
+def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, wanted: int = 3) -> list[Candidate]:
+    """The fastest layouts that fit, each with what suits it best, then the others, each with why it loses. ``fixed`` keeps the job's recompute and rows.
+
+    Speed is known in microseconds and memory in milliseconds, so memory is asked in the order of speed, until ``wanted`` layouts are found.
+    """
+    tried = {layout: _Trial(job, layout, cluster, margin, fixed) for layout in layouts(job, cluster)}
+    order = sorted((key for trial in tried.values() for key in trial.speeds), key=lambda key: (tried[key[0]].speeds[key].step * (1 + 0.02 * _parts(key[0])), key[1:]))
+    found: list[Candidate] = []
+    for key in order:
+        if any(one.layout == key[0] for one in found):
+            continue
+        if made := tried[key[0]].check(key):
+            found.append(made)
+            if len(found) == wanted:
+                break
+    known = {one.layout for one in found}
+    others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (bool(one.why), one.speed.step if one.speed else float("inf")))
+    return [*found, *(tried[one.layout].asked(one) if number < ASKED else one for number, one in enumerate(others))]
+
+
+def _parts(layout: Layout) -> int:
+    """Dimensions that are shared: of two layouts that are as fast the simpler one is better."""
+    return sum(size > 1 for size in (layout.replicas, layout.shards, layout.tensor, layout.context, layout.expert, layout.pipeline))
+
+
+Key = tuple[Layout, str, int]
+
+
+class _Trial:
+    """One layout: how fast it is with each mode of recompute and each number of rows, and which of them fit, as far as that was asked."""
+
+    def __init__(self, job: Job, layout: Layout, cluster: Cluster, margin: Margin, fixed: bool):
+        self.job, self.layout, self.cluster, self.margin = job, layout, cluster, margin
+        self.why = refused(job, layout)
+        asked = job.recompute if isinstance(job.recompute, str) else "none"
+        modes = [job.recompute] if fixed or not isinstance(job.recompute, str) else MODES[MODES.index(asked) :]
+        rows = [job.rows] if fixed else _rows(job, layout)
+        self.jobs = {} if self.why else {(layout, mode, count): replace(job, recompute=mode, rows=count) for mode in modes for count in rows}
+        self.speeds = {key: speed(one, layout, cluster) for key, one in self.jobs.items()}
+        self.full: dict[str, int] = {}  # of each mode, rows that are too many
+        self.least: Memory | None = None  # of what did not fit
+
+    def check(self, key: Key) -> Candidate | None:
+        """The candidate of these settings, if it fits."""
+        _, mode, rows = key
+        if any(rows >= most for easier, most in self.full.items() if MODES.index(easier) >= MODES.index(mode)) if mode in MODES else False:
+            return None
+        memory = memory_of(self.jobs[key], self.layout)
+        if needed(self.jobs[key], self.layout, memory, self.margin) <= self.cluster.device.memory:
+            return Candidate(self.layout, self.jobs[key], memory, self.speeds[key])
+        self.full[mode] = min(rows, self.full.get(mode, rows))
+        if self.least is None or memory.total < self.least.total:
+            self.least = memory
+        return None
+
+    def loser(self) -> Candidate:
+        """The settings that are fastest here and may fit; without speed, where none of those that were asked did."""
+        if self.why:
+            return Candidate(self.layout, self.job, None, None, self.why)
+        open_keys = [key for key in self.speeds if not any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1]))]
+        if not open_keys:
+            return Candidate(self.layout, self.job, self.least, None)
+        key = min(open_keys, key=lambda one: self.speeds[one].step)
+        return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
+
+    def asked(self, loser: Candidate) -> Candidate:
+        """The loser, once it is known whether its smallest settings fit at all."""
+        if loser.why or loser.speed is None:
+            return loser
+        smallest = min(self.jobs, key=lambda key: (-MODES.index(key[1]) if key[1] in MODES else 0, key[2]))
+        return loser if self.check(smallest) else replace(loser, memory=self.least, speed=None)
+
+
+def _rows(job: Job, layout: Layout) -> list[int]:
+    """Rows of a micro-batch to try: powers of two up to what a device reads of a step, and no more than keep it busy."""
+    most = max(1, job.step_rows // layout.readers)
+    if layout.pipeline > 1:
+        most = max(1, most // (2 * layout.pipeline))
+    enough = max(1, (2048 if job.device == "cpu" else 32768) // job.sequence_length)
+    rows, found = 1, []
+    while rows <= min(most, enough):
+        found.append(rows)
+        rows *= 2
+    return found
+
+
+# ---- when nothing fits ------------------------------------------------------------------------------------------------
+
+
+def advice(job: Job, cluster: Cluster, margin: Margin) -> list[tuple[str, Candidate]]:
+    """What to change so that something fits, the gentlest change first: a recipe's override, and what it leads to."""
+    found = []
+    for change, changed in _changes(job):
+        options = [one for one in search(replace(changed, rows=1), cluster, margin) if one.fits]
+        if options:
+            found.append((change, options[0]))
+        if len(found) == 3:
+            break
+    return found
+
+
+def _changes(job: Job) -> Iterator[tuple[str, Job]]:
+    if job.optimizer == "adamw" and job.adapter is None:
+        yield "optimizer: adamw_8bit", replace(job, optimizer="adamw_8bit")
+        yield "optimizer: adafactor", replace(job, optimizer="adafactor")
+        yield "engine: layerwise, weights: bfloat16, optimizer: adafactor", replace(job, optimizer="adafactor", engine="layerwise", weights="bfloat16", rows=job.step_rows)
+    if job.sequence_length >= 2048:
+        yield f"sequence_length: {job.sequence_length // 2}", replace(job, sequence_length=job.sequence_length // 2, step_rows=job.step_rows * 2)
+    from luban.adapters.config import LoraConfig
+    from luban.models.quantization_config import QuantizationConfig
+
+    if job.adapter is None and job.objective != "causal":
+        yield "adapter: lora", replace(job, adapter=LoraConfig(), optimizer=job.optimizer)
+    if job.quantization is None and job.weights == "float32" and (job.adapter is not None or job.objective != "causal"):
+        yield "adapter: lora, weights: bfloat16", replace(job, adapter=job.adapter or LoraConfig(), weights="bfloat16")
+    if job.quantization is None and (job.adapter is not None or job.objective != "causal"):
+        yield "adapter: lora, quantization: nf4", replace(job, adapter=job.adapter or LoraConfig(), quantization=QuantizationConfig())
+
+
+def devices_needed(job: Job, cluster: Cluster, margin: Margin, most: int = 4096) -> int | None:
+    """The fewest devices of that kind, doubled from one, on which the job fits."""
+    count = 1
+    while count <= most:
+        found = search(job, replace(cluster, count=count, node=min(count, cluster.device.node)), margin, wanted=1)
+        if found and found[0].fits:  # where there are more devices than a step has rows, there may be no layout
+            return count
+        count *= 2
+    return None
+
+
+# ---- other than training --------------------------------------------------------------------------------------------
+
+
+def other_needs(job: Job, layout: Layout) -> dict[str, float]:
+    """Bytes that a device needs for evaluation and for going on from a checkpoint, and a host for merging and export, about."""
+    step = Step(job, layout)
+    held = step.account.total
+    step.tape.recording = step.tape.training = False
+    step.forward()
+    evaluation = step.account.peak
+    numbers = sum(parameter.numbers for parameter in step.parameters)
+    widths = sum(parameter.numbers * parameter.width for parameter in step.parameters) * layout.tensor * layout.pipeline
+    largest = max(parameter.numbers for parameter in step.parameters)
+    learning = sum(parameter.numbers for parameter in step.parameters if parameter.learns)
+    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held
+    whole = 4.0 * numbers * layout.tensor * layout.pipeline
+    needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": (whole if layout.devices > 1 else widths) + 8.0 * largest}
+    if job.adapter is not None:
+        needs["merge"] = 12.0 * largest  # a matrix at a time: the base's, what the adapter adds, the sum
+    return needs
+
+
+def disk_bytes(job: Job, keep: int = 2) -> dict[str, float]:
+    """Bytes on disk: checkpoints, the model, and the tokens to be read."""
+    step = Step(job)
+    changing = sum(parameter.numbers * (parameter.width + OPTIMIZERS[job.optimizer]["state_bytes"]) for parameter in step.parameters if parameter.learns)
+    model = sum(parameter.numbers * parameter.width for parameter in step.parameters if job.adapter is None or parameter.learns)
+    each = 2 if job.shape.vocabulary_size <= 65536 else 4
+    return {"checkpoints": changing * (keep + 1), "model": model, "tokens": job.tokens * each}

@@ -1,0 +1,332 @@
+"""A training step of a job on one device of a layout, as its shadow (shadow.py): what it holds at the most, by purpose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from luban.planning.adapting import learning, places_before, wearing
+from luban.planning.bodies import Body, Llama, Split, unknown
+from luban.planning.bodies_classic import GPT2, Bert, Pairs
+from luban.planning.job import Job, Layout
+from luban.planning.shadow import Account, Node, Parameter, Storage, Tape, Value
+from luban.planning.updates import moment_bytes, state_bytes
+
+BODIES: dict[str, type[Body]] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen2_moe", "qwen3_moe"), Llama), "gpt2": GPT2, **dict.fromkeys(("bert", "roberta", "xlm-roberta"), Bert),
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "marian"), Pairs),
+}  # fmt: skip
+CHUNK_LOGITS, CHUNK_TOKENS, DEVICE_CHUNK_LOGITS = 1 << 25, 256, 1 << 28  # of luban.objectives.losses, which needs torch to be read
+BATCH_BYTES = 32  # a token of a step's batch: three int64, a float32 and an int32
+
+
+class Step:
+    """A device's part of a step. ``stage`` counts the stages of a pipeline from its input."""
+
+    def __init__(self, job: Job, layout: Layout = Layout(), stage: int = 0):
+        if job.shape.architecture not in BODIES:
+            raise unknown(job.shape.architecture)
+        habits = job.habits
+        self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
+        self.tape = tape = Tape(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
+        tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
+        quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
+        split = Split(layout.tensor, layout.context, layout.expert)
+        width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
+        self.body: Any = BODIES[job.shape.architecture](tape, job.shape, split, width, learning(job), wearing(job), job.adapter, quantized)
+        self.first, self.last = stage == 0, stage == layout.pipeline - 1
+        self.numbers = range(*share(len(self.body.blocks), layout.pipeline, stage))
+        self.loose = [*(self.body.below if self.first or (self.last and self.body.output in self.body.below) else []), *(self.body.above if self.last else [])]
+        self.parameters = [*self.loose, *(parameter for number in self.numbers for parameter in self.body.inside[number])]
+        self.body.output.used_again = self.last and self.first and self.body.output in self.body.below
+        self.modes = self._modes()
+        self.held: list[Storage] = []
+        self.gathered: list[Storage] = []
+        self.shard_gradients: dict[int, Storage] = {}
+        self.moment("weights")
+        self._hold()
+
+    def _modes(self) -> list[str]:
+        """What each block computes again. A compiled one keeps its products, whatever it is asked (luban.training.engines.choose_recompute)."""
+        wanted, count = self.job.recompute, len(self.body.blocks)
+        if not isinstance(wanted, str):
+            return planned(self.job, self.layout, count)
+        return ["selective" if self.job.compile and wanted == "none" else wanted] * count
+
+    def moment(self, name: str) -> None:
+        self.account.moment = name
+
+    # ---- what is held all the time --------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Weights and the optimizer's state, in shards where they are; the batch of the whole step."""
+        job, layout = self.job, self.layout
+        cut = layout.held
+        more = 0.0 if job.habits.copies else job.habits.weights - job.compute  # of a weight that is held wider than it is gathered
+        self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) for parameter in self.parameters) / cut, "weights")
+        learning = [parameter for parameter in self.parameters if parameter.learns]
+        states = sum(state_bytes(parameter, job, parameter is self.body.embedding) for parameter in learning)
+        self.keep(states / cut, "optimizer")
+        if job.averaged:
+            self.keep(sum(4.0 * parameter.numbers for parameter in self.parameters), "optimizer")
+        self.keep(BATCH_BYTES * job.step_rows * (job.sequence_length + job.source_length), "temporary")
+
+    def keep(self, size: float, purpose: str) -> None:
+        self.held.append(Storage(self.account, size, purpose))
+
+    # ---- the step -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Account:
+        """All of a step, from the second on: the optimizer's state is there."""
+        job = self.job
+        if job.engine == "layerwise":
+            self.tape.on_gradient = self._use
+        micro_batches = 1 if job.engine == "layerwise" else min(job.micro_batches(self.layout), 2)  # a third is like the second
+        in_flight = self._in_flight(micro_batches)
+        done: list[Node | None] = []
+        for _ in range(max(micro_batches, in_flight)):
+            done.append(self.forward())
+            if len(done) == in_flight:
+                self.backward(done.pop(0))
+        while done:
+            self.backward(done.pop(0))
+        self.moment("optimizer step")
+        self._reduce_all()
+        if job.engine != "layerwise":
+            moment = self.tape.storage(moment_bytes([one for one in self.parameters if one.learns], job), 1, "temporary")
+            del moment
+        return self.account
+
+    def _in_flight(self, micro_batches: int) -> int:
+        """Micro-batches whose activations a stage holds together: of 1F1B as many as there are stages from it on; interleaved stages hold more (Narayanan et al. 2021, arXiv:2104.04473)."""
+        layout = self.layout
+        if layout.pipeline == 1:
+            return 1
+        most = layout.pipeline - self.stage
+        if layout.stages_per_rank > 1:
+            most = most + layout.pipeline * (layout.stages_per_rank - 1) / layout.stages_per_rank
+        return max(1, min(round(most), self.job.micro_batches(layout)))
+
+    def forward(self) -> Node | None:
+        """A micro-batch's loss; what its backward pass begins with. Of a stage that is not the last, the node of what it hands on."""
+        self.moment("forward pass")
+        job, body, tape = self.job, self.body, self.tape
+        rows, seq = job.rows, job.sequence_length / self.layout.context
+        if self._is_sharded:
+            self._gather_loose()
+        with_source = job.shape.kind == "encoder_decoder"
+        states = self._pairs(rows, seq) if with_source else self._stack(rows, seq)
+        if not self.last:
+            tape.casts.clear()
+            return states.node
+        states = body.leave(states) if not with_source else states
+        self.moment("loss")
+        node = self._loss(states, rows * seq)
+        tape.casts.clear()
+        return node
+
+    def _stack(self, rows: float, seq: float) -> Value:
+        body, tape = self.body, self.tape
+        if self.first:
+            states = body.enter(rows, seq)
+        else:
+            numbers = rows * seq * self.job.shape.hidden_size / self.layout.tensor
+            states = Value(tape.storage(numbers, tape.stream), numbers, tape.stream, tape.node(lambda gradient: []))
+        before = places_before(self.job)
+        for number in self.numbers:
+            block = body.blocks[number]
+            states = self._through(number, lambda given, block=block: block(given, rows, seq + before), states)
+        return states
+
+    def _pairs(self, rows: float, seq: float) -> Value:
+        """An encoder reads the source, a decoder the target and what the encoder made."""
+        body, length = self.body, self.job.source_length or self.job.sequence_length
+        memory = body.embed(rows * length, 0)
+        bias = body.bias(0, length)
+        for number, block in enumerate(body.encoder):
+            memory = self._through(number, lambda given, bias, block=block: block(given, rows, length, bias), memory, bias)
+        memory = body.finish(memory, 0)
+        states = body.embed(rows * seq, 1)
+        bias = body.bias(1, seq)
+        for number, block in enumerate(body.decoder):
+            states = self._through(len(body.encoder) + number, lambda given, bias, memory, block=block: block(given, rows, seq, bias, memory, length), states, bias, memory)
+        return body.finish(states, 1)
+
+    def _through(self, number: int, block: Any, states: Value, *others: Value | None) -> Value:
+        """A block in its mode of recompute; of a model in shards with its weights gathered."""
+        if not self._is_sharded:
+            return self.tape.through(self.modes[number], block, states, *others)
+        return self._through_shards(number, block, states, *others)
+
+    def _loss(self, hidden: Value, tokens: float) -> Node:
+        """luban.objectives.chunks: some tokens at a time, whose gradients are made at once; of a task's head next to nothing."""
+        job, tape, output = self.job, self.tape, self.body.output
+        if job.head_outputs:
+            end, numbers = hidden.node, hidden.numbers
+            return tape.node(lambda gradient: [(end, tape.gradient(numbers, tape.stream))])
+        if job.scored < 1:
+            hidden = self._selected(hidden, job.scored)
+            tokens *= job.scored
+        vocabulary, width_of_model = job.shape.vocabulary_size / self.layout.tensor, job.shape.hidden_size
+        if job.habits.logits != "chunked":
+            return self._whole_loss(hidden, tokens, vocabulary)
+        hidden = tape.cast(hidden, tape.compute)
+        width, end, numbers = hidden.width, hidden.node, hidden.numbers * self.layout.tensor
+        by_hidden = tape.storage(numbers, width, "logits")
+        if tape.narrow:
+            tape.widen(output, width)
+        matrix = tape.storage(output.numbers, width, "logits") if width < output.width else None
+        by_weight = tape.storage(output.numbers, 4, "logits") if output.learns else None
+        chunk = max(CHUNK_TOKENS, (CHUNK_LOGITS if job.device == "cpu" else DEVICE_CHUNK_LOGITS) // job.shape.vocabulary_size)
+        slope = logits = None
+        for _ in range(min(3, -(-int(tokens) // chunk))):
+            size = min(chunk, tokens) * vocabulary
+            made = tape.storage(size, width, "logits")
+            logits = made
+            wide = tape.storage(size, 4, "logits") if width < 4 else None
+            known = tape.storage(size, 4, "logits")
+            slope = tape.storage(size, width, "logits") if width < 4 else known
+            del wide, known, made
+            weighted = tape.storage(min(chunk, tokens) * width_of_model, width, "logits")
+            product = tape.storage(output.numbers, width, "logits") if width < 4 and by_weight else None
+            del weighted, product
+        del slope, logits, matrix
+        held = [by_hidden, by_weight]
+        del by_hidden, by_weight
+
+        def rule(gradient: Storage) -> list[Any]:
+            of_hidden, of_weight = held
+            held.clear()
+            if of_weight is not None:
+                tape.receive(output, of_weight)
+            return [(end, of_hidden)] if end else []
+
+        return tape.node(rule)
+
+    def _whole_loss(self, hidden: Value, tokens: float, vocabulary: float) -> Node:
+        """Logits of a whole micro-batch: in the products' type, in float32 (or parts of them), and their gradients."""
+        tape, size = self.tape, tokens * vocabulary
+        logits = tape.product(hidden, vocabulary, self.body.output, tokens=tokens)
+        part = 0.125 if self.job.habits.logits == "split" else 1.0
+        held = [tape.storage(size * part, 4, "logits") for _ in range(2)]  # in float32, and the log-probabilities
+        end, width = logits.node, logits.width
+
+        def rule(gradient: Storage) -> list[Any]:
+            slope = tape.storage(size * part, 4, "logits")
+            held.clear()
+            return [(end, slope if width == 4 and part == 1 else tape.storage(size, width, "logits"))]
+
+        return tape.node(rule)
+
+    def _selected(self, hidden: Value, part: float) -> Value:
+        tape, end, numbers, width = self.tape, hidden.node, hidden.numbers, hidden.width
+        return tape.value(numbers * part, width, (lambda gradient: [(end, tape.gradient(numbers, width))]) if hidden.grows else None)
+
+    def backward(self, node: Node | None) -> None:
+        self.moment("backward pass")
+        if node is not None:
+            numbers = 1 if self.last else self.job.rows * self.job.sequence_length / self.layout.context * self.job.shape.hidden_size / self.layout.tensor
+            self.tape.backward(node, self.tape.gradient(numbers, self.tape.stream))
+        self.gathered = []
+
+    def _use(self, parameter: Parameter) -> None:
+        """The layer-wise engine: the optimizer steps at once, and the gradient is gone."""
+        moment = self.tape.storage(moment_bytes([parameter], self.job), 1, "temporary")
+        del moment
+        parameter.gradient = None
+
+    # ---- ranks ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.layout.held > 1
+
+    def _gather_loose(self) -> None:
+        """What stands outside of the blocks is gathered for the whole of a pass."""
+        size = sum(parameter.numbers for parameter in self.loose) * self.job.habits.gathered
+        self.gathered = [self.tape.storage(size, 1, "communication")]
+
+    def _through_shards(self, number: int, block: Any, states: Value, *others: Value | None) -> Value:
+        """FSDP2: the block's weights are gathered before it runs, in its forward pass and, if they were dropped in between, before its backward pass; the next one's come meanwhile.
+        Then its gradients are summed and cut into shards."""
+        tape, habits, layout = self.tape, self.job.habits, self.layout
+        inside = self.body.inside[number]
+        size = sum(parameter.numbers for parameter in inside) * habits.gathered
+        learning = [parameter for parameter in inside if parameter.learns]
+        of_gradients = sum(parameter.numbers for parameter in learning)
+        holder: list[Storage] = []
+
+        def gather() -> None:
+            flat = tape.storage(size, 1, "communication")
+            holder.append(tape.storage(size, 1, "communication"))
+            del flat
+
+        def reduced(gradient: Storage) -> list[Any]:
+            holder.clear()
+            before = [parameter.gradient for parameter in learning]
+            flat = tape.storage(of_gradients * habits.reduced, 1, "communication")
+            for parameter in learning:
+                parameter.gradient = None
+            before.clear()
+            own = tape.storage(of_gradients / layout.held * habits.gradients, 1, "gradients")
+            if number not in self.shard_gradients:
+                self.shard_gradients[number] = own
+            del flat
+            return [(end, gradient)] if end else []
+
+        def again(gradient: Storage) -> list[Any]:
+            if layout.shard == "full":
+                gather()
+            return [(after, gradient)]
+
+        end = states.node
+        entered = Value(states.storage, states.numbers, states.width, tape.node(reduced))
+        gather()
+        made = tape.through(self.modes[number], block, entered, *others)
+        if layout.shard == "full":
+            holder.clear()
+        after = made.node
+        return Value(made.storage, made.numbers, made.width, tape.node(again))
+
+    def _reduce_all(self) -> None:
+        """Gradients of replicas are summed after the last micro-batch, each in a copy (parallel.layouts.Replicated)."""
+        if self.layout.replicas > 1 and not self._is_sharded:
+            size = sum(parameter.gradient.size for parameter in self.parameters if parameter.gradient is not None)
+            flat = self.tape.storage(size / self.job.habits.gradients * self.job.habits.reduced, 1, "communication")
+            del flat
+
+
+def share(count: int, parts: int, number: int) -> tuple[int, int]:
+    """The first and the one after the last of ``count`` things that part ``number`` has."""
+    return count * number // parts, count * (number + 1) // parts
+
+
+def bytes_of_codes(config: Any) -> float:
+    """Bytes of a number of a quantised matrix, its scales included (luban.models.quantized_values)."""
+    codes = {"nf4": 0.5, "int4": 0.5, "int8": 1.0}[config.format]
+    group = config.group_size if isinstance(config.group_size, int) else {"nf4": 64, "int4": 32}.get(config.format, 0)
+    if not group:
+        return codes + 0.002  # a scale for each row
+    scale = (1.0 + 8.0 / 256) if config.double_quantization else 4.0
+    return codes + scale / group + (1.0 / group if config.format == "int4" and not config.symmetric else 0.0)
+
+
+def planned(job: Job, layout: Layout, blocks: int) -> list[str]:
+    """The modes of a budget in bytes, as luban.models.recompute.plan chooses them: of blocks that are alike as few as needed become selective, then full."""
+    sizes = {}
+    for mode in ("none", "selective", "full"):
+        step = Step(replace(job, recompute=mode), layout)
+        step.moment("forward pass")
+        states = step.body.enter(job.rows, job.sequence_length / layout.context)
+        before = step.account.total
+        made = step.tape.through(mode, lambda given, step=step: step.body.blocks[0](given, job.rows, job.sequence_length / layout.context), states)
+        sizes[mode] = step.account.total - before
+        del made, states
+    modes = ["none"] * blocks
+    for easier, harder in (("none", "selective"), ("selective", "full")):
+        for number in range(blocks):
+            if sum(sizes[mode] for mode in modes) <= int(job.recompute):
+                return modes
+            if modes[number] == easier:
+                modes[number] = harder
+    return modes

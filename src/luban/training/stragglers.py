@@ -1,0 +1,61 @@
+"""Slow ranks: now and then the ranks compare what each needed by itself, and the one that the others wait for is named."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from luban.foundation.console import seconds_text, warn
+from luban.parallel.pulse import named
+from luban.parallel.ranks import here
+from luban.training.events import Events
+from luban.training.precision import measured_peak_flops
+from luban.training.run import Run
+
+SLOW_TIMES = 1.5  # of what the others need
+SLOW_SECONDS = 0.05  # and so much longer a step
+SLOW_SPEED = 0.5  # of the others' in a large matrix product
+LEAST_STEPS = 4
+LOOKS = 3  # of speeds, of which the best counts
+
+
+class Stragglers:
+    """A rank's own time of a step is what it did not wait for others: exact where each holds the whole model (replicas). Where weights are gathered all the time the ranks go in
+    step, so the speed of each in a matrix product is compared too."""
+
+    section = "other"
+
+    def __init__(self, every: int, events: Events):
+        self.every, self.events = every, events
+        self.since: tuple[int, float, float] = (0, 0.0, 0.0)  # steps, seconds of steps, seconds waited when they were last compared
+        self.speeds: list[float] = []  # of this rank, when they were compared
+
+    def after_step(self, run: Run) -> None:
+        ranks = here()
+        steps, spent = run.clock.steps, run.clock.spent
+        if ranks.alone or not run.every(self.every) or steps - self.since[0] < LEAST_STEPS:
+            return
+        now = (steps, spent["data"] + spent["steps"] + spent["compilation"], run.engine.layout.ranks.waited)
+        own = max(0.0, now[1] - self.since[1] - now[2] + self.since[2]) / (steps - self.since[0])  # a validation's waiting counts too
+        self.since = now
+        device = next(run.model.parameters()).device
+        self.speeds.append(measured_peak_flops(device, run.engine.precision))
+        found = ranks.everyone([own, max(self.speeds[-LOOKS:]) if len(self.speeds) >= LOOKS else None])  # what else runs on the machine makes single ones too low
+        for facts in slow_ranks(*map(list, zip(*found, strict=True))) if ranks.leads else ():
+            who, own, usual = named(ranks, [facts["rank"]]), seconds_text(facts["seconds"]), seconds_text(facts["others"])
+            if facts["seconds"] > SLOW_TIMES * facts["others"]:
+                warn("{rank} is slow: {own} of its own work a step, where the others need {usual} and wait for it", rank=who, own=own, usual=usual)
+            else:
+                warn("{rank} is slow: it computes {share:.0%} of what the others do in the same time", rank=who, share=facts["speed"])
+            self.events.add("straggler", run.step, **facts)
+
+
+def slow_ranks(seconds: list[float], speeds: list[float | None]) -> list[dict[str, Any]]:
+    """What is known of each rank that is slow beside the median of the others, given the seconds of its own work a step and its operations a second, where all are known by now."""
+    found = []
+    for rank, own in enumerate(seconds):
+        usual = statistics.median(seconds[:rank] + seconds[rank + 1 :])
+        speed = 1.0 if None in speeds else speeds[rank] / statistics.median(speeds[:rank] + speeds[rank + 1 :])
+        if (own > SLOW_TIMES * usual and own - usual > SLOW_SECONDS) or speed < SLOW_SPEED:
+            found.append({"rank": rank, "seconds": round(own, 4), "others": round(usual, 4), "speed": round(speed, 3)})
+    return found

@@ -1,0 +1,121 @@
+"""`luban check --rehearse`: a training at its full size on ranks that are not there, and what is foreseen of one on devices that are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from luban.cli.main import cli
+from luban.foundation.config import build
+from luban.models.presets import preset
+from luban.parallel.imagined import ImaginedRanks
+from luban.parallel.layouts import Replicated
+from luban.pipeline import foresight
+from luban.pipeline.foresight import foresee
+from luban.planning.devices import cluster
+from luban.training.config import TrainConfig
+from luban.training.held import Held
+from luban.training.layout import choose_layout
+
+RECIPE = """luban: 1
+cluster: 4xA100-80GB
+stages:
+  corpus: {kind: curate, sources: "package:luban/recipes/quickstart/data/poems.jsonl.gz#60"}
+  tokenizer: {kind: train_tokenizer, corpus: corpus, vocabulary_size: 600}
+  tokens: {kind: encode, corpus: corpus, tokenizer: tokenizer}
+  base: {kind: train, data: tokens, shape: {layers: 4, hidden_size: 512, heads: 8}, sequence_length: 128, batch_tokens: 2048, micro_batch_rows: 2, length: 2 steps, layout: {shard: full}, precision: bfloat16}
+"""
+
+
+@pytest.mark.long
+def test_a_training_is_rehearsed_on_four_ranks_that_are_not_there(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "rank 0 of 4 (shards: 4, layout.shard: full)" in done.output and "2 micro-batches of 2 rows" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_storage_counts_once_and_until_it_is_gone():
+    held = Held()
+    weights = torch.zeros(1000)
+    with held:
+        assert held.count([weights, weights.view(10, 100)]) == 4000
+        held.moment = "sum"
+        more = weights + 1
+        less = more[:10]  # the same storage
+        assert held.total == 8000
+        del more, less
+        assert held.total == 4000
+        weights.untyped_storage().resize_(0)
+        held.count([])
+    assert held.total == 0 and held.peak == 8000 and held.at == "sum"
+
+
+# ---- what is foreseen ----------------------------------------------------------------------------------------------
+
+
+def config_of(name: str, **fields) -> TrainConfig:
+    plain = {"data": "text", "sequence_length": 2048, "batch_tokens": 262144, "precision": "bfloat16", **fields}
+    return build(TrainConfig, plain).updated(shape=preset(name).model_dump())
+
+
+@pytest.fixture
+def eight(monkeypatch):
+    monkeypatch.setattr(foresight, "devices", lambda count, local: cluster("8xA100-80GB"))
+
+
+def test_small_models_are_held_by_each_and_large_ones_cut(eight):
+    small, large = foresee(config_of("gpt2", sequence_length=1024)), foresee(config_of("llama-2-7b"))
+    assert small["layout"] == {"shard": "none", "replicas": 8} and small["fits"]
+    assert large["layout"]["shard"] != "none" and large["fits"] and large["bytes"] * (1 + large["share"]) <= large["room"]
+    assert large["micro_batch_rows"] in (1, 2, 4, 8) and small["micro_batch_rows"] == 16
+
+
+def test_what_the_config_says_stands(eight):
+    assert foresee(config_of("llama-2-7b", layout={"shard": "gradients"}))["layout"]["shard"] == "gradients"
+    assert foresee(config_of("llama-2-7b", micro_batch_rows=1))["micro_batch_rows"] == 1
+    assert foresee(config_of("llama-2-7b", layout={"replicas": 2}))["layout"]["replicas"] == 2
+    whole = foresee(config_of("llama-2-7b", layout={"shard": "none"}))
+    assert whole["layout"] == {"shard": "none", "replicas": 8} and not whole["fits"]
+    assert foresee(config_of("lstm-small", sequence_length=128)) == {}  # the planner does not know it
+
+
+def test_a_layout_that_is_left_open_is_the_foreseen_one():
+    from luban.models.families import build_model
+    from luban.objectives.causal import Causal
+
+    config = build(TrainConfig, {"data": "text"}).updated(shape=preset("gpt2").model_dump(), sequence_length=64)
+    with torch.device("meta"):
+        model = build_model(preset("tiny").updated(vocabulary_size=50))
+    chosen = choose_layout(config, model, Causal(), ImaginedRanks(2), {"shard": "none", "replicas": 2})
+    assert type(chosen) is Replicated
+    ruled_out = config.updated(weights="bfloat16")
+    assert type(choose_layout(ruled_out, model, Causal(), ImaginedRanks(2), {"shard": "full", "replicas": 1})) is Replicated
+
+
+def test_choices_say_what_was_foreseen(tmp_path, monkeypatch):
+    from luban.foundation.artifacts import Work
+    from luban.training.stage import _choices
+
+    config = config_of("gpt2", sequence_length=64, batch_tokens=1024, precision="float32", threads=1)
+    asked = []
+
+    def foresight_of() -> dict:
+        asked.append(1)
+        return {"layout": {"shard": "full", "replicas": 1}, "micro_batch_rows": 2, "bytes": 1, "share": 0.05, "room": 2, "fits": True}
+
+    work = Work(tmp_path, {}, foresee=foresight_of)
+    (tmp_path / "training").mkdir()
+    alone = _choices(config, work, torch.device("cpu"), False, ImaginedRanks(1))
+    assert not asked and alone["layout"] is None and alone["micro_batch_rows"] == 32  # one process on a processor: as ever
+    (tmp_path / "training" / "choices.json").unlink()
+    four = _choices(config, work, torch.device("cpu"), False, ImaginedRanks(4))
+    assert four["layout"] == {"shard": "full", "replicas": 1} and len(asked) == 1
+    assert json.loads((tmp_path / "training" / "choices.json").read_text())["layout"] == four["layout"]
+    again = _choices(config, work, torch.device("cpu"), False, ImaginedRanks(4))
+    assert again["layout"] == four["layout"] and len(asked) == 1  # a run that goes on takes what was chosen
+    assert _choices(config, work, torch.device("cpu"), False, ImaginedRanks(1))["layout"] is None
