@@ -17,7 +17,7 @@ settings.load_profile("same")
 
 
 NEEDED = {"browser": ("chromium", "chromedriver"), "compiler": ("g++",), "mpi": ("mpirun",), "namespaces": ("unshare", "ip")}  # programs of a marker's tests
-ALWAYS = ("browser", "compiler", "deepspeed")  # where CI is set these must be there; the others' tests are slow ones
+ALWAYS = ("browser", "compiler")  # where CI is set these must be there; the others' tests are slow ones
 
 
 def lacking(marker: str) -> list[str]:

@@ -56,6 +56,15 @@ def luban_run(count: int, folder: Path, *overrides: str, **settings: Any) -> sub
     return torchrun(count, "-m", "luban", "--language", "en", "run", "recipe.yaml", *overrides, cwd=folder, **settings)
 
 
+def same_figures(home: Path, first: str, second: str, close: float) -> None:
+    """The losses and gradient norms that two runs under ``home`` have logged, step by step, and no step more."""
+    rows = [{entry["step"]: entry for entry in deterministic(home / name / "base" / "training" / "log.jsonl") if "loss" in entry} for name in (first, second)]
+    assert rows[0].keys() == rows[1].keys()
+    for step, entry in rows[0].items():
+        assert rows[1][step]["loss"] == pytest.approx(entry["loss"], rel=close)
+        assert rows[1][step]["gradient_norm"] == pytest.approx(entry["gradient_norm"], rel=close)
+
+
 def differs(one: Path, other: Path) -> list[str]:
     """The figures of two logs that are not the same but for the order of sums."""
     first, second = (list(deterministic(folder / "training" / "log.jsonl")) for folder in (one, other))
@@ -250,11 +259,7 @@ def test_a_run_goes_on_in_another_number_of_processes_and_another_layout(home):
     ended(luban_run(2, home, out, "base.length=6 steps", "base.layout.shard=full"))
     ended(luban_run(4, home, out, "base.length=9 steps"))
     luban.run(home / "recipe.yaml", out=home / "grown")
-    rows = [{entry["step"]: entry for entry in deterministic(home / name / "base" / "training" / "log.jsonl") if "loss" in entry} for name in ("one", "grown")]
-    assert rows[0].keys() == rows[1].keys()
-    for step, entry in rows[0].items():
-        assert rows[1][step]["loss"] == pytest.approx(entry["loss"], rel=CLOSE)
-        assert rows[1][step]["gradient_norm"] == pytest.approx(entry["gradient_norm"], rel=CLOSE)
+    same_figures(home, "one", "grown", CLOSE)
 
 
 @pytest.mark.slow

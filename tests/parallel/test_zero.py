@@ -15,7 +15,7 @@ import yaml
 from rank_lab import make
 from resume_lab import FIXED, case
 from safetensors.torch import load_file
-from test_ranks import CLOSE, HERE, differs, ended, files_of, luban_run, started, torchrun
+from test_ranks import CLOSE, HERE, differs, ended, files_of, luban_run, same_figures, started, torchrun
 from tiny import tiny_recipe
 
 import luban
@@ -142,11 +142,7 @@ def test_a_run_goes_from_engine_to_engine(home):
     assert "continuing at step 3 of 6" in said and "ZeRO 3" in said and "deepspeed.json" in said
     assert "continuing at step 6 of 9" in ended(luban_run(2, home, out, "base.length=9 steps", "base.engine=deepspeed"))
     luban.run(home / "recipe.yaml", out=home / "grown")
-    rows = [{entry["step"]: entry for entry in deterministic(home / name / "base" / "training" / "log.jsonl") if "loss" in entry} for name in ("one", "grown")]
-    assert rows[0].keys() == rows[1].keys()
-    for step, entry in rows[0].items():
-        assert rows[1][step]["loss"] == pytest.approx(entry["loss"], rel=CLOSE)
-        assert rows[1][step]["gradient_norm"] == pytest.approx(entry["gradient_norm"], rel=CLOSE)
+    same_figures(home, "one", "grown", CLOSE)
 
 
 @pytest.mark.deepspeed

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from luban.cli.main import cli
 from luban.foundation.config import build
+from luban.foundation.errors import LubanError
 from luban.models.presets import preset
 from luban.parallel.imagined import ImaginedRanks
 from luban.parallel.layouts import Replicated
@@ -17,6 +18,7 @@ from luban.pipeline import foresight
 from luban.pipeline.foresight import foresee
 from luban.planning.devices import cluster
 from luban.training.config import TrainConfig
+from luban.training.full_size import check_rehearsable
 from luban.training.held import Held
 from luban.training.layout import choose_layout
 
@@ -37,6 +39,20 @@ def test_a_training_is_rehearsed_on_four_ranks_that_are_not_there(tmp_path):
     assert done.exit_code == 0, done.output
     assert "rank 0 of 4 (shards: 4, layout.shard: full)" in done.output and "2 micro-batches of 2 rows" in done.output
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["shard=none", "tensor=2", "context=2"])
+def test_other_layouts_are_rehearsed_too(tmp_path, layout):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "base.layout.shard=none", f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
+
+
+@pytest.mark.parametrize(("fields", "words"), [({"layout": {"pipeline": 2}}, "layout.pipeline: 2"), ({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"shape": {"architecture": "qwen3_moe"}}, "shape.architecture: qwen3_moe")])
+def test_what_looks_at_values_is_refused_by_name(fields, words):
+    with pytest.raises(LubanError, match=f"{words} cannot be rehearsed"):
+        check_rehearsable(build(TrainConfig, {"data": "text", **fields}))
 
 
 def test_every_storage_counts_once_and_until_it_is_gone():

@@ -185,4 +185,4 @@ def test_a_model_of_transformers_learns_text_with_one_document_a_row(made, tmp_p
     with torch.no_grad():
         said = [again(text[:, :-1]).logits.log_softmax(-1).gather(2, text[:, 1:, None]) for text in texts]
     assert artifact.metrics["after"]["loss"] == pytest.approx(-float(torch.cat(said, 1).mean()), rel=1e-5)
-    assert any("samples" in line for line in log_of(artifact)) and luban.load(artifact.path).generate("the king")
+    assert any("samples" in line for line in log_of(artifact)) and any(luban.load(artifact.path).generate("the king") for _ in range(8))

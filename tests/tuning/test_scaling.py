@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -130,17 +131,31 @@ def test_what_a_rung_reads(tmp_path, monkeypatch, tokens):
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_until_the_training_has_saved(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_waits_until_the_training_has_saved_and_none_outlives_its_ladder(tmp_path, number):
     write(tmp_path, length="4000 steps", checkpoint={"every": "20 steps"})
     command = [sys.executable, "-m", "luban", "scaling", "recipe.yaml", "--ladder", "3", "--times", "2", "--ratio", "1.7", "--seeds", "1", "--out", "run"]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     folder, until = tmp_path / "run" / "scaling" / "size-1-1", time.monotonic() + 120
     while not any(folder.glob("base.partial/training/checkpoints/step-*")) and started.poll() is None and time.monotonic() < until:
         time.sleep(0.2)
-    started.send_signal(signal.SIGINT)
+    (training,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    started.send_signal(number)
     _, words = started.communicate(timeout=60)
-    assert started.returncode == 75 and "continues" in words, words
+    if number == signal.SIGINT:
+        assert started.returncode == 75 and "continues" in words, words
+    while at_work(training) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not at_work(training)
     assert any(folder.glob("base.partial/training/checkpoints/step-*")) and not os.path.exists(folder / "base")
+
+
+def at_work(number: str) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `luban --help` lists the kinds without loading pydantic
 @dataclass(frozen=True)
 class Kind:
     """A verb, its room, and the name of its config class. A terminal kind makes no artifact and runs last. A kind that runs ``together`` is the work of all
-    processes that torchrun started, others are that of the first."""
+    processes that torchrun started, others are that of the first. ``compiles`` are C++ sources under the package that it may need, which can be made while others are at work."""
 
     name: str
     room: str
@@ -25,6 +25,7 @@ class Kind:
     terminal: bool = False
     module: str = "stage"  # of the room, where its work is
     together: bool = False
+    compiles: tuple[str, ...] = ()
 
     @property
     def config(self) -> type[Config]:
@@ -43,7 +44,7 @@ KINDS = {
         Kind("train_tokenizer", "tokenizer", "TrainTokenizerConfig", "Train a tokenizer on a corpus, or adopt and extend one."),
         Kind("encode", "tokens", "EncodeConfig", "Encode a corpus into token shards."),
         Kind("augment", "examples", "AugmentConfig", "Make more training rows of labelled examples, in English and Chinese.", module="augment"),
-        Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one.", together=True),
+        Kind("train", "training", "TrainConfig", "Train a model from scratch, or continue one.", together=True, compiles=("models/attention.cpp", "models/own_layers.cpp")),
         Kind("merge", "adapters", "MergeConfig", "Make adapters part of their base, or of several one.", module="merge"),
         Kind("fit", "fitting", "FitConfig", "Fit what needs no loop: n-gram models, word vectors, linear models over TF-IDF."),
         Kind("ensemble", "fitting", "EnsembleConfig", "Let several models of a task answer together.", module="ensemble"),

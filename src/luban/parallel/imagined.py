@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from luban.foundation.environment import Launch
-from luban.parallel import ranks
+from luban.parallel import layouts, ranks
 
 
 class ImaginedRanks(ranks.Ranks):
@@ -35,5 +35,6 @@ def imagine(size: int) -> ranks.Ranks:
 
     if size > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    layouts.used_somewhere = lambda parameters, group: [parameter.grad is not None for parameter in parameters]  # tensors without values cannot say it
     ranks.settle_here(made := ImaginedRanks(size))
     return made

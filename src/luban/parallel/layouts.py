@@ -207,10 +207,8 @@ class Replicated(Layout):
 @torch.no_grad()
 def add_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> None:
     """Sum the gradients, or this rank's parts of them, over a group of ranks that hold the same parameters; one that none of them used stays absent."""
-    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
-    dist.all_reduce(used, group=group)
     gradients = []
-    for parameter, uses in zip(parameters, used.tolist(), strict=True):
+    for parameter, uses in zip(parameters, used_somewhere(parameters, group), strict=True):
         if uses and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         if uses:
@@ -220,6 +218,13 @@ def add_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup | Non
         operation.wait()
         for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def used_somewhere(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> list[int]:
+    """How many ranks of the group have a gradient of each."""
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+    dist.all_reduce(used, group=group)
+    return used.tolist()
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

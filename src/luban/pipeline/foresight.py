@@ -59,13 +59,15 @@ def devices(count: int, local: int) -> Cluster:
 def _asked(config: Any, job: Job, there: Cluster) -> Iterator[Layout]:
     """The layouts of so many processes that the config leaves open: everything in each, shards over all of them or over those of a machine."""
     asked, count = config.layout, there.count
+    if asked.pipeline > 1:  # who wants stages says who holds what
+        return
     groups = asked.context * asked.tensor
     rest = max(1, count // groups)
     open_ones = dict.fromkeys([rest, 1, max(1, count // there.node)]) if asked.replicas == "auto" else [asked.replicas]
     for replicas in open_ones:
         shards = max(1, rest // replicas)
         for shard in ("none",) if shards * asked.context == 1 else ("none", "full", "gradients"):
-            layout = Layout(replicas, shards, shard, asked.tensor, asked.context, asked.expert, asked.pipeline)
+            layout = Layout(replicas, shards, shard, asked.tensor, asked.context, asked.expert)
             if asked.shard in ("auto", shard) and (shard != "none" or shards == 1) and layout.devices == count and not refused(job, layout):
                 yield layout
 

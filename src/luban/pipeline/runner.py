@@ -32,6 +32,7 @@ from luban.foundation.artifacts import (
     write_bytes,
     write_json,
 )
+from luban.foundation.compiled import begin
 from luban.foundation.config import Config, fields_with_role
 from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
@@ -81,9 +82,7 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
     with locked(recipe.out, wait, recipe.name if recipe.alone else ""):
         if not recipe.alone:
             _save_recipe(recipe)
-        for stage in recipe.stages.values():
-            if stage.kind.together and not is_artifact(recipe.out / stage.name):
-                stage.kind.stage.ahead()
+        _compile_ahead(recipe, until)
         for step in plan(recipe):
             if step.status == "serve":
                 terminal = step.stage
@@ -101,6 +100,15 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
     if terminal is not None and until is None:
         _serve(recipe, terminal)
     return list(artifacts.values())
+
+
+def _compile_ahead(recipe: Recipe, until: str | None) -> None:
+    """Begin to compile what stages that are not made yet may need, while those before them are at work; nothing of theirs is imported for it."""
+    for stage in recipe.stages.values():
+        if not is_artifact(recipe.out / stage.name):
+            begin(*(Path(__file__).parents[1] / source for source in stage.kind.compiles))
+        if stage.name == until:
+            return
 
 
 def _ranks() -> Any:

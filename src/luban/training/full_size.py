@@ -37,7 +37,7 @@ def rehearse(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     answer = done.stdout.strip().splitlines()[-1:] or ["{}"]
     if done.returncode or "peak_bytes" not in answer[0]:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["?"]
-        raise LubanError("the rehearsal failed: {error}", "", "what it met, the real run would meet", error="; ".join(line.split("]: ", 1)[-1].strip() for line in lines[-3:]) if done.returncode != 2 else answer[0])
+        raise LubanError("the rehearsal failed: {error}", "", "see whether a tiny form of it trains: luban check RECIPE --layouts", error="; ".join(line.split("]: ", 1)[-1].strip() for line in lines[-3:]) if done.returncode != 2 else answer[0])
     return json.loads(answer[0])
 
 
@@ -76,6 +76,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     def passed(part: str) -> None:
         seconds[part] = round(time.monotonic() - begun - sum(seconds.values()), 1)
 
+    check_rehearsable(config)
     objective = open_objective(config, work)
     tokenizer, loaders = read_data(config, work, objective, work.path)
     passed("data")
@@ -90,7 +91,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     passed("model and layout")
     batch = objective.prepare(loaders.train.step(0), model)
     counts = {"tokens": float(batch.inputs.numel())} | objective.counts(batch)
-    parts = [part for part, _ in run.engine._parts(run.engine.passes.begin(run.engine.layout, batch))]
+    parts = run.engine.micro_batches(batch)
     imagined = [_imagined(part, mode) for part in parts[:PASSES]]
     with mode, held:
         weights = held.count(model.parameters())
@@ -113,6 +114,15 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
         "parts": {"weights": weights, "gradients": gradients, "optimizer": states, "activations": held.peak - weights - gradients - states}, "moments": held.moments,
         "checkpoint": {"files": files, "bytes_of_rank": own, "bytes": whole}, "seconds": seconds, "torch": torch.__version__,
     }  # fmt: skip
+
+
+def check_rehearsable(config: TrainConfig) -> None:
+    """LubanError, naming the field, for what looks at values on its way, or waits for ranks that are not there."""
+    lacking = [(f"layout.{field}", count) for field in ("pipeline", "expert") if (count := getattr(config.layout, field)) > 1]
+    lacking += [("engine", config.engine)] if config.engine != "torch" else []
+    lacking += [("shape.architecture", config.shape.architecture)] if getattr(config.shape, "experts", 0) else []
+    for field, value in lacking:
+        raise LubanError("{field}: {value} cannot be rehearsed", "a rehearsal has sizes and no values, and no other ranks to talk to", "luban plan reckons it; luban check RECIPE --layouts trains a tiny form of it", field=field, value=value)
 
 
 def imagined_model(config: TrainConfig, work: Work, tokenizer: Any, objective: Any, mode: Any) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
 
-from luban.foundation.compiled import begin
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
 from luban.foundation.hardware import cores, keep_freed_memory, resident_bytes
@@ -64,12 +62,6 @@ def choose_layers(config: TrainConfig, attends: str) -> str:
             "change these, or leave layers at auto",
         )  # fmt: skip
     return "own" if able and config.layers != "torch" else "torch"
-
-
-def compile_ahead() -> None:
-    """Begin to compile what :func:`choose_attention` and :func:`choose_layers` ask for, where this machine has not done it yet."""
-    if choose_device().type == "cpu":
-        begin(*(Path(module.__file__).with_suffix(".cpp") for module in (attention, own_layers)))
 
 
 def prepare_machine(threads: int | str, strict: bool, processes: int = 1) -> int:

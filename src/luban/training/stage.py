@@ -47,7 +47,7 @@ from luban.training.memory import Explainer
 from luban.training.optimizers import freeze, require_learning
 from luban.training.parity import check_parity
 from luban.training.passes import make_passes, make_teacher
-from luban.training.precision import DTYPES, choose_attention, choose_device, choose_layers, choose_precision, compile_ahead, prepare_machine
+from luban.training.precision import DTYPES, choose_attention, choose_device, choose_layers, choose_precision, prepare_machine
 from luban.training.probe import fitting_rows
 from luban.training.randomness import seed_all
 from luban.training.recheck import Rechecked
@@ -63,11 +63,6 @@ from luban.training.tracking import Tracker
 from luban.training.watchdog import Watchdog
 
 VERSION = 1
-
-
-def ahead() -> None:
-    """What takes long and needs no data, begun while earlier stages are at work."""
-    compile_ahead()
 
 
 def run(config: TrainConfig, work: Work) -> None:

@@ -5,10 +5,13 @@ Each is a run of its own process, so that its peak of memory is its own; stages 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,14 +133,19 @@ def _result(name: str, orders: list[Order], metric: str, maximize: bool) -> Foun
 
 
 def run_order(order: Order) -> dict[str, Any]:
-    """The manifest of an order's stage, run in a process of its own. Ctrl-C waits until it has saved. LubanError with its last words where it failed."""
+    """The manifest of an order's stage, run in a process of its own, which lives no longer than this one. Ctrl-C waits until it has saved. LubanError with its last words where it failed."""
     started = subprocess.Popen([sys.executable, "-m", "luban.tuning.comparison"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
     try:
-        _, words = started.communicate(json.dumps(asdict(order), ensure_ascii=False, default=str))
+        with contextlib.suppress(BrokenPipeError):
+            started.stdin.write(json.dumps(asdict(order), ensure_ascii=False, default=str) + "\n")
+            started.stdin.flush()  # and left open: its end is the end of this process
+        words = started.stderr.read()
+        started.wait()
     except KeyboardInterrupt:  # it is in a session of its own, so that it hears of this once, from here; a second Ctrl-C ends both
         started.send_signal(signal.SIGINT)
         try:
-            started.communicate()
+            started.stderr.read()
+            started.wait()
         except KeyboardInterrupt:
             started.kill()
         raise Interrupted("stopped", "", "run the same command again: it continues") from None
@@ -149,8 +157,9 @@ def run_order(order: Order) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run one order from standard input."""
-    order = Order(**json.load(sys.stdin))
+    """Run one order from standard input, and no longer than whoever gave it."""
+    order = Order(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_the_orders, daemon=True).start()
     set_language(order.language)
     recipe = make_recipe(order.plain, Path(order.folder), order.name, Source(order.file))
     one = only(recipe, [order.stage], order.moved, Path(order.out))
@@ -161,6 +170,11 @@ def main() -> int:
         print(str(error).replace("\n", "; "), file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1
     return 0
+
+
+def _end_with_the_orders() -> None:
+    sys.stdin.read()
+    os._exit(0)  # who gave them is gone: what ran is continued from its checkpoint
 
 
 def _stage(recipe: Recipe, name: str | None) -> str:
