@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import luban
 from luban.corpus import plan as plan_module
+from luban.corpus import shards
 from luban.corpus.card import print_card
 from luban.foundation.console import console
 from luban.foundation.errors import ConfigError, DataError
@@ -268,6 +269,15 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, workers, until):
     continued = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     assert "units were done before" in continued.stderr
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_a_file_of_the_corpus_grows_in_the_working_folder(tmp_path, monkeypatch):
+    """Where a kill leaves a part of one, it goes with that folder."""
+    seen = []
+    whole = shards.pq.write_table
+    monkeypatch.setattr(shards.pq, "write_table", lambda table, place, **options: (seen.append(Path(place).parent), whole(table, place, **options)))
+    curate(tmp_path / "c", big_input(tmp_path), quality="off", workers=1)
+    assert seen and all(tmp_path / "c" / ".work" in (place, *place.parents) for place in seen)
 
 
 # --------------------------------------------------------------------------------------------------- the card

@@ -26,6 +26,18 @@ def test_finish_and_open(tmp_path):
         open_artifact(made.path, ("train",))
 
 
+def test_what_a_kill_left_half_written_does_not_enter_an_artifact(tmp_path):
+    inner = tmp_path / "a.partial" / "inner"
+    inner.mkdir(parents=True)
+    program = "import os, sys, pathlib; from luban.foundation import artifacts; os.replace = lambda *_: os._exit(9); artifacts.write_bytes(pathlib.Path(sys.argv[1]), b'{}')"
+    assert subprocess.run([sys.executable, "-c", program, str(inner / "card.json")]).returncode == 9
+    assert len(list(inner.iterdir())) == 1
+    write_bytes(inner / "card.json", b"{}")
+    made = finish(tmp_path / "a.partial", tmp_path / "a", {"kind": "curate", "fingerprint": "f"})
+    assert [file.name for file in (made.path / "inner").iterdir()] == ["card.json"]
+    assert list(made.manifest["files"]) == ["inner/card.json"]
+
+
 def test_a_moved_artifact_keeps_working(tmp_path):
     made = make(tmp_path)
     made.path.rename(tmp_path / "elsewhere")

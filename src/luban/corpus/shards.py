@@ -63,9 +63,9 @@ def write_whole(path: Path, data: bytes) -> None:
         raise from_os_error(error, path) from error
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """A parquet file whose bytes depend on the table alone."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+def write_table(path: Path, table: pa.Table, within: Path | None = None) -> None:
+    """A parquet file whose bytes depend on the table alone. It grows in the folder ``within`` (default: its own), where a kill may leave a part of it."""
+    temporary = (within or path.parent) / f".{path.name}.tmp{os.getpid()}"
     try:
         pq.write_table(table, temporary, compression="zstd", row_group_size=4096)
         os.replace(temporary, path)

@@ -52,9 +52,9 @@ class Writer:
             chosen = table.filter(pa.array((made.fate == KEPT) & (made.split == index)))
             summary["splits"][split] = _figures(chosen, summary["languages"], summary["lengths"])
             if chosen.num_rows:
-                write_table(self.target / "documents" / split / f"{number:05d}.parquet", chosen)
+                write_table(self.target / "documents" / split / f"{number:05d}.parquet", chosen, self.working)
         if rejects:
-            write_table(self.target / "rejects" / f"{number:05d}.parquet", reject_table(rejects))
+            write_table(self.target / "rejects" / f"{number:05d}.parquet", reject_table(rejects), self.working)
         write_whole(files.path("written.json"), json.dumps(summary).encode())
 
     def _duplicate(self, table: pa.Table, row: int, fate: int, other: int, similar: float, split: int) -> Reject:
