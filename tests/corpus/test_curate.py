@@ -273,10 +273,11 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, workers, until):
 
 def test_a_file_of_the_corpus_grows_in_the_working_folder(tmp_path, monkeypatch):
     """Where a kill leaves a part of one, it goes with that folder."""
+    sources = big_input(tmp_path)
     seen = []
     whole = shards.pq.write_table
     monkeypatch.setattr(shards.pq, "write_table", lambda table, place, **options: (seen.append(Path(place).parent), whole(table, place, **options)))
-    curate(tmp_path / "c", big_input(tmp_path), quality="off", workers=1)
+    curate(tmp_path / "c", sources, quality="off", workers=1)
     assert seen and all(tmp_path / "c" / ".work" in (place, *place.parents) for place in seen)
 
 
