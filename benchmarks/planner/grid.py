@@ -1,19 +1,18 @@
 """Predicted against measured peak memory of real training steps on this processor: allocator bytes, and the process's own beside them. ``python -m benchmarks.planner grid``.
 
-What is measured is every block that torch's allocator for processors gives and takes back (its own record in torch.profiler), from before the model is made; the peak is that of the steps.
+What is measured is what torch's allocator for processors holds (allocator.py), less what it held before the model was made; the peak is that of the steps.
 """
 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.planner import allocator
 from luban.adapters.attached import attach
 from luban.foundation.config import build
 from luban.foundation.hardware import resident_bytes
@@ -24,7 +23,7 @@ from luban.objectives.base import load_objective
 from luban.parallel.engine import OnePass, TorchEngine
 from luban.parallel.layerwise import LayerwiseEngine
 from luban.parallel.layouts import Layout as Ranked
-from luban.planning.job import Job, Layout
+from luban.planning.job import Job, Layout, may_be_own
 from luban.planning.step import Step
 from luban.tokens.batch import Batch
 from luban.training.config import TrainConfig
@@ -87,40 +86,29 @@ def cases() -> Iterator[Case]:
         yield Case(f"llama, products in bfloat16, recompute {mode}", shape("llama"), train={"precision": "bfloat16", "recompute": mode})
 
 
-def predicted(case: Case) -> Any:
+def predicted(case: Case, layers: str = "auto") -> Any:
     """What the planner says, as an account (luban.planning.shadow)."""
-    config = case.config
+    config, precision = case.config.updated(layers=layers), case.train.get("precision", "float32")
     job = Job(
-        case.made, case.sequence, case.step_rows, case.rows, optimizer=config.optimizer.name, momentum=config.optimizer.settled("momentum"), precision=case.train.get("precision", "float32"),
+        case.made, case.sequence, case.step_rows, case.rows, optimizer=config.optimizer.name, momentum=config.optimizer.settled("momentum"), precision=precision,
         weights=config.weights, engine=config.engine, recompute=config.recompute, adapter=config.adapter, quantization=config.quantization,
+        own_layers=may_be_own(config, "cpu", precision),
     )  # fmt: skip
     return Step(job, Layout(**case.layout)).run()
 
 
-def allocated(record: profile, begun: int) -> int:
-    """Bytes that torch's allocator had given at the most since ``begun``, in nanoseconds; a record of memory from before there was anything."""
-    events = sorted((event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
-    live = peak = 0
-    for moment, size in events:
-        live += size
-        if moment >= begun:
-            peak = max(peak, live)
-    return peak
-
-
 def measured(case: Case, layers: str) -> tuple[int, int]:
-    """Bytes that torch's allocator had given at the most during the steps, and those of the process before the model was made. ``layers`` as `luban train` has it."""
+    """Bytes that torch's allocator held at the most during the steps, and those of the process before the model was made. ``layers`` as `luban train` has it."""
     torch.set_num_threads(1)
     gc.collect()
-    base = resident_bytes()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        engine = _engine(case, layers)
-        begun = time.time_ns()
-        for step in range(STEPS):
-            engine.forward_backward(_batch(case, engine.model), 1.0)
-            engine.clip(0.0 if engine.name == "layerwise" else 1.0)
-            engine.step(1.0, step + 1, None)
-    return allocated(record, begun), base
+    base, before = resident_bytes(), allocator.held()
+    engine = _engine(case, layers)
+    allocator.most()
+    for step in range(STEPS):
+        engine.forward_backward(_batch(case, engine.model), 1.0)
+        engine.clip(0.0 if engine.name == "layerwise" else 1.0)
+        engine.step(1.0, step + 1, None)
+    return allocator.most() - before, base
 
 
 def _engine(case: Case, layers: str) -> TorchEngine:
@@ -157,7 +145,7 @@ def table(wanted: str, layers: str) -> tuple[str, list[float]]:
         if wanted not in case.name:
             continue
         truth, base = measured(case, layers)
-        account = predicted(case)
+        account = predicted(case, layers)
         errors.append(account.peak / truth - 1)
         lines.append(f"| {case.name} | {truth / 2**20:.2f} | {account.peak / 2**20:.2f} | {errors[-1]:+.1%} | {account.peak_moment} |")
         print(lines[-1], f"process {base / 2**20:.0f} MiB", flush=True)

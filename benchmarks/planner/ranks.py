@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterator
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.planner.grid import STEPS, Case, _batch, allocated, predicted, shape
+from benchmarks.planner import allocator
+from benchmarks.planner.grid import STEPS, Case, _batch, predicted, shape
 from luban.models.attention import load
 from luban.models.families import build_model
 from luban.objectives.base import load_objective
@@ -17,6 +16,7 @@ from luban.parallel.engine import OnePass, TorchEngine
 from luban.parallel.legal import Parts
 from luban.parallel.meshed import Meshed
 from luban.parallel.ranks import here
+from luban.planning.job import may_be_own
 from luban.training.optimizers import Optimizers
 
 
@@ -35,27 +35,31 @@ def measured(case: Case) -> int:
     gc.collect()
     ranks, config, made = here(), case.config, case.made
     parts = Parts(**{name: size for name, size in case.layout.items() if name != "shard"})
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        model = build_model(made).initialize(0)
-        model.own_attention = load() is not None
-        model.recompute = config.recompute
-        layout = Meshed(ranks, parts, case.layout.get("shard", "none"), True, torch.device("cpu"))
-        layout.place(model)
-        engine = TorchEngine(model, Optimizers(model, config.optimizer, config.regularization), load_objective("causal"), case.rows, torch.float32, OnePass(), layout)
-        model.train()
-        begun = time.time_ns()
-        for step in range(STEPS):
-            torch.manual_seed(step)
-            engine.forward_backward(_batch(case, model), 1.0)
-            engine.clip(1.0)
-            engine.step(1.0, step + 1, None)
-    return allocated(record, begun)
+    before = allocator.held()
+    model = build_model(made).initialize(0)
+    model.own_attention = load() is not None
+    model.own_layers = model.own_attention and may_be_own(config, "cpu", "float32")
+    model.recompute = config.recompute
+    layout = Meshed(ranks, parts, case.layout.get("shard", "none"), True, torch.device("cpu"))
+    layout.place(model)
+    engine = TorchEngine(model, Optimizers(model, config.optimizer, config.regularization), load_objective("causal"), case.rows, torch.float32, OnePass(), layout)
+    model.train()
+    gc.collect()
+    allocator.most()
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        engine.forward_backward(_batch(case, model), 1.0)
+        engine.clip(1.0)
+        engine.step(1.0, step + 1, None)
+    return allocator.most() - before
 
 
-def table() -> list[float]:
+def table(wanted: str) -> list[float]:
     """Print a line for each case, by rank 0; the error is of the process that held the most."""
     errors = []
     for case in cases():
+        if wanted not in case.name:
+            continue
         truth = max(here().everyone(measured(case)))
         account = predicted(case)
         errors.append(account.peak / truth - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from luban.planning.shadow import Account, Tape
 from luban.planning.speed import speed
 from luban.planning.step import BODIES, Step, share
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # the benchmarks, whose figures are in the docs
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))  # the benchmarks, whose figures are in the docs
 GIB = 2**30
 SURE = Margin(0.0, 0.0)
 REAL = {  # as transformers counts the published models
@@ -95,16 +97,31 @@ def test_a_budget_of_recompute_is_kept_to():
     assert modes == ["none"] * 12
 
 
-CASES = ["llama, recompute full", "llama, lora on nf4", pytest.param("bart, recompute full", marks=pytest.mark.slow), pytest.param("qwen3_moe, recompute selective", marks=pytest.mark.slow)]
+CASES = ["llama, recompute full", "qwen3, recompute none", pytest.param("bart, recompute full", marks=pytest.mark.slow), pytest.param("qwen3_moe, recompute selective", marks=pytest.mark.slow), pytest.param("lora on nf4", marks=pytest.mark.slow)]
 
 
+def planned_and_counted(*command: str) -> list[tuple[str, float]]:
+    """Of each training that `benchmarks.planner` runs: its name and the planner's error."""
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
+    assert not done.returncode, done.stderr
+    rows = [[part.strip() for part in line.split("|")] for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [(row[1], float(row[4].rstrip("%")) / 100) for row in rows if row[4].endswith("%")]
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("layers", ["auto", "torch"])
 @pytest.mark.parametrize("name", CASES)
-def test_predicted_peaks_are_those_of_torchs_allocator(name):
-    from benchmarks.planner.grid import cases, measured, predicted
+def test_predicted_peaks_are_those_of_torchs_allocator(name, layers):
+    (found,) = planned_and_counted("benchmarks.planner", "grid", *name.split(), "--layers", layers)
+    assert found == (found[0], pytest.approx(0, abs=0.03))
 
-    case = next(case for case in cases() if case.name == name)
-    truth, _ = measured(case, "torch")
-    assert predicted(case).peak == pytest.approx(truth, rel=0.05)
+
+@pytest.mark.compiler
+def test_predicted_peaks_of_ranks_are_those_of_torchs_allocator():
+    """Replicas, shards of both kinds, tensor: what gloo copies for itself is counted too."""
+    found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "weights", "weigh", "most")
+    assert len(found) == 5
+    assert all(error == pytest.approx(0, abs=0.01) for _, error in found), found
 
 
 # ---- speed ---------------------------------------------------------------------------------------------------------

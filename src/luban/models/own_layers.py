@@ -75,14 +75,18 @@ class _Layer(torch.autograd.Function):
         above = above.reshape(stream.shape)
         by_both, hidden = _swiglu_backward(above @ down, both)
         by_down = _by_weight(wanted[8], above, hidden)
+        del hidden  # what is large goes as soon as it is used
         by_gate, by_up = _by_weights(wanted[6:8], by_both, second, gate, up)
-        by_middle, by_after = _norm_backward(_back(by_both, gate, up), above, middle, after, second_scales)
+        by_second = _back(by_both, gate, up)
+        del by_both
+        by_middle, by_after = _norm_backward(by_second, above, middle, after, second_scales)
         by_out = _by_weight(wanted[4], by_middle, attended)
         by_heads = torch.empty_like(heads)
         apart, by_apart = _heads(heads, *ctx.place), _heads(by_heads, *ctx.place)
         normed, scales = _normed(apart, of_heads, ctx.epsilon)
         attention.backward(_heads(by_middle @ out, *ctx.place)[0], *normed, begins, _heads(attended, *ctx.place)[0], norms, ctx.place[2] ** -0.5, (cosines, sines), by_apart)
         by_of_heads = [_norm_backward(slope, None, states, weight, of)[1] for slope, states, weight, of in zip(by_apart, apart, of_heads, scales, strict=False)] if scales else [None, None]
+        del normed
         by_query, by_key, by_value = _by_weights(wanted[1:4], by_heads, first, query, key, value)
         by_stream, by_before = _norm_backward(_back(by_heads, query, key, value), by_middle, stream, before, first_scales)
         return by_stream.view(*ctx.place[:2], -1), None, None, None, None, by_before, by_query, by_key, by_value, by_out, by_after, by_gate, by_up, by_down, *by_of_heads

@@ -13,7 +13,7 @@ from luban.pipeline.planner import job_of
 from luban.planning.devices import PROCESSOR, Cluster, like
 from luban.planning.job import Job, Layout
 from luban.planning.margins import Margin, margin_of
-from luban.planning.search import memory_of, needed, refused
+from luban.planning.search import memory_of, refused
 from luban.planning.speed import speed
 
 SHARE = 0.9  # of a processor's free memory, shared by the processes of the machine
@@ -79,7 +79,7 @@ def _most_rows(job: Job, layout: Layout, there: Cluster, margin: Margin, wanted:
     while True:
         tried = replace(job, rows=rows)
         memory = memory_of(tried, layout)
-        fits = needed(tried, layout, memory, margin) <= there.device.memory
+        fits = margin.upper(memory.total) <= there.device.memory
         if fits or rows == 1 or not isinstance(wanted, str) or job.engine == "layerwise":
             return tried, layout, fits, memory.total
         rows = rows // 2

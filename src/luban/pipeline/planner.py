@@ -21,7 +21,7 @@ from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
 from luban.pipeline.recipe import Recipe, Stage, read_recipe
 from luban.planning import dial
 from luban.planning.devices import Cluster
-from luban.planning.job import Job
+from luban.planning.job import Job, may_be_own
 from luban.training.config import TrainConfig
 
 BYTES_A_TOKEN = 3.5  # of text in a vocabulary that is not made yet
@@ -103,7 +103,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     return Job(
         shape, sequence, rows, micro, tokens, config.optimizer.name, config.optimizer.settled("momentum"), precision, config.weights, config.engine, config.recompute, config.adapter, config.quantization,
         learned, 2 if task and learned not in GENERATING else 0, config.regularization.average != "none", SCORED.get(learned, 1.0), "cpu" if device.kind == "cpu" else "gpu",
-        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True,
+        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision),
     )  # fmt: skip
 
 

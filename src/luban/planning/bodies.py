@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from luban.foundation.errors import ConfigError
+from luban.planning import own_layer
 from luban.planning.shadow import Parameter, Storage, Tape, Value
 
 
@@ -127,8 +128,11 @@ class LlamaLayer:
         self.head_norms = [body.parameter(f"{place}.{name}_norm", shape.head_dim) for name in "qk"] if shape.query_key_norm else None
         self.mixture = Mixture(body, place) if sparse else None
         self.feed_forward = None if sparse else SwiGLU(body, place, shape.feed_forward_size / tensor, getattr(shape, "feed_forward_bias", False))
+        self.is_own = own_layer.is_plain(self)
 
     def __call__(self, states: Value, rows: float, seq: float) -> Value:
+        if self.is_own:
+            return own_layer.through(self, states, rows * seq)
         tokens = rows * seq / self.split.tensor  # sequence parallel with tensor: the stream is shared out along the sequence
         states = self.tape.add(states, self.attend(self.tape.rms_norm(states, tokens, self.norms[0]), rows, seq))
         inner = self.tape.rms_norm(states, tokens, self.norms[1])
@@ -257,9 +261,15 @@ def gathered(tape: Tape, values: Value, ranks: int) -> Value:
     end, width = values.node, values.width
 
     def rule(gradient: Storage) -> list[Any]:
-        return [(end, tape.gradient(numbers, width))]
+        laid = tape.in_transit(numbers * ranks, width)
+        made = tape.gradient(numbers, width)
+        del laid
+        return [(end, made)]
 
-    return tape.value(numbers * ranks, width, rule if end else None, tape.storage(numbers * ranks, width, "activations"))
+    came = tape.in_transit(numbers * ranks, width)
+    made = tape.value(numbers * ranks, width, rule if end else None)
+    del came
+    return made
 
 
 def scattered(tape: Tape, values: Value, ranks: int) -> Value:
@@ -269,9 +279,15 @@ def scattered(tape: Tape, values: Value, ranks: int) -> Value:
     end, numbers, width = values.node, values.numbers, values.width
 
     def rule(gradient: Storage) -> list[Any]:
-        return [(end, tape.gradient(numbers, width))]
+        came = tape.in_transit(numbers, width)
+        made = tape.gradient(numbers, width)
+        del came
+        return [(end, made)]
 
-    return tape.value(numbers / ranks, width, rule if end else None)
+    laid = tape.in_transit(numbers, width)
+    made = tape.value(numbers / ranks, width, rule if end else None)
+    del laid
+    return made
 
 
 def selected(tape: Tape, values: Value, numbers: float) -> Value:

@@ -71,6 +71,12 @@ class Layout:
         return block
 
 
+def may_be_own(config: Any, device: str, precision: str) -> bool:
+    """Whether a training runs Luban's own layers, as far as its config says: on a processor with a compiler (luban.training.precision.choose_layers)."""
+    plain = config.engine == "torch" and config.compile is not True and config.recompute in ("none", "full")
+    return device == "cpu" and precision == "float32" and plain and "torch" not in (config.layers, config.attention)
+
+
 @dataclass(frozen=True)
 class Job:
     """One training. ``rows`` are those of a micro-batch on one device, ``step_rows`` those of a step on all of them."""
@@ -95,6 +101,7 @@ class Job:
     device: str = "cpu"  # or a device with fused kernels
     source_length: int = 0  # of an encoder–decoder
     compile: bool = False
+    own_layers: bool = False  # on a processor: see luban.models.own_layers
     habits: Habits = Habits()
 
     @property

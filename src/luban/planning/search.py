@@ -17,7 +17,6 @@ from luban.training.config import OPTIMIZERS
 RESERVED = 0.7 * 2**30  # what a device's driver and libraries hold before a tensor is made
 SHARDABLE = ("adamw", "lion", "sgd", "muon")  # optimizers whose state can be cut into shards
 ASKED = 10  # losers of which it is asked whether they would fit at all
-GLOO = 1.5  # of memory where processors share matrices or shards
 MODES = ("none", "selective", "full")
 MOST_PIPELINE, LONG = 16, 8192  # more stages are not tried; below so many tokens a sequence is not shared out
 
@@ -56,12 +55,6 @@ def memory_of(job: Job, layout: Layout) -> Memory:
     accounts = [Step(job, layout, stage).run() for stage in sorted(stages)]
     worst = max(accounts, key=lambda account: account.peak)
     return Memory(worst.at_peak, worst.peak_moment, 0.0 if job.device == "cpu" else RESERVED)
-
-
-def needed(job: Job, layout: Layout, memory: Memory, margin: Margin) -> float:
-    """What must be there. On processors gloo makes copies of what it sends, which nobody counts here (docs/planner.md)."""
-    copies = GLOO if job.device == "cpu" and (layout.held > 1 or layout.tensor > 1) else 1.0
-    return margin.upper(memory.total) * copies
 
 
 def layouts(job: Job, cluster: Cluster) -> Iterator[Layout]:
@@ -161,7 +154,7 @@ class _Trial:
         if any(rows >= most for easier, most in self.full.items() if MODES.index(easier) >= MODES.index(mode)) if mode in MODES else False:
             return None
         memory = memory_of(self.jobs[key], self.layout)
-        if needed(self.jobs[key], self.layout, memory, self.margin) <= self.cluster.device.memory:
+        if self.margin.upper(memory.total) <= self.cluster.device.memory:
             return Candidate(self.layout, self.jobs[key], memory, self.speeds[key])
         self.full[mode] = min(rows, self.full.get(mode, rows))
         if self.least is None or memory.total < self.least.total:

@@ -112,6 +112,7 @@ class Tape:
         self.second_products = False  # selective recompute keeps those of every second one only
         self.products = 0
         self.narrow = False  # matrices are held in bfloat16 and learn (luban.models.narrow)
+        self.own = False  # layers and cross-entropy are Luban's own, as on a processor (luban.models.own_layers)
         self.scratch: Storage | None = None
         self.on_gradient: Callable[[Parameter], None] | None = None
 
@@ -130,6 +131,14 @@ class Tape:
 
     def gradient(self, numbers: float, width: float) -> Storage:
         return Storage(self.account, numbers * width, "temporary")
+
+    def in_transit(self, numbers: float, width: float) -> Storage:
+        """What ranks send each other, laid out as it is sent; gloo makes a copy of its own meanwhile."""
+        made = self.storage(numbers, width, "communication")
+        if self.device == "cpu":
+            copy = self.storage(numbers, width, "communication")
+            del copy
+        return made
 
     def receive(self, parameter: Parameter, found: Storage) -> None:
         """A parameter's gradient is there: it is taken over, or added to what is there."""

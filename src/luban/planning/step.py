@@ -10,6 +10,7 @@ from luban.planning.bodies import Body, Llama, Split, unknown
 from luban.planning.bodies_classic import GPT2, Bert, Pairs
 from luban.planning.job import Job, Layout
 from luban.planning.shadow import Account, Node, Parameter, Storage, Tape, Value
+from luban.planning.shards import Shards
 from luban.planning.updates import moment_bytes, state_bytes
 
 BODIES: dict[str, type[Body]] = {
@@ -30,6 +31,7 @@ class Step:
         self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
         self.tape = tape = Tape(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
         tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
+        tape.own = job.own_layers and layout.pipeline == 1
         quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
         split = Split(layout.tensor, layout.context, layout.expert)
         width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
@@ -41,8 +43,7 @@ class Step:
         self.body.output.used_again = self.last and self.first and self.body.output in self.body.below
         self.modes = self._modes()
         self.held: list[Storage] = []
-        self.gathered: list[Storage] = []
-        self.shard_gradients: dict[int, Storage] = {}
+        self.shards = Shards(tape, layout, habits, self.body.inside, self.loose, self.numbers.start) if layout.held > 1 else None
         self.moment("weights")
         self._hold()
 
@@ -112,10 +113,12 @@ class Step:
         self.moment("forward pass")
         job, body, tape = self.job, self.body, self.tape
         rows, seq = job.rows, job.sequence_length / self.layout.context
-        if self._is_sharded:
-            self._gather_loose()
+        if self.shards:
+            self.shards.begin()
         with_source = job.shape.kind == "encoder_decoder"
         states = self._pairs(rows, seq) if with_source else self._stack(rows, seq)
+        if self.shards:
+            self.shards.forward_is_done()
         if not self.last:
             tape.casts.clear()
             return states.node
@@ -154,9 +157,9 @@ class Step:
 
     def _through(self, number: int, block: Any, states: Value, *others: Value | None) -> Value:
         """A block in its mode of recompute; of a model in shards with its weights gathered."""
-        if not self._is_sharded:
+        if self.shards is None:
             return self.tape.through(self.modes[number], block, states, *others)
-        return self._through_shards(number, block, states, *others)
+        return self.shards.through(number, lambda entered: self.tape.through(self.modes[number], block, entered, *others), states)
 
     def _loss(self, hidden: Value, tokens: float) -> Node:
         """luban.objectives.chunks: some tokens at a time, whose gradients are made at once; of a task's head next to nothing."""
@@ -178,13 +181,14 @@ class Step:
         matrix = tape.storage(output.numbers, width, "logits") if width < output.width else None
         by_weight = tape.storage(output.numbers, 4, "logits") if output.learns else None
         chunk = max(CHUNK_TOKENS, (CHUNK_LOGITS if job.device == "cpu" else DEVICE_CHUNK_LOGITS) // job.shape.vocabulary_size)
+        in_place = tape.own and width == 4 and self.layout.tensor == 1  # own_layers.cross_entropy
         slope = logits = None
         for _ in range(min(3, -(-int(tokens) // chunk))):
             size = min(chunk, tokens) * vocabulary
             made = tape.storage(size, width, "logits")
             logits = made
             wide = tape.storage(size, 4, "logits") if width < 4 else None
-            known = tape.storage(size, 4, "logits")
+            known = made if in_place else tape.storage(size, 4, "logits")
             slope = tape.storage(size, width, "logits") if width < 4 else known
             del wide, known, made
             weighted = tape.storage(min(chunk, tokens) * width_of_model, width, "logits")
@@ -227,7 +231,8 @@ class Step:
         if node is not None:
             numbers = 1 if self.last else self.job.rows * self.job.sequence_length / self.layout.context * self.job.shape.hidden_size / self.layout.tensor
             self.tape.backward(node, self.tape.gradient(numbers, self.tape.stream))
-        self.gathered = []
+        if self.shards:
+            self.shards.end()
 
     def _use(self, parameter: Parameter) -> None:
         """The layer-wise engine: the optimizer steps at once, and the gradient is gone."""
@@ -237,60 +242,9 @@ class Step:
 
     # ---- ranks ----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _is_sharded(self) -> bool:
-        return self.layout.held > 1
-
-    def _gather_loose(self) -> None:
-        """What stands outside of the blocks is gathered for the whole of a pass."""
-        size = sum(parameter.numbers for parameter in self.loose) * self.job.habits.gathered
-        self.gathered = [self.tape.storage(size, 1, "communication")]
-
-    def _through_shards(self, number: int, block: Any, states: Value, *others: Value | None) -> Value:
-        """FSDP2: the block's weights are gathered before it runs, in its forward pass and, if they were dropped in between, before its backward pass; the next one's come meanwhile.
-        Then its gradients are summed and cut into shards."""
-        tape, habits, layout = self.tape, self.job.habits, self.layout
-        inside = self.body.inside[number]
-        size = sum(parameter.numbers for parameter in inside) * habits.gathered
-        learning = [parameter for parameter in inside if parameter.learns]
-        of_gradients = sum(parameter.numbers for parameter in learning)
-        holder: list[Storage] = []
-
-        def gather() -> None:
-            flat = tape.storage(size, 1, "communication")
-            holder.append(tape.storage(size, 1, "communication"))
-            del flat
-
-        def reduced(gradient: Storage) -> list[Any]:
-            holder.clear()
-            before = [parameter.gradient for parameter in learning]
-            flat = tape.storage(of_gradients * habits.reduced, 1, "communication")
-            for parameter in learning:
-                parameter.gradient = None
-            before.clear()
-            own = tape.storage(of_gradients / layout.held * habits.gradients, 1, "gradients")
-            if number not in self.shard_gradients:
-                self.shard_gradients[number] = own
-            del flat
-            return [(end, gradient)] if end else []
-
-        def again(gradient: Storage) -> list[Any]:
-            if layout.shard == "full":
-                gather()
-            return [(after, gradient)]
-
-        end = states.node
-        entered = Value(states.storage, states.numbers, states.width, tape.node(reduced))
-        gather()
-        made = tape.through(self.modes[number], block, entered, *others)
-        if layout.shard == "full":
-            holder.clear()
-        after = made.node
-        return Value(made.storage, made.numbers, made.width, tape.node(again))
-
     def _reduce_all(self) -> None:
         """Gradients of replicas are summed after the last micro-batch, each in a copy (parallel.layouts.Replicated)."""
-        if self.layout.replicas > 1 and not self._is_sharded:
+        if self.layout.replicas > 1 and self.shards is None:
             size = sum(parameter.gradient.size for parameter in self.parameters if parameter.gradient is not None)
             flat = self.tape.storage(size / self.job.habits.gradients * self.job.habits.reduced, 1, "communication")
             del flat

@@ -1,0 +1,103 @@
+"""What FSDP2 holds while a model's weights or gradients are cut into shards: weights that are gathered before they are used, gradients that are summed and cut after.
+
+The order is that of torch.distributed.fsdp (``_fsdp_param_group.py`` of 2.13): in a forward pass what was sent for a block stays until the next one's has come; in a backward pass
+the next block's is sent for before this one runs, and the gradients that were given for summing stay until the next are. gloo makes a copy of its own of what it sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from luban.planning.job import Habits, Layout
+from luban.planning.shadow import Parameter, Storage, Tape, Value
+
+
+class Shards:
+    """The weights of ``inside`` (a list for each block) and of what stands outside of the blocks, as one process of ``layout`` gathers and cuts them."""
+
+    def __init__(self, tape: Tape, layout: Layout, habits: Habits, inside: Sequence[Sequence[Parameter]], loose: Sequence[Parameter], first: int):
+        self.tape, self.layout, self.habits, self.inside, self.loose, self.first = tape, layout, habits, inside, loose, first
+        self.sent: Storage | None = None  # the last block's weights as they came
+        self.ahead: dict[int, Storage] = {}  # the next block's, in a backward pass
+        self.given: Storage | None = None  # the last gradients that were summed
+        self.whole: list[Storage] = []  # what stands outside of the blocks, gathered
+        self.own: dict[int, Storage] = {}  # gradients of this process's shards, of each block; -1: outside of them
+
+    def _came(self, numbers: float) -> Storage:
+        """Weights as they come from the others."""
+        return self.tape.in_transit(numbers * self.habits.gathered, 1)
+
+    def _held(self, numbers: float) -> Storage:
+        return self.tape.storage(numbers * self.habits.gathered, 1, "communication")
+
+    # ---- outside of the blocks ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """It is gathered for the whole of a pass."""
+        numbers = _count(self.loose)
+        self.sent = self._came(numbers)
+        self.whole = [self._held(numbers)]
+
+    def forward_is_done(self) -> None:
+        self.sent = None
+
+    def end(self) -> None:
+        """After a backward pass: its gradients are summed last."""
+        self.whole = []
+        self._sum(-1, self.loose)
+        self.given = None
+
+    # ---- blocks ---------------------------------------------------------------------------------------------------------
+
+    def through(self, number: int, run: Callable[[Value], Value], states: Value) -> Value:
+        """Block ``number``, which ``run`` runs, with its weights gathered before and, if they are dropped in between, before its backward pass."""
+        tape, numbers, full = self.tape, _count(self.inside[number]), self.layout.shard == "full"
+        holder: list[Storage] = []
+        end = states.node
+
+        def reduced(gradient: Storage) -> list[Any]:
+            holder.clear()
+            self._sum(number, self.inside[number])
+            return [(end, gradient)] if end else []
+
+        def again(gradient: Storage) -> list[Any]:
+            if full:
+                came = self.ahead.pop(number, None) or self._came(numbers)
+                holder.append(self._held(numbers))
+                del came
+                if number > self.first:
+                    self.ahead[number - 1] = self._came(_count(self.inside[number - 1]))
+            return [(after, gradient)]
+
+        entered = Value(states.storage, states.numbers, states.width, tape.node(reduced))
+        came = self._came(numbers)
+        self.sent = None
+        holder.append(self._held(numbers))
+        self.sent = came
+        del came
+        made = run(entered)
+        if full:
+            holder.clear()
+        after = made.node
+        return Value(made.storage, made.numbers, made.width, tape.node(again))
+
+    def _sum(self, number: int, parameters: Sequence[Parameter]) -> None:
+        """The gradients of some parameters, laid side by side, summed, and cut into shards."""
+        learning = [parameter for parameter in parameters if parameter.learns]
+        if not learning:
+            return
+        numbers = _count(learning)
+        self.given = None
+        self.given = self.tape.storage(numbers * self.habits.reduced, 1, "communication")
+        for parameter in learning:
+            parameter.gradient = None
+        own = self.tape.storage(numbers / self.layout.held * self.habits.gradients, 1, "gradients")
+        if self.tape.device == "cpu":
+            copy = self.tape.storage(self.given.size, 1, "communication")
+            del copy
+        self.own.setdefault(number, own)
+
+
+def _count(parameters: Sequence[Parameter]) -> float:
+    return sum(parameter.numbers for parameter in parameters)
