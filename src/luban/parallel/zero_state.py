@@ -167,12 +167,17 @@ class ZeroState:
             self._link()
             return
         counts = {key.partition("::")[2]: value for key, value in tensors.items() if not value.ndim}
-        for flat, group in self._flats():
-            state = self.optimizer.first_state(self.part, flat, group)
+        for number, (flat, group) in enumerate(self._flats()):
+            on_disk = self.cut and self.zero._swappable_optimizer_subgroup(number)
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_in(number)
+            state = (on_disk and self.part.state.get(flat)) or self.optimizer.first_state(self.part, flat, group)  # files are known by the tensors that they were made of
             for slot, value in state.items():
                 if slot in counts:
                     value.copy_(counts[slot])
             self.part.state[flat] = state
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_out(number)
         self._link()
         parameters = {name: parameter for parameter, name in self.names.items()}
         for key, value in tensors.items():

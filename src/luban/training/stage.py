@@ -33,6 +33,7 @@ from luban.training.checkpoints import Checkpointer, branch, restore
 from luban.training.compiling import CompileTimer, require_compiler
 from luban.training.config import CheckpointConfig, TrackConfig, TrainConfig
 from luban.training.consumed import Ledger
+from luban.training.deepspeed_json import SWAP
 from luban.training.engines import ENGINES, choose_recompute, make_engine
 from luban.training.events import Events
 from luban.training.folds import cross_validate
@@ -431,7 +432,7 @@ def _report(training: Run, work: Work, choices: dict[str, Any]) -> None:
         work.metrics["adapter"] = found
         adapter.show(training.model)
     work.resolved |= {"choices": choices, "template_fingerprint": training.tokenizer.fingerprint(), "objective": training.objective.name}
-    work.scrap.append(f"training/{state_files.FOLDER}")
+    work.scrap += [f"training/{state_files.FOLDER}", f"training/{SWAP}"]
     if not training.schedule.unchanged_until:  # a longer run could not go on from here
         work.scrap += [*(f"training/{file.name}" for file in training.folder.glob("best-*.safetensors")), *(f"training/{name}" for name in training.checkpointer.passing())]
     say("trained on {tokens} tokens in {time}", tokens=count_text(training.tokens), time=seconds_text(training.seconds))
