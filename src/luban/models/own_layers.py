@@ -72,7 +72,7 @@ class _Layer(torch.autograd.Function):
         stream, first, first_scales, heads, attended, norms, middle, second, second_scales, both, begins, cosines, sines, *weights = ctx.saved_tensors
         before, query, key, value, out, after, gate, up, down, *of_heads = weights
         wanted = ctx.needs_input_grad[5:]
-        above = above.reshape(stream.shape)
+        above = above.reshape(stream.shape).contiguous()
         by_both, hidden = _swiglu_backward(above @ down, both)
         by_down = _by_weight(wanted[8], above, hidden)
         del hidden  # what is large goes as soon as it is used
