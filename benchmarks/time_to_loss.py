@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "src/luban/recipes/shakespeare/recipe.yaml"
 TEXT = ROOT / "src/luban/recipes/quickstart/data/shakespeare.txt"
 # The recipe with twice the layers, context and step, for as many steps as fit the time that nanoGPT takes.
-LONG = ["length=450 steps", "model.depth=4", "model.shape.feed_forward_size=256", "model.sequence_length=128", "model.batch_tokens=2048"]
+LONG = ["length=660 steps", "model.depth=4", "model.shape.feed_forward_size=256", "model.sequence_length=128", "model.batch_tokens=2048"]
 NANOGPT = {
     "device": "cpu", "compile": False, "eval_interval": 2000, "eval_iters": 1, "log_interval": 100, "block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128,
     "max_iters": 2000, "lr_decay_iters": 2000, "dropout": 0.0, "always_save_checkpoint": True,

@@ -366,7 +366,9 @@ class Tape:
         return made if bias is None else self.value(count, width, (lambda gradient, inner=made.node: [(inner, gradient)]) if made.grows else None)
 
     def widen(self, weight: Parameter, width: float) -> None:
-        """The workspace of luban.models.products grows to the largest matrix that was ever widened."""
+        """The workspace of luban.models.products grows to the largest matrix that was ever widened; one that is as wide is multiplied as it stands."""
+        if weight.width == width:
+            return
         if self.scratch is None or self.scratch.size < weight.numbers * width:
             self.scratch = None
             self.scratch = self.storage(weight.numbers, width, "temporary")
