@@ -111,7 +111,7 @@ class DeepSpeedEngine(TorchEngine):
         assert isinstance(self.layout, Zero) and settings, "a layout of DeepSpeed's, and its settings"
         deepspeed = load_deepspeed()
         if "nvme" in self.layout.offload.values():
-            require_async_io()
+            compile_async_io()
         meet_alone()
         name_local_rank(self.layout.ranks.local_rank)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
@@ -241,8 +241,8 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
-def require_async_io() -> None:
-    """ConfigError where DeepSpeed's reading and writing behind the steps cannot be compiled."""
+def compile_async_io() -> None:
+    """Compile DeepSpeed's reading and writing behind the steps, for minutes at the first use on a machine. ConfigError where that cannot be."""
     from deepspeed.accelerator import get_accelerator
 
     builder = get_accelerator().create_op_builder("AsyncIOBuilder")
@@ -251,6 +251,7 @@ def require_async_io() -> None:
             "layout.offload: nvme needs DeepSpeed's asynchronous I/O, which cannot be compiled here", "libaio and its header were not found, or a C++ compiler",
             "install them (on Debian and Ubuntu: apt install libaio-dev g++), or offload to cpu",
         )  # fmt: skip
+    builder.load(verbose=False)
 
 
 def _quiet(record: logging.LogRecord) -> bool:
