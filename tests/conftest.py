@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,7 @@ settings.load_profile("same")
 
 
 NEEDED = {"browser": ("chromium", "chromedriver"), "compiler": ("g++",), "mpi": ("mpirun",), "namespaces": ("unshare", "ip")}  # programs of a marker's tests
+MARKERS = (*NEEDED, "gpu", "deepspeed", "libaio")
 ALWAYS = ("browser", "compiler")  # where CI is set these must be there; the others' tests are slow ones
 
 
@@ -28,6 +30,8 @@ def lacking(marker: str) -> list[str]:
         return [] if torch.cuda.is_available() else ["a GPU"]
     if marker == "deepspeed":
         return [] if importlib.util.find_spec("deepspeed") else ["the extra deepspeed"]
+    if marker == "libaio":
+        return [] if Path("/usr/include/libaio.h").exists() else ["libaio-dev"]
     return [name for name in NEEDED[marker] if shutil.which(name) is None]
 
 
@@ -41,7 +45,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What cannot run here is left out, and a person is told so in one line."""
-    for marker in (*NEEDED, "gpu", "deepspeed"):
+    for marker in MARKERS:
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and lacking(marker):
             items[:] = [item for item in items if item not in marked]
@@ -49,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for marker in (*NEEDED, "gpu", "deepspeed"):
+    for marker in MARKERS:
         if missing := lacking(marker):
             terminalreporter.write_line(f"left out: the tests marked {marker} (not here: {', '.join(missing)})")
 

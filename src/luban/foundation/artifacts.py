@@ -122,7 +122,8 @@ def is_artifact(path: Path) -> bool:
 def finish(partial: Path, final: Path, manifest: dict[str, Any], scrap: Sequence[str] = ()) -> Artifact:
     """Write the manifest into a whole ``partial`` directory and give it its name. The parent holds the old one aside. ``scrap`` is removed when nothing can be lost any more."""
     for cut_short in partial.rglob(".*.tmp*"):  # what write_bytes and its kin left where they were killed
-        cut_short.unlink(missing_ok=True)
+        if cut_short.is_file():
+            cut_short.unlink()
     files = {name: size for name, size in sizes(partial).items() if not any(name == gone or name.startswith(gone + "/") for gone in scrap)}
     manifest = {"format": FORMAT, **manifest, "files": files, **({"scrap": list(scrap)} if scrap else {})}
     write_json(partial / MANIFEST, manifest)
