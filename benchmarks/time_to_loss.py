@@ -4,8 +4,8 @@
     python benchmarks/time_to_loss.py --nanogpt path/to/nanoGPT --rounds 1 --full      # also Luban with nanoGPT's whole time
 
 nanoGPT runs the CPU configuration of its README (4 layers of 128, context 64, 12 rows, 2,000 iterations, eager), without its evaluations in between, on the data that
-its own prepare.py makes. Luban runs its recipe from the raw text. Both are timed as whole processes, start-up included, with empty caches for what is compiled; making
-nanoGPT's data is not counted, making Luban's is. Both models are then scored in the same way: all of nanoGPT's validation text in windows that do not overlap, each as
+its own prepare.py makes. Luban runs its recipe from the raw text. Both are timed as whole processes, start-up included, with empty caches for what is compiled (Python's own
+bytecode lies beside its modules, as pip leaves it); making nanoGPT's data is not counted, making Luban's is. Both models are then scored in the same way: all of nanoGPT's validation text in windows that do not overlap, each as
 long as the model's context, nats a character over every token the model knows. Luban must have trained on a part of nanoGPT's training text; this is checked.
 """
 
@@ -64,10 +64,11 @@ def prepare(clone: Path, work: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Caches of compiled things in a folder that is empty."""
+    """Caches of compiled things in a folder that is empty; modules' bytecode is kept, as it is unless Python is told not to."""
     shutil.rmtree(folder / "caches", ignore_errors=True)
     caches = {name: str(folder / "caches" / name.lower()) for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-    return {**os.environ, **caches, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, **caches, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
 
 
 def timed(command: list[str], folder: Path, work: Path) -> float:

@@ -369,3 +369,9 @@ def test_any_bytes_end_in_documents_counted_rejects_or_a_clear_error(tmp_path_fa
         return
     assert work.metrics["records"] == len(texts(folder / "c")) + len(rejects(folder / "c"))
     assert all(row["source"].startswith("a.") and row["rule"] for row in rejects(folder / "c"))
+
+
+def test_a_known_language_is_taken_and_nothing_recognised(tmp_path, monkeypatch):
+    monkeypatch.setattr("luban.corpus.clean.identify", lambda *_: pytest.fail("looked at"))
+    curate(tmp_path / "c", [write_jsonl(tmp_path / "a.jsonl", [{"text": "床前明月光，疑是地上霜。"}, {"text": "ab"}])], quality="off", minimum_characters=1, language={"known": "zh"}, split={"validation": 0})
+    assert [document.language for document in documents(tmp_path / "c")["train"]] == ["zh", "zh"]

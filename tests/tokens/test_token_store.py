@@ -31,6 +31,8 @@ def test_documents_come_back(tokens, tokenizer, texts):
     assert store.documents == len(texts) and len(store.index["shards"]) > 3
     for index, text in enumerate(texts):
         assert store.document(index).tolist() == tokenizer.encode(text)
+    for start, stop in ((0, 0), (2, 5), (3, None), (0, 10**6), (10**6, None), (10**6, 2 * 10**6)):
+        assert store.document(3, start, stop).tolist() == tokenizer.encode(texts[3])[start:stop]
     assert store.tokens == store.offsets[-1] == sum(len(tokenizer.encode(text)) for text in texts)
     assert store.bytes == sum(len(text.encode()) for text in texts)
     assert store.identity(7) == "train-7" and store.language(len(texts) - 3) == "zh"

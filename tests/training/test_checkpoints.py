@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from luban.foundation.artifacts import from_os_error, sha256_of
 from luban.foundation.errors import DataError, Interrupted, LubanError
-from luban.training import best, checkpoints, retention, storage
+from luban.training import best, checkpoints, planned_storage, retention, storage
 from luban.training.checkpoints import Checkpointer
 
 
@@ -81,6 +81,19 @@ def test_what_two_ranks_wrote_one_reads_and_the_other_way_round(tmp_path):
     assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
     for file in (tmp_path / "of-two").iterdir():
         json.loads(file.read_bytes()) if file.suffix == ".json" else load_file(file)
+
+
+def test_what_one_process_holds_whole_is_written_as_the_planner_writes_it(tmp_path):
+    tensors = {**checkpoint_ranks.values(), "average/none": torch.zeros(0, 3)}
+    for name, save in (("alone", storage.save_tensors), ("planned", lambda folder, tensors, state: planned_storage.save(storage.Making(folder, state), tensors, None))):
+        save(tmp_path / name, tensors, {"step": 7})
+    assert [(file.name, file.read_bytes()) for file in sorted((tmp_path / "alone").iterdir())] == [(file.name, file.read_bytes()) for file in sorted((tmp_path / "planned").iterdir())]
+
+
+def test_a_process_alone_imports_nothing_of_those_that_share():
+    """torch's DTensor, and with it sympy, takes as long to import as all the rest of torch."""
+    program = "import sys, luban.training.stage, luban.training.checkpoints; print([name for name in ('torch.distributed.tensor', 'torch.distributed.checkpoint', 'sympy', 'torch._dynamo') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def overwrite(file: Path, content: bytes) -> None:

@@ -77,7 +77,7 @@ class Cleaner:
         document = Document(text_hash(text), text, "", f"{printable(record.file)}:{record.line}", metadata)
         if len(text) < self.config.minimum_characters:
             return document, f"too_short: {len(text)} < {self.config.minimum_characters} characters"
-        document.language = identify(text, self.config.language.minimum_confidence)
+        document.language = self.config.language.known or identify(text, self.config.language.minimum_confidence)
         keep = self.config.language.keep
         if keep and document.language not in keep:
             return document, f"language: {document.language}"

@@ -33,6 +33,7 @@ class LanguageConfig(Config):
     """Which languages are recognised and kept."""
 
     keep: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = field([], "Two-letter codes of the languages to keep, such as [zh, en]; empty keeps every language. und stands for texts too short to tell.")
+    known: Annotated[str, Field(pattern=r"^([a-z]{2,3})?$")] = field("", "Two-letter code of the language that all the texts are in, such as en: none of them is then looked at. Empty: the language of each is recognised.")
     minimum_confidence: Fraction = field(0.5, "Below this probability the language is written as und (undetermined).")
 
 

@@ -244,19 +244,24 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 # ---- tensors that are held in shards -------------------------------------------------------------------------------
 
 
+def in_shards(tensor: Tensor | None) -> bool:
+    """Whether ranks hold parts of a tensor: it is a DTensor, whose module takes as long to import as all of torch."""
+    return hasattr(tensor, "full_tensor")
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; a view."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if in_shards(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered from the ranks that hold it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor() if in_shards(tensor) else tensor
 
 
 def spread(own: Tensor, like: Tensor) -> Tensor:
     """A tensor of ``like``'s whole shape of which each rank holds ``own``, as it holds ``like``."""
-    if not hasattr(like, "full_tensor") or own.shape != like.to_local().shape:
+    if not in_shards(like) or own.shape != like.to_local().shape:
         return own
     from torch.distributed.tensor import DTensor
 
@@ -266,7 +271,7 @@ def spread(own: Tensor, like: Tensor) -> Tensor:
 def placed(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, held as ``like`` is where it has its shape."""
     value = value.to(like.device) if value.ndim else value
-    if not hasattr(like, "full_tensor") or hasattr(value, "full_tensor") or value.shape != like.shape:
+    if not in_shards(like) or in_shards(value) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -180,15 +180,14 @@ class PackedLoader(_Loader):
         held = self.stores[store]
         end = held.end_of_text_id
         lead = end if held.begin_of_text_id is None else held.begin_of_text_id
-        body = held.document(piece.item)
         # The pairs start to stop of the sequence lead, body, end.
-        inputs = body[max(piece.start - 1, 0) : piece.stop - 1]
+        around = [held.document(piece.item, max(piece.start - 1, 0), piece.stop)]
         if piece.start == 0:
-            inputs = np.concatenate([[lead], inputs])
-        targets = body[piece.start : piece.stop]
-        if piece.stop == len(body) + 1:
-            targets = np.concatenate([targets, [end]])
-        return inputs, targets, np.ones(len(targets), np.float32), f"{held.name}:{held.identity(piece.item)}"
+            around.insert(0, [lead])
+        if piece.stop == int(held.lengths[piece.item]) + 1:
+            around.append([end])
+        ids = np.concatenate(around) if len(around) > 1 else around[0]
+        return ids[:-1], ids[1:], np.ones(len(ids) - 1, np.float32), f"{held.name}:{held.identity(piece.item)}"
 
 
 class PieceLoader(PackedLoader):

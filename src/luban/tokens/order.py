@@ -76,6 +76,10 @@ class ConcatenatedRows:
         begin, end = index * self.width, min((index + 1) * self.width, self.total)
         block = int(np.searchsorted(sums, begin, side="right")) - 1
         position, place = block * _BLOCK, int(sums[block])
+        inside = slice(position, position + _BLOCK)
+        ends = place + np.cumsum(self.lengths[inside] if order is None else self.lengths[order[inside]], dtype=np.int64)
+        before = int(np.searchsorted(ends, begin, side="right"))  # documents of the block that end before the row begins
+        position, place = position + before, int(ends[before - 1]) if before else place
         pieces = []
         while place < end:
             item = position if order is None else int(order[position])

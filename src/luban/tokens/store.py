@@ -102,12 +102,14 @@ class TokenStore:
 
     # ---- documents
 
-    def document(self, i: int) -> np.ndarray:
-        """Token ids of document ``i`` [length], a view of the mapped file."""
+    def document(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Token ids of document ``i`` [length], or those from ``start`` to ``stop``: a view of the mapped file, of which nothing else is read."""
         shard, inside = self._place(i)
         offsets = self._map(shard, ".offsets.npy")
-        ids = self._map(shard, ".bin")[int(offsets[inside]) : int(offsets[inside + 1])]
-        self._look(shard, ".bin", int(offsets[inside]) * self.dtype.itemsize, int(offsets[inside + 1]) * self.dtype.itemsize)
+        first, last = int(offsets[inside]), int(offsets[inside + 1])
+        first, last = min(first + start, last), last if stop is None else min(first + stop, last)
+        ids = self._map(shard, ".bin")[first:last]
+        self._look(shard, ".bin", first * self.dtype.itemsize, last * self.dtype.itemsize)
         if len(ids) and int(ids.max()) >= self.index["vocabulary_size"]:
             reason = t("document {document} holds the token {token} of a vocabulary of {size}", document=i, token=int(ids.max()), size=self.index["vocabulary_size"])
             raise self._damaged(self.folder / f"{self.index['shards'][shard]['name']}.bin", reason)
@@ -117,7 +119,7 @@ class TokenStore:
         """The id that document ``i`` has in its corpus."""
         shard, inside = self._place(i)
         names = self._map(shard, ".ids.npy")
-        first = names.offset + inside * names.itemsize
+        first = self.index["shards"][shard]["files"][".ids.npy"] - names.nbytes + inside * names.itemsize
         self._look(shard, ".ids.npy", first, first + names.itemsize)
         return bytes(names[inside]).decode("utf-8", "replace")
 
@@ -144,9 +146,10 @@ class TokenStore:
             if size != facts["files"][part]:
                 raise self._damaged(file, t("{size} were written, {found} is there", size=bytes_text(facts["files"][part]), found=bytes_text(size) if size >= 0 else t("nothing")))
             if part == ".bin":
-                self._maps[shard, part] = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
+                found = np.memmap(file, dtype=self.dtype, mode="r") if size else np.zeros(0, self.dtype)
             else:
-                self._maps[shard, part] = self._loaded(file, facts, part)
+                found = self._loaded(file, facts, part)
+            self._maps[shard, part] = found.view(np.ndarray)  # a memmap's own slices are made in Python
             if part in IN_BLOCKS and part + SUMS in facts["files"]:
                 self._checks[shard, part] = BlockCheck(np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8), self._map(shard, part + SUMS))
                 self._look(shard, part, 0, 1)  # of a table what says how to read it

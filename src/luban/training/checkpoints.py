@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor
 
 from luban.foundation.artifacts import from_os_error, sha256_of
 from luban.foundation.console import bytes_text, warn
 from luban.foundation.errors import ConfigError, DataError, LubanError
 from luban.foundation.hardware import available_bytes
-from luban.parallel.layouts import local, spread
+from luban.parallel.layouts import in_shards, local, spread
 from luban.parallel.ranks import here
 from luban.training import storage
 from luban.training.best import prune_best
@@ -258,7 +257,7 @@ def snapshot(run: Run, kind: str, copies: bool) -> Snapshot:
     for part, named in parts.items():
         for name, tensor in named.items():
             key, tensor = f"{part}/{name}", tensor.detach()
-            if not isinstance(tensor, DTensor) and tensor.numel() and (known := held.setdefault(_address(tensor), key)) != key:
+            if not in_shards(tensor) and tensor.numel() and (known := held.setdefault(_address(tensor), key)) != key:
                 aliases[key] = known
             else:
                 tensors[key] = _copied(tensor) if copies else tensor
@@ -300,7 +299,7 @@ def _address(tensor: torch.Tensor) -> Any:
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(tensor, DTensor):
+    if in_shards(tensor):
         return spread(tensor.to_local().clone(), tensor)
     return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
 
@@ -406,7 +405,7 @@ def _read(folder: Path, run: Run) -> tuple[dict[str, Any], dict[str, torch.Tenso
     def like(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         names = key.partition("/")[2].split("::")  # a parameter's, before or behind what is kept of it
         parameter = next((ours[name] for name in names if name in ours), None)
-        if isinstance(parameter, DTensor) and parameter.shape == shape:
+        if in_shards(parameter) and parameter.shape == shape:
             return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)
 

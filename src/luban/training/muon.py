@@ -32,22 +32,25 @@ class Muon(Untraced, torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(self.first_state(parameter, group))
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
-                by_shape.setdefault(parameter.shape, []).append((parameter, nesterov))
-            for shape, entries in by_shape.items():
-                updates = orthogonalise(torch.stack([whole(update) for _, update in entries]), group["iterations"])  # of matrices in shards on every rank
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter].update(self.first_state(parameter, group))
+            gradients, momenta = [parameter.grad for parameter in parameters], [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            by_shape: dict[torch.Size, list[int]] = {}
+            for number, parameter in enumerate(parameters):
+                by_shape.setdefault(parameter.shape, []).append(number)
+            for shape, numbers in by_shape.items():
+                updates = orthogonalise(torch.stack([whole(nesterov[number]) for number in numbers]), group["iterations"])  # of matrices in shards on every rank
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for (parameter, _), update in zip(entries, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(placed(update.to(parameter.dtype), parameter), alpha=-group["lr"] * scale)
+                moved = [parameters[number] for number in numbers]
+                if decay := group["lr"] * group["weight_decay"]:
+                    torch._foreach_mul_(moved, 1 - decay)
+                torch._foreach_add_(moved, [placed(update.to(parameter.dtype), parameter) for update, parameter in zip(updates, moved, strict=True)], alpha=-group["lr"] * scale)
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
