@@ -94,7 +94,8 @@ def predicted(case: Case, layers: str = "auto") -> Any:
         weights=config.weights, engine=config.engine, recompute=config.recompute, adapter=config.adapter, quantization=config.quantization,
         own_layers=may_be_own(config, "cpu", precision),
     )  # fmt: skip
-    return Step(job, Layout(**case.layout)).run()
+    layout = Layout(**case.layout)
+    return max((Step(job, layout, stage).run() for stage in sorted({0, layout.pipeline - 1})), key=lambda account: account.peak)
 
 
 def measured(case: Case, layers: str) -> tuple[int, int]:

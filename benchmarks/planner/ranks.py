@@ -21,12 +21,16 @@ from luban.training.optimizers import Optimizers
 
 
 def cases() -> Iterator[Case]:
-    """Replicas, shards of both kinds and tensor, of a model whose weights weigh most and one whose activations do."""
+    """Replicas, shards of both kinds, tensor and pipelines, of a model whose weights weigh most and one whose activations do; a mixture whose experts are shared out."""
     for name, one, sequence, rows in (("weights weigh most", shape("llama", hidden_size=320, heads=4, key_value_heads=4, head_dim=80), 32, 1), ("activations weigh most", shape("llama", heads=4, head_dim=48), 64, 8)):
         for layout in ({"replicas": 2}, {"shards": 2, "shard": "full"}, {"shards": 2, "shard": "gradients"}, {"tensor": 2}):
             readers = layout.get("replicas", 1) * layout.get("shards", 1)
             yield Case(f"llama, {name}, {layout}", one, sequence, 2 * rows * readers, rows, layout=layout)
+        for schedule, stages in (("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zero_bubble", 2)):
+            yield Case(f"llama, {name}, pipeline, {schedule}, {stages} on each", one, sequence, 8 * rows, rows, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": stages})
         yield Case(f"llama, {name}, full shards, recompute full", one, sequence, 4 * rows, rows, {"recompute": "full"}, {"shards": 2, "shard": "full"})
+    mixture = shape("qwen3_moe", experts=4, experts_per_token=2)
+    yield from (Case(f"qwen3_moe, {layout}", mixture, 64, 16, 4, layout=layout) for layout in ({"replicas": 2, "expert": 2}, {"shards": 2, "shard": "full", "expert": 2}))
 
 
 def measured(case: Case) -> int:
@@ -34,13 +38,13 @@ def measured(case: Case) -> int:
     torch.set_num_threads(1)
     gc.collect()
     ranks, config, made = here(), case.config, case.made
-    parts = Parts(**{name: size for name, size in case.layout.items() if name != "shard"})
+    parts = Parts(**{name: size for name, size in case.layout.items() if name not in ("shard", "schedule", "stages_per_rank")})
     before = allocator.held()
     model = build_model(made).initialize(0)
     model.own_attention = load() is not None
     model.own_layers = model.own_attention and may_be_own(config, "cpu", "float32")
     model.recompute = config.recompute
-    layout = Meshed(ranks, parts, case.layout.get("shard", "none"), True, torch.device("cpu"))
+    layout = Meshed(ranks, parts, case.layout.get("shard", "none"), True, torch.device("cpu"), case.layout.get("schedule", "1f1b"), case.layout.get("stages_per_rank", 1))
     layout.place(model)
     engine = TorchEngine(model, Optimizers(model, config.optimizer, config.regularization), load_objective("causal"), case.rows, torch.float32, OnePass(), layout)
     model.train()

@@ -49,8 +49,24 @@ def test_other_layouts_are_rehearsed_too(tmp_path, layout):
     assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
 
 
-@pytest.mark.parametrize(("fields", "words"), [({"layout": {"pipeline": 2}}, "layout.pipeline: 2"), ({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"shape": {"architecture": "qwen3_moe"}}, "shape.architecture: qwen3_moe")])
-def test_what_looks_at_values_is_refused_by_name(fields, words):
+@pytest.mark.long
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zero_bubble"])
+def test_a_pipeline_is_rehearsed_at_both_of_its_ends(tmp_path, schedule):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "base.layout.shard=none", "base.layout.pipeline=2", f"base.layout.schedule={schedule}", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 4 (pipeline: 2, replicas: 2" in done.output and "rank 2 of 4" in done.output, done.output
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["shard=none", "expert=2", "expert=4"])
+def test_mixtures_and_their_experts_are_rehearsed(tmp_path, layout):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("shape: {", "shape: {architecture: mixtral, experts: 8, experts_per_token: 2, "))
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
+
+
+@pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed")])
+def test_what_waits_for_other_ranks_is_refused_by_name(fields, words):
     with pytest.raises(LubanError, match=f"{words} cannot be rehearsed"):
         check_rehearsable(build(TrainConfig, {"data": "text", **fields}))
 

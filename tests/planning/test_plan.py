@@ -84,7 +84,7 @@ def test_tensor_parallel_divides_a_layer_and_pipeline_stages_hold_fewer_micro_ba
     one, eight = (memory_of(job, Layout(tensor=size)).parts for size in (1, 8))
     assert eight["optimizer"] == pytest.approx(one["optimizer"] / 8, rel=0.001)
     stages = [Step(replace(job, recompute="full"), Layout(pipeline=4), stage) for stage in range(4)]
-    assert [step._in_flight(2) for step in stages] == [4, 3, 2, 1]  # 1F1B: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
+    assert [step._in_flight() for step in stages] == [4, 3, 2, 1]  # 1F1B: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
     assert [share(32, 4, stage) for stage in range(4)] == [(0, 8), (8, 16), (16, 24), (24, 32)]
 
 
@@ -118,10 +118,17 @@ def test_predicted_peaks_are_those_of_torchs_allocator(name, layers):
 
 @pytest.mark.compiler
 def test_predicted_peaks_of_ranks_are_those_of_torchs_allocator():
-    """Replicas, shards of both kinds, tensor: what gloo copies for itself is counted too."""
+    """Replicas, shards of both kinds, tensor: what gloo copies for itself is counted too. Pipelines: what waits in them, under each of torch's schedules."""
     found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "weights", "weigh", "most")
-    assert len(found) == 5
-    assert all(error == pytest.approx(0, abs=0.01) for _, error in found), found
+    assert len(found) == 9
+    assert all(error == pytest.approx(0, abs=0.05 if "pipeline" in name else 0.01) for name, error in found), found
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_predicted_peaks_of_experts_that_ranks_share_are_those_of_torchs_allocator():
+    found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "expert")
+    assert len(found) == 2 and all(error == pytest.approx(0, abs=0.03) for _, error in found), found
 
 
 # ---- speed ---------------------------------------------------------------------------------------------------------

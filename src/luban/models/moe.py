@@ -35,6 +35,21 @@ class Routing:
     chosen: Tensor
 
 
+def tally(assigned: Tensor, experts: int) -> Tensor:
+    """How many of ``assigned`` [assignments] each expert has [experts]."""
+    return torch.bincount(assigned, minlength=experts)
+
+
+def as_numbers(counts: Tensor, rows: Tensor) -> list[int]:
+    """How many of ``rows`` each part has. A rehearsal, whose tensors have no values, says that all parts are alike (luban.parallel.imagined)."""
+    return counts.tolist()
+
+
+def kept_places(segments: Tensor) -> Tensor | None:
+    """Which places of ``segments`` [rows, seq] are no padding [rows * seq], or None for all: so it is in a rehearsal."""
+    return (segments >= 0).flatten()
+
+
 class MixtralExpert(nn.Module):
     """SwiGLU under Mixtral's names."""
 
@@ -53,7 +68,7 @@ class Experts(nn.ModuleList):
 
     def forward(self, states: Tensor, counts: Tensor) -> Tensor:
         """Outputs [assignments, dim] of states [assignments, dim], of which the first ``counts[0]`` are for the first expert, and so on: each computes once."""
-        parts = states.split(counts.tolist())
+        parts = states.split(as_numbers(counts, states))
         # In training an expert without tokens computes too, on nothing: its gradient is zero, not absent, whatever the batch holds.
         made = [expert(part) for expert, part in zip(self, parts, strict=True) if len(part) or torch.is_grad_enabled()]
         return torch.cat(made) if made else states
@@ -98,7 +113,7 @@ class SparseFeedForward(nn.Module):
         """Each token's weighted sum [tokens, dim] of its experts' outputs: tokens are sorted by expert, so that each expert computes once."""
         assigned = chosen.flatten()  # [tokens * experts_per_token]
         order = assigned.argsort(stable=True)
-        outputs = self.experts(flat.index_select(0, order // self.experts_per_token), torch.bincount(assigned, minlength=self.choices))
+        outputs = self.experts(flat.index_select(0, order // self.experts_per_token), tally(assigned, self.choices))
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         outputs = outputs.index_select(0, back).view(*chosen.shape, -1)  # [tokens, experts_per_token, dim]
         return (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
@@ -145,7 +160,7 @@ class Mixture(Decoder):
 
     def forward(self, tokens: Tensor, *, segments: Tensor | None = None, **context: Any) -> Tensor:
         """As :class:`Decoder`; what the routers decided is kept in ``routings`` for :meth:`auxiliary`."""
-        self._kept = None if segments is None else (segments >= 0).flatten()
+        self._kept = None if segments is None else kept_places(segments)
         return super().forward(tokens, segments=segments, **context)
 
     def run_layers(self, states: Tensor, layers: Iterable[nn.Module], beside: Iterable[tuple[Any, ...]]) -> Tensor:
@@ -160,7 +175,7 @@ class Mixture(Decoder):
         rows = len(segments) if segments is not None else 1
         for routing in self.routings:
             routing.logits, routing.chosen = (gather(found.view(rows, -1, found.shape[-1])).flatten(0, 1) for found in (routing.logits, routing.chosen))
-        self._kept = None if segments is None else (segments >= 0).flatten()
+        self._kept = None if segments is None else kept_places(segments)
 
     def auxiliary(self) -> dict[str, Tensor]:
         """Of the last forward pass, padding left out; ``shape.auxiliary_weights`` says what each counts in the loss.
@@ -179,7 +194,7 @@ class Mixture(Decoder):
         kept = slice(None) if self._kept is None else self._kept
         logits = torch.stack([routing.logits[kept] for routing in self.routings])  # [layers, tokens, experts]
         experts, tokens = self.shape.experts, max(1, logits.shape[1])
-        chosen = torch.stack([torch.bincount(routing.chosen[kept].flatten(), minlength=experts) for routing in self.routings])  # [layers, experts]
+        chosen = torch.stack([tally(routing.chosen[kept].flatten(), experts) for routing in self.routings])  # [layers, experts]
         shares = chosen.to(logits.dtype) / tokens
         probabilities = logits.softmax(dim=-1).sum((0, 1)) / (tokens * len(logits))  # [experts]
         found = {"load_balance": experts * (shares.mean(0) * probabilities).sum()}

@@ -78,7 +78,7 @@ class TorchEngine:
     def forward_backward(self, batch: Batch, factor: float = 1.0) -> dict[str, torch.Tensor]:
         """Gradients of the whole step's loss; returns each term's mean over the step, not yet synchronised. ``batch`` has the rows of all ranks. ``factor`` of the peak
         learning rate is for engines that use gradients as they appear."""
-        counts = {"tokens": _tokens(batch)} | self.objective.counts(batch)
+        counts = {"tokens": tokens_of(batch)} | self.objective.counts(batch)
         means: dict[str, torch.Tensor] = {}
         batch = self.passes.begin(self.layout, batch)
         self.step_batch = batch
@@ -117,7 +117,7 @@ class TorchEngine:
             penalties |= self.model.adapter.penalties(self.model)
         if not penalties:  # counting asks the device
             return {}
-        tokens = _tokens(part) * self.layout.own_share(self.by_place)
+        tokens = tokens_of(part) * self.layout.own_share(self.by_place)
         return {name: Term(value * tokens, weight, "tokens") for name, (value, weight) in penalties.items()}
 
     def backward(self, terms: dict[str, Term], counts: dict[str, float], share: float = 1.0) -> dict[str, torch.Tensor]:
@@ -235,7 +235,7 @@ class TorchEngine:
         self.optimizer.load_state(tensors)
 
 
-def _tokens(batch: Batch) -> float:
+def tokens_of(batch: Batch) -> float:
     """Tokens that are no padding."""
     return float(batch.inputs.numel() if batch.segments is None else (batch.segments >= 0).sum())
 

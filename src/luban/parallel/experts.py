@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 
+from luban.models import moe
 from luban.models.base import Model
 from luban.models.moe import Experts
 
@@ -24,9 +25,9 @@ class SharedOut(Experts):
         sent = counts.view(ranks, -1).contiguous()  # [ranks, experts of each]
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=group)  # [ranks, experts here]
-        leaving, coming = sent.sum(1).tolist(), received.sum(1).tolist()
+        leaving, coming = moe.as_numbers(sent.sum(1), states), moe.as_numbers(received.sum(1), states)
         states = all_to_all_single_autograd(states, coming, leaving, group)  # in the order of ranks, and of experts in each
-        expert = torch.arange(received.shape[1], device=states.device).repeat(ranks).repeat_interleave(received.flatten())
+        expert = torch.arange(received.shape[1], device=states.device).repeat(ranks).repeat_interleave(received.flatten(), output_size=sum(coming))
         order = expert.argsort(stable=True)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         made = super().forward(states.index_select(0, order), received.sum(0)).index_select(0, back)

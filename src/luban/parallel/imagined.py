@@ -1,4 +1,4 @@
-"""Ranks that are not there: this process is rank 0 of as many as a real run has, and what it would hear of the others is made up.
+"""Ranks that are not there: this process is one of as many as a real run has, and what it would hear of the others is made up.
 
 Tensors go through torch's fake process group, which moves nothing: a sum leaves the tensor as it is. So sizes, shapes and places are those of a real run, and values mean nothing.
 """
@@ -8,16 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
+from torch.distributed.pipelining.stage import InferenceMode
 
 from luban.foundation.environment import Launch
-from luban.parallel import layouts, ranks
+from luban.models import moe
+from luban.parallel import engine, layouts, ranks
 
 
 class ImaginedRanks(ranks.Ranks):
-    """Rank 0 of ``size``; each of the others says what this one says."""
+    """Rank ``rank`` of ``size``; each of the others says what this one says."""
 
-    def __init__(self, size: int):
-        super().__init__(Launch(0, size, 0, size))
+    def __init__(self, size: int, rank: int = 0):
+        super().__init__(Launch(rank, size, rank, size))
 
     def tell(self, value: Any = None) -> Any:
         return value
@@ -29,12 +33,26 @@ class ImaginedRanks(ranks.Ranks):
         return wish
 
 
-def imagine(size: int) -> ranks.Ranks:
-    """Make this process, which has met nobody yet, rank 0 of ``size`` for as long as it lives."""
+def imagine(size: int, rank: int = 0) -> ranks.Ranks:
+    """Make this process, which has met nobody yet, rank ``rank`` of ``size`` for as long as it lives."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if size > 1:
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     layouts.used_somewhere = lambda parameters, group: [parameter.grad is not None for parameter in parameters]  # tensors without values cannot say it
-    ranks.settle_here(made := ImaginedRanks(size))
+    moe.tally, moe.as_numbers, moe.kept_places = lambda assigned, experts: assigned.new_empty(experts), _evenly, lambda segments: None
+    engine.tokens_of = lambda batch: float(batch.inputs.numel())
+    PipelineScheduleSingle._warmup_p2p = PipelineScheduleMulti._warmup_p2p = _as_described
+    ranks.settle_here(made := ImaginedRanks(size, rank))
     return made
+
+
+def _evenly(counts: Tensor, rows: Tensor) -> list[int]:
+    each, more = divmod(len(rows), len(counts))
+    return [each + (number < more) for number in range(len(counts))]
+
+
+def _as_described(_schedule: Any, stages: list[Any], *_: Any) -> None:
+    """What the stages of a pipeline otherwise agree on by a vote: that all know the shapes that come to them."""
+    for stage in stages:
+        stage._inference_mode = InferenceMode.STATIC

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -88,8 +89,8 @@ class Meshed(Layout):
 
     def _both_ends(self) -> dist.ProcessGroup:
         """This rank and the one at the other end of its pipeline, where it stands at an end."""
-        places = torch.arange(self.ranks.blocks * self.ranks.size).view(self.ranks.blocks, self.parts.pipeline, -1)
-        pairs = places[:, list(self.ends)].movedim(1, -1).flatten(0, -2).tolist()
+        places = np.arange(self.ranks.blocks * self.ranks.size).reshape(self.ranks.blocks, self.parts.pipeline, -1)
+        pairs = np.moveaxis(places[:, list(self.ends)], 1, -1).reshape(-1, len(self.ends)).tolist()
         rest = [[rank] for rank in places.flatten().tolist() if not any(rank in pair for pair in pairs)]
         return self.ranks.group_of(pairs + rest)
 

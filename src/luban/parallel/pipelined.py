@@ -44,6 +44,7 @@ class Line:
         self.turning = turns(schedule, self.each)
         if schedule == "zero_bubble":  # Luban's own layers are one step of autograd, which would be taken twice
             model.split_backward, model.own_layers = True, False
+        self.modules: list[_Module] = []
         self.made: tuple[Any, Any] = (None, None)  # of the last step: number and shape of its micro-batches, and their schedule
         self.engine: TorchEngine | None = None
         self.parts: list[tuple[Batch, bool]] = []
@@ -66,8 +67,10 @@ class Line:
     def learn(self, engine: TorchEngine, parts: list[tuple[Batch, bool]], counts: dict[str, float]) -> dict[str, Tensor]:
         """Gradients of a step's micro-batches; each term's part of the mean, where the last stage is."""
         self.engine, self.parts, self.counts, self.means = engine, even(parts), counts, []
-        numbers = torch.arange(len(parts))
-        self._schedule().step(target=numbers, number=numbers, return_outputs=False)
+        schedule = self._schedule()
+        for module in self.modules:
+            module.passed = 0
+        schedule.step(target=torch.arange(len(parts)), return_outputs=False)
         return {name: torch.stack([found[name] for found in self.means]).sum(0) for name in (self.means[0] if self.means else ())}
 
     def _schedule(self) -> Any:
@@ -79,16 +82,20 @@ class Line:
     def _make(self, number: int, shape: torch.Size) -> Any:
         stream = self._stream(shape, "meta").requires_grad_()
         loss = torch.empty((), device="meta", requires_grad=True)
+        self.modules = [_Module(self, stage) for stage in self.model.stages]
         stages = [
-            PipelineStage(
-                _Module(self, stage), stage.number, stage.count, self.device, input_args=() if stage.is_first else stream, output_args=loss if stage.is_last else stream, group=self.group
-            ) for stage in self.model.stages
-        ]  # fmt: skip
+            PipelineStage(module, stage.number, stage.count, self.device, input_args=() if stage.is_first else stream, output_args=loss if stage.is_last else stream, group=self.group)
+            for module, stage in zip(self.modules, self.model.stages, strict=True)
+        ]
         settings = {"n_microbatches": number, "loss_fn": lambda made, _: made, "scale_grads": False}
         if self.kind == "1f1b":
             return Schedule1F1B(stages[0], **settings)
         kinds = {"interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleZBVZeroBubble if self.turning else ScheduleInterleavedZeroBubble}
         return kinds[self.kind](stages, **settings)
+
+    def arriving_bytes(self, shape: torch.Size) -> int:
+        """Memory that torch keeps for what comes to this rank's stages from either side, of each micro-batch of a step of tokens [rows, seq]."""
+        return sum((not stage.is_first) + (not stage.is_last) for stage in self.model.stages) * self._stream(shape, "meta").nbytes
 
     def through(self, stage: Stage, number: int, states: Tensor | None) -> Tensor:
         """What a stage makes of a micro-batch of the step; the last makes its loss []."""
@@ -143,15 +150,17 @@ class Line:
 
 
 class _Module(nn.Module):
-    """A stage as torch's schedules call it: with the stream, but for the first, and the number of a micro-batch."""
+    """A stage as torch's schedules call it: with the stream, but for the first. Its micro-batches come in their order."""
 
     def __init__(self, line: Line, stage: Stage):
         super().__init__()
+        self.passed = 0  # micro-batches of the step
         self.through = lambda number, states: line.through(stage, number, states)
         self.own = {"parameters": line.model.parameters_of(stage)}
 
-    def forward(self, states: Tensor | None = None, *, number: Tensor) -> Tensor:
-        return self.through(int(number), states)
+    def forward(self, states: Tensor | None = None) -> Tensor:
+        self.passed += 1
+        return self.through(self.passed - 1, states)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         return iter(self.own["parameters"])

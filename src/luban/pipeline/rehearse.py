@@ -59,34 +59,42 @@ def _rehearsed(stages: _Stages, stage: Stage, there: Cluster, count: int) -> Ite
         config = config.updated(precision=job_of(config, config.shape, there).precision)
     if config.precision == "float16":  # which fake processors do not know
         config = config.updated(precision="bfloat16")
-    found = rehearse(config, work, count)
+    for stage_number in sorted({0, config.layout.pipeline - 1}):  # the ends of a pipeline hold the most
+        rank = stage_number * count // config.layout.pipeline
+        yield from _told(stage.name, config, rehearse(config, work, count, rank), there, count, rank, stage_number)
+
+
+def _told(name: str, config: Any, found: dict[str, Any], there: Cluster, count: int, rank: int, stage: int) -> Iterator[Tick]:
     yield Tick(True, t(
-        "{stage}: rehearsed as rank 0 of {ranks} ({layout}, layout.shard: {shard}): {parameters} parameters, {passes} micro-batches of {rows} rows a step; two steps in {time}",
-        stage=stage.name, ranks=count, layout=found["layout"], shard=found["shard"], parameters=count_text(found["parameters"]), passes=found["passes"], rows=found["rows"], time=seconds_text(sum(found["seconds"].values())),
+        "{stage}: rehearsed as rank {rank} of {ranks} ({layout}, layout.shard: {shard}): {parameters} parameters, {passes} micro-batches of {rows} rows a step; two steps in {time}",
+        stage=name, rank=rank, ranks=count, layout=found["layout"], shard=found["shard"], parameters=count_text(found["parameters"]), passes=found["passes"], rows=found["rows"], time=seconds_text(sum(found["seconds"].values())),
     ))  # fmt: skip
     kept = found["checkpoint"]
-    yield Tick(True, t("{stage}: a checkpoint is {whole} of tensors; this rank writes {own} of it in {files} files", stage=stage.name, whole=bytes_text(kept["bytes"]), own=bytes_text(kept["bytes_of_rank"]), files=kept["files"]))
-    yield from _compared(stage.name, config, found, there, count)
+    if config.layout.pipeline > 1:
+        yield Tick(True, t("{stage}: of a checkpoint this rank writes {own} in {files} files", stage=name, own=bytes_text(kept["bytes_of_rank"]), files=kept["files"]))
+    else:
+        yield Tick(True, t("{stage}: a checkpoint is {whole} of tensors; this rank writes {own} of it in {files} files", stage=name, whole=bytes_text(kept["bytes"]), own=bytes_text(kept["bytes_of_rank"]), files=kept["files"]))
+    yield from _compared(name, config, found, there, count, stage)
 
 
-def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, count: int) -> Iterator[Tick]:
+def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, count: int, stage: int) -> Iterator[Tick]:
     """The peak of the rehearsal beside the arithmetic for the same processors, and the arithmetic for the devices that are meant."""
     job = job_of(config.updated(micro_batch_rows=found["rows"]), config.shape, there)
-    layout = layout_of(config.layout, found["shard"], count)
-    reckoned = memory_of(replace(job, device="cpu"), layout).total
+    layout = layout_of(config.layout, found["shard"], count, found["stages"])
+    reckoned = memory_of(replace(job, device="cpu"), layout, stage).total
     apart = found["peak_bytes"] / reckoned - 1
     parts = ", ".join(f"{t(part)} {bytes_text(size)}" for part, size in found["parts"].items())
     yield Tick(abs(apart) <= APART, t("{stage}: a rank held {peak} at the most ({parts}), in the {moment}; arithmetic says {reckoned}, {apart:+.1%}", stage=name, peak=bytes_text(found["peak_bytes"]), parts=parts, moment=t(found["at"]), reckoned=bytes_text(reckoned), apart=-apart / (1 + apart)))
     margin = margin_of(there.device.kind, there.device.name)
-    need = memory_of(job, layout).total * margin.ratio
+    need = memory_of(job, layout, stage).total * margin.ratio
     yield Tick(margin.upper(need / margin.ratio) <= there.device.memory, t("{stage}: on {device} {need} ±{share:.0%} of {room}, with its larger parts of logits and its driver", stage=name, device=there.device.name, need=bytes_text(need), share=margin.memory, room=bytes_text(there.device.memory)))
 
 
-def layout_of(asked: Any, shard: str, ranks: int) -> Layout:
-    """What a recipe's layout comes to on so many ranks, as planning writes it."""
-    rest = ranks // (asked.context * asked.tensor)
+def layout_of(asked: Any, shard: str, ranks: int, stages: int = 1) -> Layout:
+    """What a recipe's layout comes to on so many ranks, with so many stages of a pipeline on each, as planning writes it."""
+    rest = ranks // (asked.context * asked.tensor * asked.pipeline)
     replicas = asked.replicas if asked.replicas != "auto" else rest if shard == "none" else 1
-    return Layout(replicas=replicas, shards=max(1, rest // replicas), shard=shard if rest // replicas * asked.context > 1 else "none", tensor=asked.tensor, context=asked.context, expert=asked.expert)
+    return Layout(replicas=replicas, shards=max(1, rest // replicas), shard=shard if rest // replicas * asked.context > 1 else "none", tensor=asked.tensor, context=asked.context, expert=asked.expert, pipeline=asked.pipeline, schedule=asked.schedule, stages_per_rank=stages)
 
 
 class _Stages:

@@ -65,7 +65,7 @@ class Body:
         matrix = len(sides) > 1
         wide = not matrix or name in OWN  # of narrow weights: norms, biases, and what an adapter brings
         width = max(4.0, self.width) if self.tape.narrow and wide else self.width
-        made = Parameter(prod(sides), self.learns(name) if learns is None else learns, width, 4.0 if self.tape.narrow else width, sides if matrix else (), table)
+        made = Parameter(prod(sides), self.learns(name) if learns is None else learns, width, 4.0 if self.tape.narrow else width, sides if matrix else (), table, ".experts." in name)
         self._owner.append(made)
         return made
 

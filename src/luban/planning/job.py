@@ -45,6 +45,11 @@ class Layout:
         return self.pipeline * self.replicas * self.shards * self.context * self.tensor
 
     @property
+    def turning(self) -> bool:
+        """Whether a pipeline's stages go through the devices and back, so that the first and the last are the same one's."""
+        return self.schedule == "zero_bubble" and self.stages_per_rank == 2
+
+    @property
     def readers(self) -> int:
         """Devices that read rows of their own."""
         return self.replicas * self.shards
@@ -53,6 +58,10 @@ class Layout:
     def held(self) -> int:
         """Devices over which weights or gradients are cut into shards."""
         return self.shards * self.context if self.shard != "none" else 1
+
+    def cut(self, of_expert: bool) -> int:
+        """Devices over which a parameter that this one has a part of is cut into shards; those of experts lie on the devices with the same experts."""
+        return self.held if not of_expert or self.expert == 1 or self.shard == "none" else self.replicas * self.shards * self.context // self.expert
 
     def text(self) -> str:
         """What of it is not 1, for people: ``replicas 8 × tensor 2``."""

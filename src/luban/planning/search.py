@@ -49,9 +49,9 @@ class Candidate:
         return self.speed is not None and self.memory is not None
 
 
-def memory_of(job: Job, layout: Layout) -> Memory:
-    """The most that any device of the layout holds: of a pipeline the first or the last stage."""
-    stages = {0, layout.pipeline - 1}
+def memory_of(job: Job, layout: Layout, stage: int | None = None) -> Memory:
+    """The most that any device of the layout holds: of a pipeline the first or the last stage, or the one that is asked for."""
+    stages = {0, layout.pipeline - 1} if stage is None else {stage}
     accounts = [Step(job, layout, stage).run() for stage in sorted(stages)]
     worst = max(accounts, key=lambda account: account.peak)
     return Memory(worst.at_peak, worst.peak_moment, 0.0 if job.device == "cpu" else RESERVED)

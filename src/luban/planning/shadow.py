@@ -2,8 +2,7 @@
 
 Operations take and give what torch's do in Luban's modules, and their derivatives too; a storage lives as long as something refers to it, as torch's does, so Python's own
 reference counts say when it is given back. A training step of a model of any size passes in milliseconds, without a tensor and without torch; the most that was held at once,
-by purpose, is what the step needs. benchmarks/planner.py measures how near that comes to the allocator's own count.
-"""
+by purpose, is what the step needs. benchmarks/planner measures how near that comes to the allocator's own count."""
 
 from __future__ import annotations
 
@@ -70,6 +69,7 @@ class Parameter:
     gradient_width: float = 4.0
     sides: tuple[float, ...] = ()  # rows and columns of a matrix
     table: bool = False  # an embedding or the output's matrix
+    of_expert: bool = False
     used_again: bool = False  # tied: its gradient comes from two places, and is added up before it is given
     gradient: Storage | None = None
     waiting: Storage | None = None

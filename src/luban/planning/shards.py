@@ -17,7 +17,9 @@ class Shards:
     """The weights of ``inside`` (a list for each block) and of what stands outside of the blocks, as one process of ``layout`` gathers and cuts them."""
 
     def __init__(self, tape: Tape, layout: Layout, habits: Habits, inside: Sequence[Sequence[Parameter]], loose: Sequence[Parameter], first: int):
-        self.tape, self.layout, self.habits, self.inside, self.loose, self.first = tape, layout, habits, inside, loose, first
+        alone = layout.cut(True) == 1  # experts that no other process has are neither gathered nor cut
+        self.tape, self.layout, self.habits, self.loose, self.first = tape, layout, habits, loose, first
+        self.inside = [[parameter for parameter in parameters if not (alone and parameter.of_expert)] for parameters in inside]
         self.sent: Storage | None = None  # the last block's weights as they came
         self.ahead: dict[int, Storage] = {}  # the next block's, in a backward pass
         self.given: Storage | None = None  # the last gradients that were summed
@@ -92,7 +94,7 @@ class Shards:
         self.given = self.tape.storage(numbers * self.habits.reduced, 1, "communication")
         for parameter in learning:
             parameter.gradient = None
-        own = self.tape.storage(numbers / self.layout.held * self.habits.gradients, 1, "gradients")
+        own = self.tape.storage(sum(parameter.numbers / self.layout.cut(parameter.of_expert) for parameter in learning) * self.habits.gradients, 1, "gradients")
         if self.tape.device == "cpu":
             copy = self.tape.storage(self.given.size, 1, "communication")
             del copy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from luban.planning.adapting import learning, places_before, wearing
 from luban.planning.bodies import Body, Llama, Split, unknown
 from luban.planning.bodies_classic import GPT2, Bert, Pairs
-from luban.planning.job import Job, Layout
+from luban.planning.job import Habits, Job, Layout
 from luban.planning.shadow import Account, Node, Parameter, Storage, Tape, Value
 from luban.planning.shards import Shards
 from luban.planning.updates import moment_bytes, state_bytes
@@ -31,12 +32,12 @@ class Step:
         self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
         self.tape = tape = Tape(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
         tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
-        tape.own = job.own_layers and layout.pipeline == 1
+        tape.own = job.own_layers and (layout.pipeline == 1 or layout.schedule != "zero_bubble")  # parallel.pipelined.Line
         quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
         split = Split(layout.tensor, layout.context, layout.expert)
         width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
         self.body: Any = BODIES[job.shape.architecture](tape, job.shape, split, width, learning(job), wearing(job), job.adapter, quantized)
-        self.first, self.last = stage == 0, stage == layout.pipeline - 1
+        self.first, self.last = stage == 0, stage == (0 if layout.turning else layout.pipeline - 1)
         self.numbers = range(*share(len(self.body.blocks), layout.pipeline, stage))
         self.loose = [*(self.body.below if self.first or (self.last and self.body.output in self.body.below) else []), *(self.body.above if self.last else [])]
         self.parameters = [*self.loose, *(parameter for number in self.numbers for parameter in self.body.inside[number])]
@@ -62,15 +63,26 @@ class Step:
     def _hold(self) -> None:
         """Weights and the optimizer's state, in shards where they are; the batch of the whole step."""
         job, layout = self.job, self.layout
-        cut = layout.held
         more = 0.0 if job.habits.copies else job.habits.weights - job.compute  # of a weight that is held wider than it is gathered
-        self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) for parameter in self.parameters) / cut, "weights")
+        self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) / layout.cut(parameter.of_expert) for parameter in self.parameters), "weights")
         learning = [parameter for parameter in self.parameters if parameter.learns]
-        states = sum(state_bytes(parameter, job, parameter is self.body.embedding) for parameter in learning)
-        self.keep(states / cut, "optimizer")
+        states = sum(state_bytes(parameter, job, parameter is self.body.embedding) / layout.cut(parameter.of_expert) for parameter in learning)
+        self.keep(states, "optimizer")
         if job.averaged:
             self.keep(sum(4.0 * parameter.numbers for parameter in self.parameters), "optimizer")
         self.keep(BATCH_BYTES * job.step_rows * (job.sequence_length + job.source_length), "temporary")
+        if layout.pipeline > 1 and job.habits == Habits():
+            self._hold_of_stages(job.rows * job.sequence_length / layout.context)
+
+    def _hold_of_stages(self, tokens: float) -> None:
+        """What torch's stages have besides: a place for all that will come to them in a step, from either side; and gradients of what products made, until those of the weights are computed from them."""
+        job, layout = self.job, self.layout
+        sides = 2 * layout.stages_per_rank - self.first - self.last
+        self.keep(sides * job.micro_batches(layout) * tokens * job.shape.hidden_size * job.habits.stream, "communication")
+        if layout.schedule == "zero_bubble":
+            waiting = self.stage + 0.5 if layout.turning else self.stage + 1  # micro-batches
+            made = sum(parameter.sides[0] for number in self.numbers for parameter in self.body.inside[number] if parameter.sides and parameter.learns)
+            self.keep(waiting * tokens * made * job.compute, "temporary")
 
     def keep(self, size: float, purpose: str) -> None:
         self.held.append(Storage(self.account, size, purpose))
@@ -82,10 +94,10 @@ class Step:
         job = self.job
         if job.engine == "layerwise":
             self.tape.on_gradient = self._use
-        micro_batches = 1 if job.engine == "layerwise" else min(job.micro_batches(self.layout), 2)  # a third is like the second
-        in_flight = self._in_flight(micro_batches)
+        in_flight = self._in_flight()
         done: list[Node | None] = []
-        for _ in range(max(micro_batches, in_flight)):
+        micro_batches = 1 if job.engine == "layerwise" else job.micro_batches(self.layout)
+        for _ in range(min(micro_batches, in_flight + 1)):  # the last finds the gradients of the first, and one more is like it
             done.append(self.forward())
             if len(done) == in_flight:
                 self.backward(done.pop(0))
@@ -98,15 +110,13 @@ class Step:
             del moment
         return self.account
 
-    def _in_flight(self, micro_batches: int) -> int:
-        """Micro-batches whose activations a stage holds together: of 1F1B as many as there are stages from it on; interleaved stages hold more (Narayanan et al. 2021, arXiv:2104.04473)."""
-        layout = self.layout
-        if layout.pipeline == 1:
-            return 1
-        most = layout.pipeline - self.stage
-        if layout.stages_per_rank > 1:
-            most = most + layout.pipeline * (layout.stages_per_rank - 1) / layout.stages_per_rank
-        return max(1, min(round(most), self.job.micro_batches(layout)))
+    def _in_flight(self) -> int:
+        """Micro-batches whose activations a stage holds together, as torch's schedules order their passes: of 1F1B as many as there are stages from it on; interleaved, as it warms up with more of each of its
+        stages (Narayanan et al. 2021, arXiv:2104.04473); without bubbles, as many as there are ranks wherever it stands, since gradients of weights wait (Qi et al. 2023, arXiv:2401.10241)."""
+        ranks, each = self.layout.pipeline, self.layout.stages_per_rank
+        after = ranks - 1 - self.stage
+        most = {"1f1b": after + 1.0, "interleaved": ((each - 1) * ranks + 2 * after + 1) / each, "zero_bubble": float(ranks)}[self.layout.schedule]
+        return max(1, min(math.ceil(most), self.job.micro_batches(self.layout)))
 
     def forward(self) -> Node | None:
         """A micro-batch's loss; what its backward pass begins with. Of a stage that is not the last, the node of what it hands on."""

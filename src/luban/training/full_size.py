@@ -1,6 +1,6 @@
 """A training at its full size without its memory: real rows, Luban's own layout, engine and optimizer on as many ranks as there will be, tensors that have a size and no values.
 
-In a process of its own, since it stands as rank 0 among ranks that are not there (parallel/imagined.py). What can be known so: that every part of the way fits the others, what a rank
+In a process of its own, since it stands as one rank among others that are not there (parallel/imagined.py). What can be known so: that every part of the way fits the others, what a rank
 holds at the most, and what a checkpoint of it takes. Tensors are a processor's: kernels of GPUs keep other things for a moment, as larger parts of the logits.
 """
 
@@ -21,14 +21,14 @@ from luban.foundation.errors import LubanError
 from luban.training.config import TrainConfig
 
 SECONDS = 1800.0  # of one rehearsal
-PASSES = 2  # micro-batches of a step that are tried: a third is like the second
+PASSES = 2  # micro-batches of a step that are tried: a third is like the second; through a pipeline go twice as many as it has stages
 
 
-def rehearse(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
-    """What :func:`main` finds of a training on so many ranks. LubanError with what went wrong there."""
+def rehearse(config: TrainConfig, work: Work, ranks: int, rank: int = 0) -> dict[str, Any]:
+    """What :func:`main` finds of a training on so many ranks, as one of them. LubanError with what went wrong there."""
     from luban.training.probe import as_plain
 
-    asked = {"config": config.model_dump(mode="json"), "inputs": as_plain(work.inputs), "seed": work.seed, "ranks": ranks}
+    asked = {"config": config.model_dump(mode="json"), "inputs": as_plain(work.inputs), "seed": work.seed, "ranks": ranks, "rank": rank}
     with tempfile.TemporaryDirectory(prefix="luban-rehearsal-") as folder:
         try:
             done = subprocess.run([sys.executable, "-m", "luban.training.full_size", folder], input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS)
@@ -50,7 +50,7 @@ def main() -> None:
     from luban.training.probe import as_inputs
 
     hush()
-    imagine(asked["ranks"])
+    imagine(asked["ranks"], asked["rank"])
     work = Work(Path(sys.argv[1]), as_inputs(asked["inputs"]), asked["seed"], "rehearsal")
     (work.path / "training").mkdir()
     try:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
-    """Two steps of a training in this process, which stands as rank 0 of ``ranks``: bytes by purpose and at the most, what a checkpoint takes, seconds by part."""
+    """Two steps of a training in this process, which stands as one of ``ranks``: bytes by purpose and at the most, what a checkpoint takes, seconds by part."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -92,13 +92,14 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     batch = objective.prepare(loaders.train.step(0), model)
     counts = {"tokens": float(batch.inputs.numel())} | objective.counts(batch)
     parts = run.engine.micro_batches(batch)
-    imagined = [_imagined(part, mode) for part in parts[:PASSES]]
+    line = getattr(layout, "line", None)
+    imagined = [_imagined(part, mode) for part in parts[: 2 * line.count if line else PASSES]]
     with mode, held:
         weights = held.count(model.parameters())
-        for several in (imagined[:1], imagined):  # in the second step the optimizer's state is there, and its second micro-batch finds the gradients of the first
-            for part in several:
-                held.moment = "forward and backward pass"
-                run.engine.passes.backward(run.engine, part, counts)
+        for several in (imagined if line else imagined[:1], imagined):  # in the second step the optimizer's state is there, and its second micro-batch finds the gradients of the first
+            held.moment = "forward and backward pass"
+            for _ in layout.learn(run.engine, ((part, True) for part in several), counts):
+                pass
             gradients = sum(_bytes(parameter.grad) for parameter in model.parameters() if parameter.grad is not None)
             held.moment = "optimizer step"
             layout.sum_gradients(model)
@@ -106,21 +107,21 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
             run.engine.optimizer.step(1.0)
             run.engine.optimizer.zero_grad()
     passed("two steps")
+    left_out = (len(parts) - len(imagined)) * line.arriving_bytes(parts[0].inputs.shape) if line else 0
+    peak = held.peak + left_out
     states = sum(map(_bytes, run.engine.optimizer.state().values()))
     files, own, whole = checkpoint_plan(run)
     passed("checkpoint")
     return {
-        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "parameters": numbers, "rows": rows, "passes": len(parts), "peak_bytes": held.peak, "at": held.at,
-        "parts": {"weights": weights, "gradients": gradients, "optimizer": states, "activations": held.peak - weights - gradients - states}, "moments": held.moments,
+        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "stages": getattr(layout, "stages", 1), "parameters": numbers, "rows": rows, "passes": len(parts), "peak_bytes": peak, "at": held.at,
+        "parts": {"weights": weights, "gradients": gradients, "optimizer": states, "activations": peak - weights - gradients - states}, "moments": held.moments,
         "checkpoint": {"files": files, "bytes_of_rank": own, "bytes": whole}, "seconds": seconds, "torch": torch.__version__,
     }  # fmt: skip
 
 
 def check_rehearsable(config: TrainConfig) -> None:
     """LubanError, naming the field, for what looks at values on its way, or waits for ranks that are not there."""
-    lacking = [(f"layout.{field}", count) for field in ("pipeline", "expert") if (count := getattr(config.layout, field)) > 1]
-    lacking += [("engine", config.engine)] if config.engine != "torch" else []
-    lacking += [("shape.architecture", config.shape.architecture)] if getattr(config.shape, "experts", 0) else []
+    lacking = [("engine", config.engine)] if config.engine != "torch" else []
     for field, value in lacking:
         raise LubanError("{field}: {value} cannot be rehearsed", "a rehearsal has sizes and no values, and no other ranks to talk to", "luban plan reckons it; luban check RECIPE --layouts trains a tiny form of it", field=field, value=value)
 
