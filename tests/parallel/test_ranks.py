@@ -209,6 +209,28 @@ def test_objectives_train_alike_in_two_processes(tmp_path, names):
         assert differs(fields["out"].parent / "one", fields["out"]) == [], fields["out"]
 
 
+@pytest.mark.slow
+def test_thin_products_are_cut_with_the_matrices_that_they_stand_beside(tmp_path):
+    """LoRA and rsLoRA+ over a tensor group, whose ranks hold parts of the sequence or all of it: the adapter that is saved is one process's."""
+    runs = []
+    for name, adapter in (("lora", {"method": "lora"}), ("rslora", {"method": "rslora", "rank": 3, "b_rate": 4.0})):
+        (tmp_path / name).mkdir()
+        plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": adapter, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
+        luban.train(**plain, out=tmp_path / name / "one")
+        runs += [{**plain, "layout": {"tensor": 2, "sequence": sequence}, "out": tmp_path / name / f"two-{sequence}"} for sequence in (True, False)]
+    assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
+    for run in runs:
+        assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{"method": "dora"}, {"method": "lora", "dropout": 0.1}])
+def test_adapters_that_are_more_than_a_thin_product_are_refused_by_a_tensor_group(tmp_path, adapter):
+    plain = {**FIXED, **case(tmp_path, "instruction"), "adapter": adapter, "layout": {"tensor": 2}, "out": tmp_path / "two"}
+    (error,) = follow(tmp_path, 2, [], [plain])["runs"]
+    assert f"adapter.method: {adapter['method']} cannot be trained by 2 processes" in error
+
+
 # ---- a run's life -----------------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,11 @@ def adapt(layer: nn.Module, name: str, adapter: nn.Module, wearing: type[Wears] 
     layer.active = (*(known for known in layer.active if known != name), name)
 
 
+def change_class(layer: nn.Module, cls: type) -> None:
+    """Make a layer one of ``cls``, beneath its adapters where it wears some."""
+    layer.__class__ = _class_for(type(layer).__bases__[0], cls) if isinstance(layer, Wears) else cls
+
+
 def release(layer: nn.Module, name: str) -> None:
     """Take an adapter off; with the last one the layer is what it was."""
     if not isinstance(layer, Wears) or name not in layer.adapters:

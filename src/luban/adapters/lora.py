@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban.adapters.adapted import Layer, adapted_layers
+from luban.adapters.adapted import Layer, Wears, adapted_layers
 from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdapterConfig, LoraConfig
 from luban.adapters.method import Method
@@ -49,6 +49,15 @@ class LoraProduct(nn.Module):
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
         return beneath(states) + self.change(states)
+
+
+def only_products(model: Model) -> bool:
+    """Whether all adapters are thin products beside linear layers, each of which can be cut as its layer is: the output of a layer is then the sum of both, and nothing else is known of either."""
+    worn = [layer for layer in model.modules() if isinstance(layer, Wears)]
+    return all(
+        isinstance(layer, nn.Linear) and not hasattr(layer, "dequantized") and all(type(part) is LoraProduct and not part.dropout.p and not hasattr(part, "taken") for part in layer.adapters.values())
+        for layer in worn
+    )  # fmt: skip
 
 
 class DoraProduct(LoraProduct):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.pipelining import stage as pipeline_stage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
-from torch.distributed.pipelining.stage import InferenceMode
 
 from luban.foundation.environment import Launch
 from luban.models import moe
@@ -42,7 +42,8 @@ def imagine(size: int, rank: int = 0) -> ranks.Ranks:
     layouts.used_somewhere = lambda parameters, group: [parameter.grad is not None for parameter in parameters]  # tensors without values cannot say it
     moe.tally, moe.as_numbers, moe.kept_places = lambda assigned, experts: assigned.new_empty(experts), _evenly, lambda segments: None
     engine.tokens_of = lambda batch: float(batch.inputs.numel())
-    PipelineScheduleSingle._warmup_p2p = PipelineScheduleMulti._warmup_p2p = _as_described
+    if hasattr(pipeline_stage, "InferenceMode"):  # older torch does not vote
+        PipelineScheduleSingle._warmup_p2p = PipelineScheduleMulti._warmup_p2p = _as_described
     ranks.settle_here(made := ImaginedRanks(size, rank))
     return made
 
@@ -55,4 +56,4 @@ def _evenly(counts: Tensor, rows: Tensor) -> list[int]:
 def _as_described(_schedule: Any, stages: list[Any], *_: Any) -> None:
     """What the stages of a pipeline otherwise agree on by a vote: that all know the shapes that come to them."""
     for stage in stages:
-        stage._inference_mode = InferenceMode.STATIC
+        stage._inference_mode = pipeline_stage.InferenceMode.STATIC

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from luban.adapters.adapted import Wears, change_class
 from luban.models.base import Model
 from luban.models.embedding import Embedding
 from luban.models.moe import Routing, SparseFeedForward
@@ -40,6 +41,16 @@ class RowLinear(nn.Linear):
     def forward(self, states: Tensor) -> Tensor:
         made = self.write(F.linear(states, local(self.weight)))
         return made if self.bias is None else made + self.bias.to(made.dtype)
+
+
+class Thin(nn.Linear):
+    """That matrix of a thin product which all ranks hold, beside one that is cut as the layer's own is. Each rank has a part of its gradient."""
+
+    write: Callable[[Tensor], Tensor] | None = None  # where the parts of a sum come through it
+
+    def forward(self, states: Tensor) -> Tensor:
+        made = F.linear(states, local(self.weight))
+        return made if self.write is None else self.write(made)
 
 
 class SharedTable(Embedding):
@@ -147,17 +158,30 @@ def _cut_in_block(module: nn.Module, name: str, plan: Plan, mesh: DeviceMesh, wr
         _cut(module, "weight", mesh, 0)
         if module.bias is not None:
             _cut(module, "bias", mesh, 0)
-        module.__class__ = ColumnLinear
+        change_class(module, ColumnLinear)
+        _cut_products(module, mesh, 0, None)
     elif ends(name, plan.row):
         _cut(module, "weight", mesh, 1)
-        module.__class__, module.write = RowLinear, write
+        change_class(module, RowLinear)
+        module.write = write
+        _cut_products(module, mesh, 1, write)
     elif ends(name, plan.columns_of_table):
         _cut(module, "weight", mesh, 1)
         module.__class__ = HeadTable
 
 
+def _cut_products(layer: nn.Module, mesh: DeviceMesh, dim: int, write: Callable[[Tensor], Tensor] | None) -> None:
+    """Cut the thin products that a layer wears as the layer is: of its outputs their second matrix, of its inputs their first."""
+    for product in layer.adapters.values() if isinstance(layer, Wears) else ():
+        cut, held = (product.lora_B, product.lora_A) if dim == 0 else (product.lora_A, product.lora_B)
+        _cut(cut, "weight", mesh, dim)
+        cut.__class__, held.__class__, held.write = ColumnLinear, Thin, write
+
+
 def _summed(module: nn.Module, name: str, plan: Plan, sequence: bool) -> list[nn.Parameter]:
     """Parameters of its own that the module holds whole and of whose gradients each rank has a part."""
+    if isinstance(module, Thin):
+        return [module.weight]
     if isinstance(module, (ColumnLinear, HeadTable)) or name.endswith((".gate", ".shared_expert_gate")):
         return []
     if isinstance(module, RowLinear):

@@ -82,12 +82,18 @@ def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
         yield replace(base, shard="gradients")
 
 
+def _thin(job: Job) -> bool:
+    """Whether an adapter is a thin product beside each matrix, which is cut as that is."""
+    config = job.adapter
+    return config.method in ("lora", "rslora") and not config.dropout and not config.decomposed and not config.starts_with_pissa and not job.quantization and not getattr(job.shape, "experts", 0)
+
+
 def refused(job: Job, layout: Layout) -> str:
     """Why Luban would not train it (luban.training.layout), as a template; empty where it would."""
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
-        ("an adapter stands on matrices that tensor or expert would share out", job.adapter is not None and (layout.tensor > 1 or layout.expert > 1)),
+        ("an adapter stands on matrices that tensor or expert would share out", job.adapter is not None and (layout.expert > 1 or (layout.tensor > 1 and not _thin(job)))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
         ("a pipeline is for pretraining and tuning of all weights", layout.pipeline > 1 and (job.head_outputs > 0 or job.adapter is not None)),
         ("a pipeline passes the rows of a step once", layout.pipeline > 1 and job.objective in ("kto", "grpo", "distillation")),

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from luban.adapters.adapted import Wears
+from luban.adapters.lora import only_products
 from luban.adapters.method import Method
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
@@ -18,6 +20,7 @@ from luban.models.quantized_model import quantized_layers
 from luban.objectives.base import Objective
 from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.legal import Parts, nearest, refusals
+from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
 from luban.parallel.zero import WEIGHTS, DeepSpeedEngine, Zero
 from luban.training.config import OPTIMIZERS, TrainConfig
@@ -165,8 +168,8 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
     """Where ranks share rows, matrices or experts."""
     name, one = model.adapter and model.adapter.config.method, "leave layout.tensor, layout.context and layout.expert at 1"
-    if model.adapter and (parts.tensor > 1 or parts.expert > 1):
-        yield "adapter.method", name, "it stands on matrices that are shared out", one
+    if model.adapter and (parts.expert > 1 or (parts.tensor > 1 and not (only_products(model) and model.shape.architecture in PLANS and not getattr(model.shape, "experts", 0) and not _on_output(model)))):
+        yield "adapter.method", name, "it stands on matrices that are shared out, and is more than a thin product beside each, without dropout", "choose lora on matrices in blocks, or leave layout.tensor and layout.expert at 1"
     if model.adapter and model.tokens_before:
         yield "adapter.method", name, "its places stand before those that are shared out", one
     if config.regularization.mixup:
@@ -178,6 +181,12 @@ def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Itera
         yield "layout.sequence", False, "ranks of a tensor group would draw other numbers where they do the same work", "leave layout.sequence out, or set regularization.dropout: 0"
     if parts.tensor > 1 and getattr(model.shape, "router_jitter", 0.0):
         yield "shape.router_jitter", model.shape.router_jitter, "ranks of a tensor group would route other tokens", "set it to 0, or leave layout.tensor at 1"
+
+
+def _on_output(model: Model) -> bool:
+    """Whether an adapter stands on the output or a table, which a tensor group cuts by tokens."""
+    plan = PLANS[model.shape.architecture]
+    return any(place == plan.output or place.endswith(plan.vocabulary) for place, module in model.named_modules() if isinstance(module, Wears))
 
 
 def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, shard: str) -> Iterator[tuple[str, Any, str, str]]:
