@@ -218,6 +218,10 @@ def test_thin_products_are_cut_with_the_matrices_that_they_stand_beside(tmp_path
         plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": adapter, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
         luban.train(**plain, out=tmp_path / name / "one")
         runs += [{**plain, "layout": {"tensor": 2, "sequence": sequence}, "out": tmp_path / name / f"two-{sequence}"} for sequence in (True, False)]
+    (tmp_path / "packed").mkdir()
+    plain = {**FIXED, **case(tmp_path / "packed", "instruction"), "adapter": {"method": "lora"}, "quantization": {"format": "int8"}, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
+    luban.train(**plain, out=tmp_path / "packed" / "one")
+    runs.append({**plain, "layout": {"context": 2}, "out": tmp_path / "packed" / "two"})  # whose weights are whole on each rank
     assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
     for run in runs:
         assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]

@@ -104,7 +104,7 @@ def refused(job: Job, layout: Layout) -> str:
             ("weights: bfloat16 are not cut into pieces", job.weights == "bfloat16"),
             ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
             ("precision: float16 is not for shards: its scale is not agreed on between them", job.precision == "float16"),
-            ("quantised matrices are not cut into pieces", job.quantization is not None),
+            ("quantised matrices are not cut into pieces", job.quantization is not None and (layout.held > 1 or layout.tensor > 1 or layout.expert > 1)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
             ("compiled blocks are not cut into pieces", job.compile),

@@ -161,6 +161,8 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
     grouped = parts.tensor > 1 or parts.context > 1 or parts.expert > 1
     if grouped:
         yield from _lacking_in_groups(config, model, parts)
+    if quantized_layers(model) and (sharded or parts.tensor > 1 or parts.expert > 1):
+        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut into shards", whole
     if sharded or grouped:
         yield from _lacking_in_pieces(config, model, objective, whole)
 
@@ -226,8 +228,6 @@ def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, 
         yield "optimizer.name", config.optimizer.name, "its state is of whole matrices, or of runs of numbers that shards would cut", "choose {known}, or layout.shard: none"
     if config.precision == "float16":
         yield "precision", config.precision, "the scale of its losses is not agreed on between shards", "choose bfloat16 or float32"
-    if quantized_layers(model):
-        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut into shards", whole
     if model.adapter and (type(model.adapter).after_gradients is not Method.after_gradients or type(model.adapter).penalties is not Method.penalties):
         yield "adapter.method", model.adapter.config.method, "it looks at whole matrices after each step", "choose another method, or layout.shard: none"
     if objective.scope == "batch":
