@@ -1,7 +1,7 @@
 """What each rank runs under torchrun: the trainings of a plan (a JSON file). Rank 0 writes what came of them to the plan's ``found``.
 
 ``cases``: ``model:optimizer:layout:rows``, trained by all ranks and by each alone: the largest difference of figures and weights, and of the model that is put together at the end. A layout is
-none, gradients, full, twice (full with two replicas), or counts such as ``tensor2,context2`` with ``whole`` for a sequence that is not cut and ``full`` for shards.
+none, states, gradients, full, twice (full with two replicas), or counts such as ``tensor2,context2`` with ``whole`` for a sequence that is not cut and ``full`` for shards.
 ``journeys``: a model and layouts: trained in the first, its checkpoint is read and written again in each of the others, the last of them one process; the names of tensors that arrive with other bits.
 ``draws``: ``model:layout``, trained with dropout: whether all ranks end with the same weights where they hold the same, and find the same losses again where blocks are computed again.
 ``runs``: fields of `luban train`: the message of the error, if one ended it.
@@ -37,7 +37,7 @@ def layout_of(ranks: Ranks, said: str) -> Layout:
     sizes = {name: int(count) for name, count in re.findall(r"([a-z]+)(\d+)", said)}
     if said == "twice":
         sizes["replicas"] = 2
-    shard = next((word for word in words if word in ("gradients", "full")), "full" if said == "twice" else "none")
+    shard = next((word for word in words if word in ("states", "gradients", "full")), "full" if said == "twice" else "none")
     each = sizes.pop("stages", 0)
     rest = ranks.size // (sizes.get("replicas", 1) * sizes.get("pipeline", 1) * sizes.get("context", 1) * sizes.get("tensor", 1))
     parts = Parts(**{"replicas" if shard == "none" else "shards": rest} | sizes)

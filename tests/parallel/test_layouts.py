@@ -64,7 +64,7 @@ def test_check_compares_the_layouts_of_a_recipe_and_fails_where_one_is_off(tmp_p
     ended = CliRunner().invoke(cli, ["check", str(tmp_path / "recipe.yaml"), "--layouts", "--ranks", "1,2"], env={"COLUMNS": "160"})
     assert ended.exit_code == 1, ended.output
     lines = {line.split("  ")[0].strip(): line for line in ended.output.splitlines() if line.rstrip().endswith(("✓", "✗"))}
-    assert {"one process", "replicas: 2", "shards: 2, shard: full", "shards: 2, shard: gradients", "tensor: 2", "context: 2", "pipeline: 2, schedule: 1f1b", "pipeline: 2, schedule: zero_bubble"} <= lines.keys()
+    assert {"one process", "replicas: 2", "shards: 2, shard: full", "shards: 2, shard: gradients", "shards: 2, shard: states", "tensor: 2", "context: 2", "pipeline: 2, schedule: 1f1b", "pipeline: 2, schedule: zero_bubble"} <= lines.keys()
     assert "✓" in lines["one process"]
     assert "✗" in lines["tensor: 2"]
     for line in lines.values():  # float64 holds

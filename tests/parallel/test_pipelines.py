@@ -124,6 +124,7 @@ def test_what_pipelines_cannot_do_is_refused_by_name():
     refused = {
         "layout.stages_per_rank: 2 with layout.schedule: 1f1b": {"layout": {"pipeline": 2, "stages_per_rank": 2}},
         "layout.stages_per_rank: 1 with layout.schedule: interleaved": {"layout": {"pipeline": 2, "schedule": "interleaved", "stages_per_rank": 1}},
+        "layout.shard: states cannot be trained in a pipeline of 2": {"count": 4, "layout": {"pipeline": 2, "shard": "states"}},
         "layout.shard: full cannot be trained in a pipeline of 2": {"count": 4, "layout": {"pipeline": 2, "shard": "full", "schedule": "zero_bubble"}},
         "regularization.r_drop: 1.0": {"regularization": {"r_drop": 1.0}, "model": "bert/kinds", **two},
         "regularization.average: exponential": {"regularization": {"average": "exponential"}, **two},

@@ -93,12 +93,12 @@ def test_two_ranks_say_what_one_process_says(tmp_path):
     """Replicas and shards; steps of five rows, one row (so that a rank has none) and four, cut into micro-batches; clipped; a whole training with validation and checkpoints."""
     fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "gradient_clip": 0.5, "samples": {"prompts": ["the"], "sampling": {"maximum_tokens": 4, "temperature": 0}}}
     luban.train(**fields, out=tmp_path / "one")
-    cases = ["llama:adamw:none:2", "llama:muon:full:2", "t5:adamw:full:1", "bert/kinds:sgd:gradients:2", "bert/alike:adamw:none:2"]
-    found = follow(tmp_path, 2, cases, [{**fields, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("none", "full")])
+    cases = ["llama:adamw:none:2", "llama:muon:full:2", "t5:adamw:full:1", "bert/kinds:sgd:gradients:2", "bert/alike:adamw:none:2", "llama:adamw:states:1", "t5:muon:states:2"]
+    found = follow(tmp_path, 2, cases, [{**fields, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("none", "full", "states")], journeys=[["llama", ["states", "full", "none", "states"]]])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
-    assert found["runs"] == ["", ""]
+    assert found["runs"] == ["", "", ""] and found["journeys"] == [[]]
     expected = dict(load_model(tmp_path / "one").named_parameters())
-    for shard in ("none", "full"):
+    for shard in ("none", "full", "states"):
         assert differs(tmp_path / "one", tmp_path / shard) == []
         made = dict(load_model(tmp_path / shard).named_parameters())
         torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-5)

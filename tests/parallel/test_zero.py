@@ -243,7 +243,7 @@ def chosen(model: str = "llama", count: int = 2, **fields: Any) -> Any:
 
 
 def test_the_stage_follows_from_what_is_cut():
-    assert [chosen(layout={"shard": shard}).stage for shard in ("auto", "none", "gradients", "full")] == [1, 1, 2, 3]
+    assert [chosen(layout={"shard": shard}).stage for shard in ("auto", "none", "states", "gradients", "full")] == [1, 1, 1, 2, 3]
     assert isinstance(chosen(count=1), Zero)
     refused = {
         "layout.replicas: 2": {"count": 4, "layout": {"shard": "full", "replicas": 2}},

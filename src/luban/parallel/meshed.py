@@ -49,8 +49,8 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 
 
 class Meshed(Layout):
-    """``shard``: "none"; "gradients", weights are kept from a block's forward to its backward pass (ZeRO-2); or "full", they are dropped in between and gathered again (ZeRO-3,
-    Rajbhandari et al. 2020, arXiv:1910.02054). With shards every micro-batch's gradients are summed and cut in its backward pass, so that no rank ever holds all of them.
+    """``shard``: "none"; "states", weights are gathered once a step and gradients summed once, after its last micro-batch (ZeRO-1); "gradients", weights are kept from a block's forward to its backward pass (ZeRO-2); or "full", they are dropped in between and gathered again (ZeRO-3,
+    Rajbhandari et al. 2020, arXiv:1910.02054). With the last two every micro-batch's gradients are summed and cut in its backward pass, so that no rank ever holds all of them.
 
     ``sequence``: ranks of a tensor group hold parts of the sequence where they would do the same work.
     """
@@ -233,9 +233,22 @@ class Meshed(Layout):
 
     def learn(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]], counts: dict[str, float]) -> Iterator[dict[str, Tensor]]:
         if self.line is None:
-            yield from super().learn(engine, parts, counts)
+            yield from super().learn(engine, self._at_the_last(engine.model, parts) if self.shard == "states" else parts, counts)
         elif made := list(parts):
             yield self.line.learn(engine, made, counts)
+
+    @staticmethod
+    def _at_the_last(model: Model, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[Batch, bool]]:
+        """The micro-batches; what is gathered stays and no gradient is summed until the last of them."""
+        shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        waiting = next(parts, None)
+        while waiting is not None:
+            following = next(parts, None)
+            for module in shards:
+                module.set_requires_gradient_sync(following is None, recurse=False)
+                module.set_reshard_after_backward(following is None, recurse=False)
+            yield waiting
+            waiting = following
 
     def score(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[dict[str, Term], bool]]:
         return super().score(engine, parts) if self.line is None else self.line.score(engine, parts)

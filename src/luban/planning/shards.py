@@ -24,6 +24,8 @@ class Shards:
         self.ahead: dict[int, Storage] = {}  # the next block's, in a backward pass
         self.given: Storage | None = None  # the last gradients that were summed
         self.whole: list[Storage] = []  # what stands outside of the blocks, gathered
+        self.kept: dict[int, Storage] = {}  # of ZeRO-1: each block's weights, from the first micro-batch to the last
+        self.last = True  # whether the micro-batch that is passed is the step's last
         self.own: dict[int, Storage] = {}  # gradients of this process's shards, of each block; -1: outside of them
 
     def _came(self, numbers: float) -> Storage:
@@ -33,10 +35,17 @@ class Shards:
     def _held(self, numbers: float) -> Storage:
         return self.tape.storage(numbers * self.habits.gathered, 1, "communication")
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether what is gathered stays and gradients wait, as in ZeRO-1 until the step's last micro-batch."""
+        return self.layout.shard == "states" and not self.last
+
     # ---- outside of the blocks ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """It is gathered for the whole of a pass."""
+        """It is gathered for the whole of a pass, of ZeRO-1 for the whole of a step."""
+        if self.whole:
+            return
         numbers = _count(self.loose)
         self.sent = self._came(numbers)
         self.whole = [self._held(numbers)]
@@ -46,6 +55,8 @@ class Shards:
 
     def end(self) -> None:
         """After a backward pass: its gradients are summed last."""
+        if self._goes_on:
+            return
         self.whole = []
         self._sum(-1, self.loose)
         self.given = None
@@ -60,7 +71,9 @@ class Shards:
 
         def reduced(gradient: Storage) -> list[Any]:
             holder.clear()
-            self._sum(number, self.inside[number])
+            if not self._goes_on:
+                self.kept.pop(number, None)
+                self._sum(number, self.inside[number])
             return [(end, gradient)] if end else []
 
         def again(gradient: Storage) -> list[Any]:
@@ -73,11 +86,14 @@ class Shards:
             return [(after, gradient)]
 
         entered = Value(states.storage, states.numbers, states.width, tape.node(reduced))
-        came = self._came(numbers)
-        self.sent = None
-        holder.append(self._held(numbers))
-        self.sent = came
-        del came
+        if number not in self.kept:
+            came = self._came(numbers)
+            self.sent = None
+            holder.append(self._held(numbers))
+            self.sent = came
+            del came
+            if self.layout.shard == "states":
+                self.kept[number] = holder.pop()
         made = run(entered)
         if full:
             holder.clear()

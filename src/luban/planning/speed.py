@@ -134,10 +134,10 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
     if layout.shards > 1 and layout.shard != "none":
         held = layout.shards * layout.context
         band = _between(cluster, layout.tensor, held)
-        gathers = 2 if layout.shard == "full" else 1
-        hidden += rounds * (_ring(total * habits.gathered * gathers, held, band) + _ring(learning * habits.reduced, held, band))
+        gathers, times = 2 if layout.shard == "full" else 1, 1 if layout.shard == "states" else rounds
+        hidden += times * (_ring(total * habits.gathered * gathers, held, band) + _ring(learning * habits.reduced, held, band))
         if layout.replicas > 1:
-            hidden += rounds * _ring(learning * habits.reduced * 2 / layout.shards, layout.replicas, device.network)
+            hidden += times * _ring(learning * habits.reduced * 2 / layout.shards, layout.replicas, device.network)
     if layout.tensor > 1:
         layers = shape.layers / layout.pipeline
         waits += rounds * layers * (8 * _ring(tokens * shape.hidden_size * job.compute, layout.tensor, link) + 8 * LATENCY)

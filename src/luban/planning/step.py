@@ -97,7 +97,10 @@ class Step:
         in_flight = self._in_flight()
         done: list[Node | None] = []
         micro_batches = 1 if job.engine == "layerwise" else job.micro_batches(self.layout)
-        for _ in range(min(micro_batches, in_flight + 1)):  # the last finds the gradients of the first, and one more is like it
+        passes = min(micro_batches, in_flight + 1)  # the last finds the gradients of the first, and one more is like it
+        for number in range(passes):
+            if self.shards:
+                self.shards.last = number == passes - 1
             done.append(self.forward())
             if len(done) == in_flight:
                 self.backward(done.pop(0))

@@ -171,7 +171,7 @@ class OffloadConfig(Config):
 class LayoutConfig(Config):
     """What each of the processes that torchrun starts holds of a model; the mathematics of a step is the same with any of them."""
 
-    shard: Literal["auto", "none", "gradients", "full"] = field("auto", "none: each process holds everything; gradients: gradients and the optimizer's state are held in shards (ZeRO-2); full: the weights too (ZeRO-3). auto: what fits by the planner's arithmetic on the devices that there are, none if that does.", role="machine")
+    shard: Literal["auto", "none", "states", "gradients", "full"] = field("auto", "none: each process holds everything; states: the optimizer's state and the weights between steps are held in shards (ZeRO-1); gradients: the gradients too (ZeRO-2); full: the weights also during a step (ZeRO-3). auto: what fits by the planner's arithmetic on the devices that there are, none if that does.", role="machine")
     replicas: PositiveInt | Auto = field("auto", "How many times the model is held in all; the processes must divide by it. auto: once with shards, once a process without.", role="machine")
     tensor: PositiveInt = field(1, "Processes that share each matrix, as Megatron does: heads and inner widths must divide by it.", role="machine")
     sequence: bool | Auto = field("auto", "Whether those processes hold parts of the sequence where they would do the same work; auto: yes.", role="machine")

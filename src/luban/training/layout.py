@@ -27,7 +27,7 @@ from luban.training.config import OPTIMIZERS, TrainConfig
 from luban.training.engines import ENGINES
 
 ELEMENTWISE = ("adamw", "lion", "sgd", "muon")  # optimizers that know what to do with a shard: they look at no other number, or gather the matrix
-STAGES = {"none": 1, "gradients": 2, "full": WEIGHTS}  # of ZeRO, by layout.shard
+STAGES = {"none": 1, "states": 1, "gradients": 2, "full": WEIGHTS}  # of ZeRO, by layout.shard
 FILLED = 0.5  # share of a GPU's memory that weights, gradients and optimizer state may fill before they are cut into shards
 
 
@@ -194,6 +194,8 @@ def _on_output(model: Model) -> bool:
 def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, shard: str) -> Iterator[tuple[str, Any, str, str]]:
     """Where each rank holds some of the layers, and the micro-batches of a step pass through them once."""
     rules, one = config.regularization, "leave layout.pipeline at 1"
+    if shard == "states":
+        yield "layout.shard", shard, "a stage's passes go their own order, so no micro-batch is the last for all", "choose layout.shard: gradients or full"
     if shard != "none" and config.layout.schedule == "zero_bubble":
         yield "layout.shard", shard, "torch computes the gradients of weights apart there, past what would sum them into shards", "choose layout.shard: none, or another layout.schedule"
     for field, value, none in (("r_drop", rules.r_drop, 0), ("mixup", rules.mixup, 0), ("adversarial.method", rules.adversarial.method, "none")):

@@ -94,7 +94,7 @@ def trials(shape: BaseShapeConfig, ranks: int) -> list[Trial]:
             orders = [("1f1b", 1), *([("interleaved", 2)] if each == 2 else []), *([("zero_bubble", each)] if parts.shards == 1 else [])]
             found += [Trial(parts, "full" if parts.shards > 1 else "none", schedule=schedule, stages=stages) for schedule, stages in orders]
             continue
-        shards = ("full", "gradients") if parts.shards > 1 and parts.shards == ranks else ("full",) if parts.shards > 1 else ("none", "full") if parts.context > 1 else ("none",)
+        shards = ("full", "gradients", "states") if parts.shards > 1 and parts.shards == ranks else ("full",) if parts.shards > 1 else ("none", "full") if parts.context > 1 else ("none",)
         found += [Trial(parts, shard) for shard in shards]
         if parts.tensor == ranks > 1:
             found.append(Trial(parts, sequence=False))
