@@ -151,7 +151,6 @@ def test_what_several_processes_cannot_do_is_refused_by_name():
         "precision: float16": {"precision": "float16", **full},
         "regularization.average: exponential": {"regularization": {"average": "exponential"}, **full},
         "regularization.adversarial.method: fgm": {"regularization": {"adversarial": {"method": "fgm"}}, **full},
-        "compile: True": {"compile": True, **full},
         "shape.architecture: luban-lstm": {"model": "luban-lstm", **full},
         "layout.replicas: 2 with 3": {"count": 3, "layout": {"shard": "full", "replicas": 2}},
         "layout.replicas: 1 with 2": {"layout": {"shard": "none", "replicas": 1}},
@@ -207,6 +206,18 @@ def test_objectives_train_alike_in_two_processes(tmp_path, names):
             continue
         assert error == ""
         assert differs(fields["out"].parent / "one", fields["out"]) == [], fields["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_compiled_blocks_train_alike_in_shards(tmp_path):
+    fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "layers": "torch", "attention": "torch"}
+    luban.train(**fields, out=tmp_path / "one")
+    runs = [{**fields, "compile": True, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("full", "states")]
+    assert follow(tmp_path, 2, [], runs)["runs"] == ["", ""]
+    for run in runs:
+        assert differs(tmp_path / "one", run["out"]) == []
+        assert json.loads((run["out"] / "training/choices.json").read_text())["compile"] is True
 
 
 @pytest.mark.slow

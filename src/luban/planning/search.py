@@ -107,7 +107,7 @@ def refused(job: Job, layout: Layout) -> str:
             ("quantised matrices are not cut into pieces", job.quantization is not None and (layout.held > 1 or layout.tensor > 1 or layout.expert > 1)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
-            ("compiled blocks are not cut into pieces", job.compile),
+            ("compiled blocks are not cut into pieces", job.compile and (layout.tensor * layout.context * layout.expert > 1 or layout.pipeline > 1)),
         ]
     return next((why for why, lacks in lacking if lacks), "")
 

@@ -161,6 +161,8 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
     grouped = parts.tensor > 1 or parts.context > 1 or parts.expert > 1
     if grouped:
         yield from _lacking_in_groups(config, model, parts)
+    if config.compile is True and (grouped or (sharded and (parts.pipeline > 1 or config.engine != "torch"))):
+        yield "compile", True, "torch's compiler does not see through what goes between the ranks of a group, nor shards beside stages", "leave compile out, or share out shards and replicas alone"
     if quantized_layers(model) and (sharded or parts.tensor > 1 or parts.expert > 1):
         yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut into shards", whole
     if sharded or grouped:
@@ -239,5 +241,3 @@ def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, 
     for field, value, none in (("average", rules.average, "none"), ("adversarial.method", rules.adversarial.method, "none"), ("unfreeze_every", rules.unfreeze_every, None)):
         if value != none:
             yield f"regularization.{field}", value, "it keeps or moves whole weights", whole
-    if config.compile is True:
-        yield "compile", True, "compiled blocks are not cut into shards", "leave compile out, or choose layout.shard: none"
