@@ -1,7 +1,7 @@
 """Whether the learning rates of `auto` hold over width and depth: small models of many shapes, each at shares of its own auto rates.
 
     python benchmarks/transfer.py --jobs 12 --out runs/transfer.jsonl           # on a GPU some minutes; a second call goes on where the first stopped
-    python benchmarks/transfer.py --steps 120 --step-tokens 2048 --optimizers adamw --out runs/transfer.jsonl      # on two cores: an hour
+    python benchmarks/transfer.py --steps 120 --step-tokens 2048 --optimizers adamw --out runs/transfer.jsonl      # on two cores: an hour and a half
     python benchmarks/transfer.py --out runs/transfer.jsonl --table             # the optimum of each shape, and what the auto rate costs beside it
     python benchmarks/transfer.py --coordinates                                 # deeper: sizes of the hidden states after a few steps, to 64 layers
 

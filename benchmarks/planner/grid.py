@@ -24,7 +24,7 @@ from luban.parallel.engine import OnePass, TorchEngine
 from luban.parallel.layerwise import LayerwiseEngine
 from luban.parallel.layouts import Layout as Ranked
 from luban.planning.job import Job, Layout, may_be_own
-from luban.planning.step import Step
+from luban.planning.search import account_of
 from luban.tokens.batch import Batch
 from luban.training.config import TrainConfig
 from luban.training.optimizers import Optimizers
@@ -94,8 +94,7 @@ def predicted(case: Case, layers: str = "auto") -> Any:
         weights=config.weights, engine=config.engine, recompute=config.recompute, adapter=config.adapter, quantization=config.quantization,
         own_layers=may_be_own(config, "cpu", precision),
     )  # fmt: skip
-    layout = Layout(**case.layout)
-    return max((Step(job, layout, stage).run() for stage in sorted({0, layout.pipeline - 1})), key=lambda account: account.peak)
+    return account_of(job, Layout(**case.layout))
 
 
 def measured(case: Case, layers: str) -> tuple[int, int]:

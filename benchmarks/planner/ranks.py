@@ -21,7 +21,7 @@ from luban.training.optimizers import Optimizers
 
 
 def cases() -> Iterator[Case]:
-    """Replicas, shards of both kinds, tensor and pipelines, of a model whose weights weigh most and one whose activations do; a mixture whose experts are shared out."""
+    """Replicas, shards of each kind, tensor and pipelines, of a model whose weights weigh most and one whose activations do; a mixture whose experts are shared out."""
     for name, one, sequence, rows in (("weights weigh most", shape("llama", hidden_size=320, heads=4, key_value_heads=4, head_dim=80), 32, 1), ("activations weigh most", shape("llama", heads=4, head_dim=48), 64, 8)):
         for layout in ({"replicas": 2}, {"shards": 2, "shard": "full"}, {"shards": 2, "shard": "gradients"}, {"shards": 2, "shard": "states"}, {"tensor": 2}):
             readers = layout.get("replicas", 1) * layout.get("shards", 1)

@@ -10,6 +10,7 @@ from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
 from luban.planning.margins import Margin
+from luban.planning.shadow import Account
 from luban.planning.speed import Speed, speed
 from luban.planning.step import Step
 from luban.training.config import OPTIMIZERS
@@ -49,11 +50,15 @@ class Candidate:
         return self.speed is not None and self.memory is not None
 
 
+def account_of(job: Job, layout: Layout, stage: int | None = None) -> Account:
+    """What the device holds that holds the most in the layout: of a pipeline one of the first or the last stage, or of the one that is asked for."""
+    stages = sorted({0, layout.pipeline - 1}) if stage is None else [stage]
+    return max((Step(job, layout, number).run() for number in stages), key=lambda account: account.peak)
+
+
 def memory_of(job: Job, layout: Layout, stage: int | None = None) -> Memory:
-    """The most that any device of the layout holds: of a pipeline the first or the last stage, or the one that is asked for."""
-    stages = {0, layout.pipeline - 1} if stage is None else {stage}
-    accounts = [Step(job, layout, stage).run() for stage in sorted(stages)]
-    worst = max(accounts, key=lambda account: account.peak)
+    """The most that any device of the layout holds, or one of the stage that is asked for."""
+    worst = account_of(job, layout, stage)
     return Memory(worst.at_peak, worst.peak_moment, 0.0 if job.device == "cpu" else RESERVED)
 
 
