@@ -102,16 +102,17 @@ def measured(case: Case, layers: str) -> tuple[int, int]:
     torch.set_num_threads(1)
     gc.collect()
     base, before = resident_bytes(), allocator.held()
-    engine = _engine(case, layers)
+    engine = engine_of(case, layers, Ranked())
     allocator.most()
     for step in range(STEPS):
-        engine.forward_backward(_batch(case, engine.model), 1.0)
+        engine.forward_backward(batch_of(case, engine.model), 1.0)
         engine.clip(0.0 if engine.name == "layerwise" else 1.0)
         engine.step(1.0, step + 1, None)
     return allocator.most() - before, base
 
 
-def _engine(case: Case, layers: str) -> TorchEngine:
+def engine_of(case: Case, layers: str, layout: Ranked) -> TorchEngine:
+    """The training's engine, its model placed as the layout has it."""
     config, made = case.config, case.made
     precision = DTYPES[case.train.get("precision", "float32")]
     if config.quantization:
@@ -123,13 +124,15 @@ def _engine(case: Case, layers: str) -> TorchEngine:
     if config.adapter:
         attach(model, config.adapter, 0).before_training(model, 100)
     model.recompute = config.recompute
+    layout.place(model)
     kind = LayerwiseEngine if config.engine == "layerwise" else TorchEngine
     optimizer = Optimizers(model, config.optimizer, config.regularization, apart=kind is LayerwiseEngine)
     model.train()
-    return kind(model, optimizer, load_objective("causal"), case.rows, precision, OnePass(), Ranked())
+    return kind(model, optimizer, load_objective("causal"), case.rows, precision, OnePass(), layout)
 
 
-def _batch(case: Case, model: Any) -> Batch:
+def batch_of(case: Case, model: Any) -> Batch:
+    """Random tokens for a step."""
     tokens = torch.randint(0, model.shape.vocabulary_size, (case.step_rows, case.sequence + 1))
     places = torch.arange(case.sequence).expand(case.step_rows, -1).contiguous()
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(case.step_rows, case.sequence), places, None, [])

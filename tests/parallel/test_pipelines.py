@@ -76,6 +76,7 @@ def test_four_ranks_with_pipelines_say_what_one_process_says(tmp_path):
 ASKED: dict[str, dict[str, Any]] = {
     "instruction": {"adapter": {"method": "lora"}, "layout": {"pipeline": 2, "schedule": "zero_bubble"}},
     "dpo": {"adapter": {"method": "lora"}, "quantization": {"format": "int8"}, "layout": {"pipeline": 2}},
+    "tagging": {"adapter": {"method": "lora"}, "weights": "bfloat16", "layout": {"pipeline": 2}},
     "causal": {"precision": "bfloat16", "layout": {"pipeline": 2, "schedule": "interleaved"}, "optimizer": {"name": "adafactor", "learning_rate": 5e-3}},
     "classification": {"layout": {"pipeline": 2}, "regularization": {"dropout": 0.0, "freeze": ["layers:1"]}, "validation": {**FIXED["validation"], "restore_best": True}},
 }
@@ -83,7 +84,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.long
 def test_adapters_precision_and_tasks_train_alike_in_a_pipeline(tmp_path, monkeypatch):
-    """By their real stages: LoRA with a zero-bubble schedule, and on a quantised base; bfloat16; a first stage in which nothing learns, and the best weights restored."""
+    """By their real stages: LoRA with a zero-bubble schedule, on a quantised base, and on one in bfloat16; products in bfloat16; a first stage in which nothing learns, and the best weights restored."""
     monkeypatch.setitem(SMALL, "layers", 2)
     runs = []
     for name, more in ASKED.items():

@@ -229,10 +229,24 @@ def test_thin_products_are_cut_with_the_matrices_that_they_stand_beside(tmp_path
         plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": adapter, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
         luban.train(**plain, out=tmp_path / name / "one")
         runs += [{**plain, "layout": {"tensor": 2, "sequence": sequence}, "out": tmp_path / name / f"two-{sequence}"} for sequence in (True, False)]
-    (tmp_path / "packed").mkdir()
-    plain = {**FIXED, **case(tmp_path / "packed", "instruction"), "adapter": {"method": "lora"}, "quantization": {"format": "int8"}, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
-    luban.train(**plain, out=tmp_path / "packed" / "one")
-    runs.append({**plain, "layout": {"context": 2}, "out": tmp_path / "packed" / "two"})  # whose weights are whole on each rank
+    assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
+    for run in runs:
+        assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]
+
+
+@pytest.mark.slow
+def test_adapters_stand_on_packed_and_narrow_bases_that_are_cut_into_shards(tmp_path):
+    """Codes and their scales are gathered as they are; a context group holds them whole, or in shards over its ranks."""
+    runs = []
+    for name, base, layouts in (
+        ("int8", {"quantization": {"format": "int8"}}, [{"shard": "full"}, {"context": 2}]),
+        ("nf4", {"quantization": {"format": "nf4"}, "adapter": {"method": "dora"}}, [{"shard": "states"}, {"shard": "gradients"}, {"context": 2, "shard": "full"}]),
+        ("narrow", {"weights": "bfloat16"}, [{"shard": "full"}]),
+    ):
+        (tmp_path / name).mkdir()
+        plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": {"method": "lora"}, **base, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
+        luban.train(**plain, out=tmp_path / name / "one")
+        runs += [{**plain, "layout": layout, "out": tmp_path / name / str(number)} for number, layout in enumerate(layouts)]
     assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
     for run in runs:
         assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]

@@ -118,17 +118,17 @@ def test_predicted_peaks_are_those_of_torchs_allocator(name, layers):
 
 @pytest.mark.compiler
 def test_predicted_peaks_of_ranks_are_those_of_torchs_allocator():
-    """Replicas, shards of both kinds, tensor: what gloo copies for itself is counted too. Pipelines: what waits in them, under each of torch's schedules."""
+    """Replicas, shards of each kind, tensor: what gloo copies for itself is counted too, and let go by its own threads, at times late. Pipelines: what waits in them, under each of torch's schedules."""
     found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "weights", "weigh", "most")
     assert len(found) == 10
-    assert all(error == pytest.approx(0, abs=0.05 if "pipeline" in name else 0.01) for name, error in found), found
+    assert all(-0.08 < error < (0.05 if "pipeline" in name else 0.01) for name, error in found), found
 
 
 @pytest.mark.slow
 @pytest.mark.compiler
 def test_predicted_peaks_of_experts_that_ranks_share_are_those_of_torchs_allocator():
     found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "expert")
-    assert len(found) == 2 and all(error == pytest.approx(0, abs=0.03) for _, error in found), found
+    assert len(found) == 2 and all(-0.08 < error < 0.03 for _, error in found), found
 
 
 # ---- speed ---------------------------------------------------------------------------------------------------------
@@ -209,16 +209,19 @@ def test_where_nothing_fits_something_gentle_is_said():
     assert "adapter: lora, quantization: nf4" in changes and changes["adapter: lora, quantization: nf4"].memory.total < devices.device.memory
     assert "adapter: lora, weights: bfloat16" in changes and changes["adapter: lora, weights: bfloat16"].memory.parts["weights"] == pytest.approx(2 * REAL["llama-2-7b"] + 4 * 40e6, rel=0.01)
     assert devices_needed(job, devices, SURE) in (4, 8)
-    whole = replace(job, shape=preset("llama-3-8b"), adapter=LoraConfig(), quantization=QuantizationConfig())  # which shards do not take, and there are never more devices than rows
-    assert devices_needed(whole, cluster("1xT4"), SURE) in (1, None) and devices_needed(replace(whole, shape=preset("llama-2-70b")), cluster("1xRTX3060"), SURE) is None
+    packed = replace(job, shape=preset("llama-3-8b"), adapter=LoraConfig(), quantization=QuantizationConfig())
+    assert devices_needed(packed, cluster("1xT4"), SURE) == 1 and devices_needed(replace(packed, shape=preset("llama-2-70b")), cluster("1xRTX3060"), SURE) == 8  # its codes in shards
+    assert devices_needed(replace(packed, shape=preset("llama-2-70b"), objective="grpo", optimizer="adafactor"), cluster("1xRTX3060"), SURE) is None  # whose states shards would cut, and there are never more devices than rows
 
 
 def test_refusals_are_lubans_own():
     job = Job(preset("gpt2"), 512, 64)
     shards = Layout(shards=8, shard="full")
     assert not refused(job, shards) and not refused(replace(job, adapter=LoraConfig()), Layout(replicas=8))
-    for change in ({"engine": "layerwise"}, {"optimizer": "adafactor"}, {"precision": "float16"}, {"quantization": QuantizationConfig()}, {"weights": "bfloat16"}):
+    for change in ({"engine": "layerwise"}, {"optimizer": "adafactor"}, {"precision": "float16"}, {"weights": "bfloat16"}):
         assert refused(replace(job, **change), shards)
+    packed = replace(job, shape=preset("llama-2-7b"), adapter=LoraConfig(), quantization=QuantizationConfig())
+    assert not refused(packed, shards) and refused(packed, Layout(replicas=4, tensor=2))
 
 
 def test_other_work_needs_its_memory_and_disk():

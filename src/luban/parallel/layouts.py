@@ -290,3 +290,15 @@ def empty_copy(model: Model) -> Model:
 def places_of(model: Model) -> list[tuple[nn.Module, str, str]]:
     """(module, attribute, name) of every parameter, each of a tied one's places too."""
     return [(module, leaf, f"{path}.{leaf}" if path else leaf) for path, module in model.named_modules() for leaf in list(module._parameters) if module._parameters[leaf] is not None]
+
+
+@torch.no_grad()
+def take_to(model: Model, device: torch.device) -> None:
+    """Take to the device what of a placed model is not there yet; what is there stays as it is, with all that is noted on it."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.device != device:
+                parameter.data = parameter.data.to(device)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)

@@ -48,6 +48,9 @@ logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERR
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
+WITH_WORK = 1.25  # a model's weights with what it needs to write or to be measured
+
+
 class Meshed(Layout):
     """``shard``: "none"; "states", weights are gathered once a step and gradients summed once, after its last micro-batch (ZeRO-1); "gradients", weights are kept from a block's forward to its backward pass (ZeRO-2); or "full", they are dropped in between and gathered again (ZeRO-3,
     Rajbhandari et al. 2020, arXiv:1910.02054). With the last two every micro-batch's gradients are summed and cut in its backward pass, so that no rank ever holds all of them.
@@ -60,6 +63,7 @@ class Meshed(Layout):
     def __init__(self, ranks: Ranks, parts: Parts, shard: str, sequence: bool, device: torch.device, schedule: str = "1f1b", stages: int = 1):
         super().__init__(ranks)
         assert parts.ranks == ranks.size, f"{parts} on {ranks.size} ranks"
+        self.device = device
         self.parts, self.shard, self.sequence = parts, shard if parts.held > 1 else "none", sequence and parts.tensor > 1
         # Which rank stands where is the same in all of these; each names the dimensions that somebody asks for.
         self.held = self._mesh(device, replicas=parts.replicas, held=parts.held, tensor=parts.tensor)
@@ -123,7 +127,7 @@ class Meshed(Layout):
         ranks, place = self.parts.pipeline, self.read.get_local_rank("pipeline")
         self.parted = cut_into_stages(model, stages_of(model.depth, ranks, self.stages, place, self.turning))
         self.both_ends = None if self.turning else self._both_ends()
-        self.line = Line(model, self.read.get_group("pipeline"), self.schedule, model.device, self.parts.context)
+        self.line = Line(model, self.read.get_group("pipeline"), self.schedule, self.device, self.parts.context)
 
     def _cut_into_shards(self, model: Model) -> None:
         mesh = self.held["replicas", "held"] if self.parts.replicas > 1 else self.held["held"]
@@ -162,12 +166,20 @@ class Meshed(Layout):
 
     def whole_model(self, model: Model) -> Model | None:
         self.settle(model)
-        gathered = self._gathered(model)
+        place = self._room()
+        gathered = self._gathered(model, place)
         if not self.ranks.leads:
             return None
         for module, leaf, name in places_of(self.skeleton):
             setattr(module, leaf, gathered[name])
-        return self.skeleton.train(model.training)
+        return self.skeleton.train(model.training).to(place)
+
+    def _room(self) -> torch.device:
+        """Where a whole model is put together: on the device, if it fits beside what trains there, else in the host's memory."""
+        if self.device.type != "cuda":
+            return self.device
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return self.device if WITH_WORK * sum(parameter.nbytes for parameter in self.skeleton.parameters()) < free else torch.device("cpu")
 
     def on_first(self, model: Model, work: Callable[[Model], Any]) -> Any:
         made = super().on_first(model, work)
@@ -178,8 +190,8 @@ class Meshed(Layout):
         return made
 
     @torch.no_grad()
-    def _gathered(self, model: Model) -> dict[str, nn.Parameter]:
-        """Every parameter under each of its names, on rank 0; the others only take part."""
+    def _gathered(self, model: Model, place: torch.device) -> dict[str, nn.Parameter]:
+        """Every parameter under each of its names, on rank 0 at ``place``; the others only take part."""
         found: dict[str, nn.Parameter] = {}
         once: dict[int, nn.Parameter] = {}
         own = dict(model.named_parameters())
@@ -187,7 +199,7 @@ class Meshed(Layout):
             if id(like) not in once:
                 values = whole(own[name].detach()) if name in own else None
                 values = self._to_first(values, like, self.holders[name])
-                once[id(like)] = nn.Parameter(values, requires_grad=like.requires_grad) if values is not None else like
+                once[id(like)] = nn.Parameter(values.to(place), requires_grad=like.requires_grad) if values is not None else like
             found[name] = once[id(like)]
         return found
 

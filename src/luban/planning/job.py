@@ -121,3 +121,13 @@ class Job:
     def micro_batches(self, layout: Layout) -> int:
         """Forward passes of a device in a step."""
         return max(1, -(-self.step_rows // (layout.readers * self.rows)))
+
+
+def bytes_of_codes(config: Any) -> float:
+    """Bytes of a number of a quantised matrix, its scales included (luban.models.quantized_values)."""
+    codes = {"nf4": 0.5, "int4": 0.5, "int8": 1.0}[config.format]
+    group = config.group_size if isinstance(config.group_size, int) else {"nf4": 64, "int4": 32}.get(config.format, 0)
+    if not group:
+        return codes + 0.002  # a scale for each row
+    scale = (1.0 + 8.0 / 256) if config.double_quantization else 4.0
+    return codes + scale / group + (1.0 / group if config.format == "int4" and not config.symmetric else 0.0)

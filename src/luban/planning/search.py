@@ -106,10 +106,10 @@ def refused(job: Job, layout: Layout) -> str:
     ]
     if shared or layout.held > 1:
         lacking += [
-            ("weights: bfloat16 are not cut into pieces", job.weights == "bfloat16"),
+            ("weights: bfloat16 that learn are not cut into pieces, and none are by heads or experts", job.weights == "bfloat16" and (job.adapter is None or layout.tensor > 1 or layout.expert > 1)),
             ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
             ("precision: float16 is not for shards: its scale is not agreed on between them", job.precision == "float16"),
-            ("quantised matrices are not cut into pieces", job.quantization is not None and (layout.held > 1 or layout.tensor > 1 or layout.expert > 1)),
+            ("quantised matrices are not cut by heads or experts", job.quantization is not None and (layout.tensor > 1 or layout.expert > 1)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
             ("compiled blocks are not cut into pieces", job.compile and (layout.tensor * layout.context * layout.expert > 1 or layout.pipeline > 1)),

@@ -28,12 +28,16 @@ class Shards:
         self.last = True  # whether the micro-batch that is passed is the step's last
         self.own: dict[int, Storage] = {}  # gradients of this process's shards, of each block; -1: outside of them
 
-    def _came(self, numbers: float) -> Storage:
+    def _came(self, size: float) -> Storage:
         """Weights as they come from the others."""
-        return self.tape.in_transit(numbers * self.habits.gathered, 1)
+        return self.tape.in_transit(size, 1)
 
-    def _held(self, numbers: float) -> Storage:
-        return self.tape.storage(numbers * self.habits.gathered, 1, "communication")
+    def _held(self, size: float) -> Storage:
+        return self.tape.storage(size, 1, "communication")
+
+    def _gathered(self, parameters: Sequence[Parameter]) -> float:
+        """Bytes of weights that are gathered; codes of a quantised matrix come as they are."""
+        return sum(parameter.numbers * (parameter.width if parameter.width < 2 else self.habits.gathered) for parameter in parameters)
 
     @property
     def _goes_on(self) -> bool:
@@ -46,9 +50,9 @@ class Shards:
         """It is gathered for the whole of a pass, of ZeRO-1 for the whole of a step."""
         if self.whole:
             return
-        numbers = _count(self.loose)
-        self.sent = self._came(numbers)
-        self.whole = [self._held(numbers)]
+        size = self._gathered(self.loose)
+        self.sent = self._came(size)
+        self.whole = [self._held(size)]
 
     def forward_is_done(self) -> None:
         self.sent = None
@@ -65,7 +69,7 @@ class Shards:
 
     def through(self, number: int, run: Callable[[Value], Value], states: Value) -> Value:
         """Block ``number``, which ``run`` runs, with its weights gathered before and, if they are dropped in between, before its backward pass."""
-        tape, numbers, full = self.tape, _count(self.inside[number]), self.layout.shard == "full"
+        tape, size, full = self.tape, self._gathered(self.inside[number]), self.layout.shard == "full"
         holder: list[Storage] = []
         end = states.node
 
@@ -78,18 +82,18 @@ class Shards:
 
         def again(gradient: Storage) -> list[Any]:
             if full:
-                came = self.ahead.pop(number, None) or self._came(numbers)
-                holder.append(self._held(numbers))
+                came = self.ahead.pop(number, None) or self._came(size)
+                holder.append(self._held(size))
                 del came
                 if number > self.first:
-                    self.ahead[number - 1] = self._came(_count(self.inside[number - 1]))
+                    self.ahead[number - 1] = self._came(self._gathered(self.inside[number - 1]))
             return [(after, gradient)]
 
         entered = Value(states.storage, states.numbers, states.width, tape.node(reduced))
         if number not in self.kept:
-            came = self._came(numbers)
+            came = self._came(size)
             self.sent = None
-            holder.append(self._held(numbers))
+            holder.append(self._held(size))
             self.sent = came
             del came
             if self.layout.shard == "states":
@@ -105,9 +109,8 @@ class Shards:
         learning = [parameter for parameter in parameters if parameter.learns]
         if not learning:
             return
-        numbers = _count(learning)
         self.given = None
-        self.given = self.tape.storage(numbers * self.habits.reduced, 1, "communication")
+        self.given = self.tape.storage(sum(parameter.numbers for parameter in learning) * self.habits.reduced, 1, "communication")
         for parameter in learning:
             parameter.gradient = None
         own = self.tape.storage(sum(parameter.numbers / self.layout.cut(parameter.of_expert) for parameter in learning) * self.habits.gradients, 1, "gradients")
@@ -116,6 +119,3 @@ class Shards:
             del copy
         self.own.setdefault(number, own)
 
-
-def _count(parameters: Sequence[Parameter]) -> float:
-    return sum(parameter.numbers for parameter in parameters)

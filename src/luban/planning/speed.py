@@ -11,7 +11,7 @@ from typing import Any
 
 from luban.models.counts import flops_per_token, parameters
 from luban.planning.devices import Cluster
-from luban.planning.job import Job, Layout
+from luban.planning.job import Job, Layout, bytes_of_codes
 from luban.training.config import OPTIMIZERS
 
 # Operations of a step over those of one without recompute: a block's forward pass again (a third more), or its cheap parts alone, whose traffic counts below.
@@ -135,7 +135,8 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
         held = layout.shards * layout.context
         band = _between(cluster, layout.tensor, held)
         gathers, times = 2 if layout.shard == "full" else 1, 1 if layout.shard == "states" else rounds
-        hidden += times * (_ring(total * habits.gathered * gathers, held, band) + _ring(learning * habits.reduced, held, band))
+        width = habits.gathered if job.quantization is None else bytes_of_codes(job.quantization)
+        hidden += times * (_ring(total * width * gathers, held, band) + _ring(learning * habits.reduced, held, band))
         if layout.replicas > 1:
             hidden += times * _ring(learning * habits.reduced * 2 / layout.shards, layout.replicas, device.network)
     if layout.tensor > 1:

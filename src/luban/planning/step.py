@@ -9,7 +9,7 @@ from typing import Any
 from luban.planning.adapting import learning, places_before, wearing
 from luban.planning.bodies import Body, Llama, Split, unknown
 from luban.planning.bodies_classic import GPT2, Bert, Pairs
-from luban.planning.job import Habits, Job, Layout
+from luban.planning.job import Habits, Job, Layout, bytes_of_codes
 from luban.planning.shadow import Account, Node, Parameter, Storage, Tape, Value
 from luban.planning.shards import Shards
 from luban.planning.updates import moment_bytes, state_bytes
@@ -266,16 +266,6 @@ class Step:
 def share(count: int, parts: int, number: int) -> tuple[int, int]:
     """The first and the one after the last of ``count`` things that part ``number`` has."""
     return count * number // parts, count * (number + 1) // parts
-
-
-def bytes_of_codes(config: Any) -> float:
-    """Bytes of a number of a quantised matrix, its scales included (luban.models.quantized_values)."""
-    codes = {"nf4": 0.5, "int4": 0.5, "int8": 1.0}[config.format]
-    group = config.group_size if isinstance(config.group_size, int) else {"nf4": 64, "int4": 32}.get(config.format, 0)
-    if not group:
-        return codes + 0.002  # a scale for each row
-    scale = (1.0 + 8.0 / 256) if config.double_quantization else 4.0
-    return codes + scale / group + (1.0 / group if config.format == "int4" and not config.symmetric else 0.0)
 
 
 def planned(job: Job, layout: Layout, blocks: int) -> list[str]:

@@ -31,17 +31,17 @@ STAGES = {"none": 1, "states": 1, "gradients": 2, "full": WEIGHTS}  # of ZeRO, b
 FILLED = 0.5  # share of a GPU's memory that weights, gradients and optimizer state may fill before they are cut into shards
 
 
-def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks, foreseen: dict[str, Any] | None = None) -> Layout:
-    """The layout of the config, for as many ranks as there are; where it leaves shards or replicas open, as ``foreseen`` has them (luban.pipeline.foresight). ConfigError, naming the field,
+def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks, foreseen: dict[str, Any] | None = None, device: torch.device | None = None) -> Layout:
+    """The layout of the config, for as many ranks as there are, on ``device`` (the model's, if none is given); where it leaves shards or replicas open, as ``foreseen`` has them (luban.pipeline.foresight). ConfigError, naming the field,
     where the ranks or the model's shape do not fit it, or something that is asked for cannot be done in it."""
-    layout = config.layout
+    layout, device = config.layout, device or model.device
     if config.engine == DeepSpeedEngine.name:
-        return _zero(config, model, objective, ranks)
+        return _zero(config, model, objective, ranks, device)
     if ranks.alone and layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
         return Layout()
     if foreseen:
         config = _settled(config, model, objective, ranks, foreseen)
-    shard = _shard(config, model)
+    shard = _shard(config, model, device)
     stages = stages_per_rank(config, model)
     parts = choose_parts(config, model, ranks.size, shard, stages)
     shard = shard if parts.held > 1 else "none"
@@ -60,12 +60,12 @@ def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks
         say("{ranks} processes: {parts} (layout.shard: {shard})", ranks=ranks.size, parts=parts.text, shard=shard)
     if parts.pipeline > 1:
         say("a pipeline of {stages} stages, {each} on each of {ranks} processes (layout.schedule: {schedule})", stages=parts.pipeline * stages, each=stages, ranks=parts.pipeline, schedule=layout.schedule)
-    return Meshed(ranks, parts, shard, layout.sequence is not False, model.device, layout.schedule, stages)
+    return Meshed(ranks, parts, shard, layout.sequence is not False, device, layout.schedule, stages)
 
 
-def _zero(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks) -> Zero:
+def _zero(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks, device: torch.device) -> Zero:
     """DeepSpeed's: the stage of ZeRO that cuts what ``layout.shard`` names, or the optimizer's state alone."""
-    shard = _shard(config, model)
+    shard = _shard(config, model, device)
     stage = STAGES[shard]
     once = ranks.size if shard == "none" else 1  # how many times the weights are held
     if config.layout.replicas not in ("auto", once):
@@ -142,13 +142,13 @@ def _length(config: TrainConfig) -> int:
     return 0 if config.sequence_length == "auto" else config.sequence_length
 
 
-def _shard(config: TrainConfig, model: Model) -> str:
+def _shard(config: TrainConfig, model: Model, device: torch.device) -> str:
     if config.layout.shard != "auto":
         return config.layout.shard
-    if model.device.type != "cuda":
+    if device.type != "cuda":
         return "none"
     held = parameters(model.shape)["total"] * (8 + OPTIMIZERS[config.optimizer.name]["state_bytes"])
-    return "full" if held > FILLED * torch.cuda.get_device_properties(model.device).total_memory else "none"
+    return "full" if held > FILLED * torch.cuda.get_device_properties(device).total_memory else "none"
 
 
 def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Parts, sharded: bool) -> Iterator[tuple[str, Any, str, str]]:
@@ -163,8 +163,8 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
         yield from _lacking_in_groups(config, model, parts)
     if config.compile is True and (grouped or (sharded and (parts.pipeline > 1 or config.engine != "torch"))):
         yield "compile", True, "torch's compiler does not see through what goes between the ranks of a group, nor shards beside stages", "leave compile out, or share out shards and replicas alone"
-    if quantized_layers(model) and (sharded or parts.tensor > 1 or parts.expert > 1):
-        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut into shards", whole
+    if quantized_layers(model) and (parts.tensor > 1 or parts.expert > 1):
+        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by heads or experts", "share out replicas, shards, context or stages alone"
     if sharded or grouped:
         yield from _lacking_in_pieces(config, model, objective, whole)
 
@@ -176,6 +176,8 @@ def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Itera
         yield "adapter.method", name, "it stands on matrices that are shared out, and is more than a thin product beside each, without dropout", "choose lora on matrices in blocks, or leave layout.tensor and layout.expert at 1"
     if model.adapter and model.tokens_before:
         yield "adapter.method", name, "its places stand before those that are shared out", one
+    if config.weights == "bfloat16" and parts.tensor * parts.expert > 1:
+        yield "weights", config.weights, "a product that widens its matrix is not cut by heads or experts", "leave weights out, or leave layout.tensor and layout.expert at 1"
     if config.regularization.mixup:
         yield "regularization.mixup", config.regularization.mixup, "it mixes whole rows", one
     if config.regularization.neftune:
@@ -185,6 +187,11 @@ def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Itera
         yield "layout.sequence", False, "ranks of a tensor group would draw other numbers where they do the same work", "leave layout.sequence out, or set regularization.dropout: 0"
     if parts.tensor > 1 and getattr(model.shape, "router_jitter", 0.0):
         yield "shape.router_jitter", model.shape.router_jitter, "ranks of a tensor group would route other tokens", "set it to 0, or leave layout.tensor at 1"
+
+
+def _narrow_learn(config: TrainConfig, model: Model) -> bool:
+    """Whether matrices learn that are held in bfloat16; under an adapter they stay as they are."""
+    return config.weights == "bfloat16" and (not model.adapter or any(parameter.requires_grad and parameter.dtype == torch.bfloat16 for parameter in model.parameters()))
 
 
 def _on_output(model: Model) -> bool:
@@ -214,7 +221,7 @@ def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, 
         yield "objective", objective.name, "it passes rows through the model before the step", one
     if config.precision == "float16":
         yield "precision", config.precision, "torch's schedules run the backward pass, and scale no loss", "choose bfloat16 or float32"
-    if config.weights == "bfloat16":
+    if _narrow_learn(config, model):
         yield "weights", config.weights, "how they are rounded is drawn for the whole model", "leave weights out"
     if model.adapter and (model.tokens_before or list(model.adapter.shared()) or type(model.adapter).after_gradients is not Method.after_gradients or type(model.adapter).penalties is not Method.penalties):
         yield "adapter.method", model.adapter.config.method, "it has parts that all layers share, or looks at all layers after each step", "choose another method, such as lora"
@@ -226,7 +233,7 @@ def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, 
     rules = config.regularization
     if not model.shards:
         yield "shape.architecture", model.shape.architecture, "its layers use their weights outside of the call that would gather them", whole
-    if config.weights == "bfloat16":
+    if _narrow_learn(config, model):
         yield "weights", config.weights, "its gradients are in float32, which shards of bfloat16 do not take", whole
     if config.optimizer.name not in ELEMENTWISE:
         yield "optimizer.name", config.optimizer.name, "its state is of whole matrices, or of runs of numbers that shards would cut", "choose {known}, or layout.shard: none"

@@ -22,7 +22,7 @@ from luban.models.heads import Head
 from luban.models.huggingface import save_model
 from luban.objectives.base import DataRequest, Loaders, Objective, load_objective
 from luban.objectives.config import ON_TEXT
-from luban.parallel.layouts import Layout
+from luban.parallel.layouts import Layout, take_to
 from luban.parallel.ranks import Ranks, here
 from luban.tokenizer.tokenizer import Tokenizer
 from luban.training import state_files
@@ -117,15 +117,26 @@ def set_up(config: TrainConfig, work: Work, fold: int | None, written: Path) -> 
     objective = open_objective(config, work)
     choices = _choices(config, work, device, objective.by_example, ranks)
     tokenizer, loaders = read_data(config, work, objective, written.parent, fold)
-    model = make_model(config, work, tokenizer, objective).to(device)
+    model = make_model(config, work, tokenizer, objective)
+    if not _waits_on_host(config, choices, objective, ranks):
+        model.to(device)
     for _ in ranks.in_turn():  # what takes long to find out, the first process leaves to the others
         objective.before_training(model, loaders, folder, DTYPES[choices["precision"]])
     seed_all(work.seed, ranks.rank)  # dropout and its kin, whatever ran in this process before
-    made = assemble(config, choices, folder, model, tokenizer, objective, loaders)
+    made = assemble(config, choices, folder, model, tokenizer, objective, loaders, device=device)
     if config.layout.tensor > 1:
         seed_all(work.seed, made.engine.layout.seat)
     settle(made)
     return made
+
+
+def _waits_on_host(config: TrainConfig, choices: dict[str, Any], objective: Objective, ranks: Ranks) -> bool:
+    """Whether the model stays in the host's memory until each rank takes its part of it: a device may have no room for the whole."""
+    asked = config.layout
+    shard = asked.shard if asked.shard != "auto" else (choices.get("layout") or {}).get("shard", "full")
+    cuts = shard != "none" or asked.tensor * asked.pipeline * asked.expert > 1
+    looked_at = type(objective).before_training is not Objective.before_training or not isinstance(config.recompute, str)  # before it is cut
+    return cuts and not ranks.alone and config.engine == "torch" and not looked_at
 
 
 def open_objective(config: TrainConfig, work: Work) -> Objective:
@@ -315,8 +326,9 @@ def _model_head(work: Work) -> Head | None:
     return head_from(read_config(getattr(source, "path", source))) if source else None
 
 
-def assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders, layout: Layout | None = None) -> Run:
-    """A run of a model that was just made: its layout (the one that is given, or the config's) takes what this rank holds, its engine and optimizer stand on that."""
+def assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tokenizer: Tokenizer, objective: Objective, loaders: Loaders, layout: Layout | None = None, device: torch.device | None = None) -> Run:
+    """A run of a model that was just made: its layout (the one that is given, or the config's) takes what this rank holds to the device that trains (the model's, if none is given), and its engine and optimizer stand on that."""
+    device = device or model.device
     step_tokens, total = _step_tokens(config, objective), _total_steps(config, objective, loaders)
     precision = DTYPES[choices["precision"]]
     model.own_attention, model.own_layers = choices.get("attention", "torch") == "own", choices["layers"] == "own"
@@ -327,10 +339,11 @@ def assemble(config: TrainConfig, choices: dict, folder: Path, model: Model, tok
     if model.adapter:
         model.adapter.before_training(model, total)
     teacher = make_teacher(config.regularization.adversarial, model)
-    layout = layout or choose_layout(config, model, objective, here(), choices.get("layout"))
+    layout = layout or choose_layout(config, model, objective, here(), choices.get("layout"), device)
     freeze(model, config.regularization.freeze)  # while all of it is here
     require_learning(model)
     layout.place(model)
+    take_to(model, device)
     engine = make_engine(config, choices, model, objective, precision, make_passes(config.regularization, objective, model, teacher), layout, folder)
     made = Run(
         config=config,
