@@ -30,6 +30,7 @@ def cases() -> Iterator[Case]:
         yield from (Case(f"llama, lora on {code}, {layout}", shape("llama", hidden_size=320, heads=5), 32, 8, 2, thin, layout) for layout in ({"shards": 2, "shard": "full"}, {"shards": 2, "shard": "states"}))
     mixture = shape("qwen3_moe", experts=4, experts_per_token=2)
     yield from (Case(f"qwen3_moe, {layout}", mixture, 64, 16, 4, layout=layout) for layout in ({"replicas": 2, "expert": 2}, {"shards": 2, "shard": "full", "expert": 2}))
+    yield from (Case(f"qwen3_moe, pipeline, {schedule}", mixture, 64, 16, 2, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": 1}) for schedule in ("1f1b", "zero_bubble"))
 
 
 def measured(case: Case) -> list[int]:

@@ -37,7 +37,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     layout to layout."""
     cases = [
         "llama:adamw:pipeline2:2", "llama:muon:pipeline2,stages1,zero_bubble:1", "mistral:adamw:pipeline2,interleaved:1", "mistral:adamw:pipeline2,zero_bubble:2", "gpt2:adamw:pipeline2:2",
-        "bert:adamw:pipeline2,stages1,zero_bubble:2", "bert/kinds:sgd:pipeline2:2",
+        "bert:adamw:pipeline2,stages1,zero_bubble:2", "bert/kinds:sgd:pipeline2:2", "qwen2_moe:adamw:pipeline2:2", "mixtral:muon:pipeline2,stages1,zero_bubble:1",
     ]  # fmt: skip
     plain = fields(tmp_path, samples={"every": "2 steps", "prompts": ["the"], "sampling": {"maximum_tokens": 4, "temperature": 0}})
     luban.train(**plain, out=tmp_path / "one")
@@ -66,6 +66,7 @@ def test_four_ranks_with_pipelines_say_what_one_process_says(tmp_path):
         "mistral:adamw:pipeline2,tensor2,zero_bubble:1", "mistral:adamw:pipeline2,tensor2,whole,interleaved:2", "bert:adamw:pipeline2,tensor2:2", "gpt2:adamw:pipeline2,context2:2",
         "mistral:adamw:pipeline2,context2,zero_bubble:1", "mistral:adamw:pipeline4,stages1,zero_bubble:1", "mistral:adamw:pipeline2,full:1",
         "mistral:muon:pipeline2,gradients,interleaved:2", "bert:adamw:pipeline2,full:1",
+        "mixtral:adamw:pipeline2,context2,interleaved:1", "mixtral:adamw:pipeline2,replicas2,expert2:1", "mixtral:adamw:pipeline2,full,expert2:1", "qwen2_moe:adamw:pipeline2,tensor2:1", "mixtral:adamw:pipeline2,replicas2,zero_bubble:1",
     ]  # fmt: skip
     found = follow(tmp_path, 4, cases, [], journeys=[["mistral", ["pipeline2,replicas2", "pipeline4", "tensor2,pipeline2", "full", "pipeline2,context2,zero_bubble", "pipeline2,full,interleaved"]]], draws=["mistral:pipeline2,tensor2"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}

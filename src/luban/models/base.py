@@ -136,6 +136,15 @@ class Model(nn.Module):
     def gather_auxiliary(self, gather: Callable[[Tensor], Tensor], segments: Tensor | None) -> None:
         """Of a forward pass over a part of each row's places, let :meth:`auxiliary` speak of all. ``gather`` makes [rows, seq, …] of this rank's part of it; ``segments`` [rows, seq]."""
 
+    @property
+    def notes(self) -> int:
+        """How many numbers :meth:`note` gives; 0: none."""
+        return 0
+
+    def note(self, before: Tensor | None) -> Tensor:
+        """What :meth:`auxiliary` is made of, of the blocks that were passed last and of those that noted ``before``: [notes] of float32 or wider, for those who have the next blocks."""
+        raise NotImplementedError
+
     def is_output(self, name: str) -> bool:
         """Whether a tensor belongs to the output or to a head: a file that has another head may lack it, or have one too many."""
         return not name.startswith(self.prefix)

@@ -156,6 +156,7 @@ class Mixture(Decoder):
             self.lm_head = nn.Linear(shape.hidden_size, shape.vocabulary_size, bias=False)
         self.rotary = Rotary(shape)
         self.routings: list[Routing] = []  # of the last forward pass, one a mixture
+        self.noted: Tensor | None = None  # what all mixtures of a forward pass noted, where some of them are other processes'
         self._kept: Tensor | None = None  # which of its tokens are no padding, [rows * seq] of bool
 
     def forward(self, tokens: Tensor, *, segments: Tensor | None = None, **context: Any) -> Tensor:
@@ -189,18 +190,32 @@ class Mixture(Decoder):
         Scope: f and P are means over the tokens of this pass, and their product is not additive over passes. The micro-batch is part
         of the definition: a step of several takes the mean of their values, weighted by their tokens; packing changes nothing.
         """
-        if not self.routings:
+        if not self.routings and self.noted is None:
             return {}
-        kept = slice(None) if self._kept is None else self._kept
+        shape, layers = self.shape, sum(self.shape.sparse)
+        probabilities, chosen, rest = (self.note(None) if self.noted is None else self.noted).split([shape.experts, shape.experts, 3])
+        squares, tokens, most = rest.unbind()
+        tokens = tokens.detach().clamp(min=1)  # each counted in every mixture
+        found = {"load_balance": shape.experts * (chosen.detach() / tokens * (probabilities / tokens)).sum()}
+        if shape.router_z_weight:
+            found["router_z"] = squares / tokens
+        return found | {"expert_share_max": most.detach() * layers / tokens / shape.experts_per_token}
+
+    @property
+    def notes(self) -> int:
+        return 2 * self.shape.experts + 3
+
+    def note(self, before: Tensor | None) -> Tensor:
+        """[2 * experts + 3] of the mixtures that were passed last and those that noted ``before``: sums over tokens and mixtures of each expert's probability and of its choices, of a router's squared log-sum-exp, the
+        number of tokens, and the most choices that one expert had in a mixture."""
+        experts, kept = self.shape.experts, slice(None) if self._kept is None else self._kept
+        if not self.routings:
+            return before * 1.0
         logits = torch.stack([routing.logits[kept] for routing in self.routings])  # [layers, tokens, experts]
-        experts, tokens = self.shape.experts, max(1, logits.shape[1])
-        chosen = torch.stack([tally(routing.chosen[kept].flatten(), experts) for routing in self.routings])  # [layers, experts]
-        shares = chosen.to(logits.dtype) / tokens
-        probabilities = logits.softmax(dim=-1).sum((0, 1)) / (tokens * len(logits))  # [experts]
-        found = {"load_balance": experts * (shares.mean(0) * probabilities).sum()}
-        if self.shape.router_z_weight:
-            found["router_z"] = logits.logsumexp(dim=-1).square().sum() / (tokens * len(logits))
-        return found | {"expert_share_max": shares.amax() / self.shape.experts_per_token}
+        chosen = torch.stack([tally(routing.chosen[kept].flatten(), experts) for routing in self.routings]).to(logits.dtype)  # [layers, experts]
+        squares = logits.logsumexp(dim=-1).square().sum() if self.shape.router_z_weight else logits.new_zeros(())
+        made = torch.cat([logits.softmax(dim=-1).sum((0, 1)), chosen.sum(0), squares[None], logits.new_tensor([logits.shape[0] * logits.shape[1]]), chosen.amax()[None]])
+        return made if before is None else torch.cat([made[:-1] + before[:-1], torch.maximum(made[-1:], before[-1:].detach())])
 
 
 class _Trunk(nn.Module):

@@ -47,14 +47,18 @@ class _PartOfText:
             return super().forward(tokens)
         keys, part = self._part(tokens, positions, segments, types, prefix)
         hidden = super().forward(tokens[:, keys.own], **part)
+        self._speak_of_all(tokens, segments)
+        return gathered(hidden, self.context_mesh, 1)
+
+    def _speak_of_all(self, tokens: Tensor, segments: Tensor | None) -> None:
         known = torch.zeros_like(tokens, dtype=torch.int32) if segments is None else segments
         self.gather_auxiliary(lambda found: gathered(found, self.context_mesh, 1), known)
-        return gathered(hidden, self.context_mesh, 1)
 
     def run_stage(self, stage: Any, states: Tensor | None, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
         """As a stage of all places does (stages.py): each rank passes its own part on, and the last stage's is put together."""
         keys, part = self._part(tokens, positions, segments, types, prefix)
         made = super().run_stage(stage, states, tokens[:, keys.own], **part)
+        self._speak_of_all(tokens, segments)
         return gathered(made, self.context_mesh, 1) if stage.is_last else made
 
     def _part(self, tokens: Tensor, positions: Tensor | None, segments: Tensor | None, types: Tensor | None, prefix: Tensor | None) -> tuple[GatheredKeys, dict[str, Any]]:

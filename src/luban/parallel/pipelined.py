@@ -4,7 +4,7 @@
 interleaved   several stages a rank, so that less time is spent waiting (torch names arXiv:2104.04473)
 zero_bubble   the gradients of weights fill the gaps: two stages a rank in a V, or another number one after another (torch names arXiv:2401.10241 for both)
 
-Every rank of a pipeline reads the same rows; between stages goes the stream alone, all micro-batches of a step in one shape. The last stage ends in the loss, already scaled by what the step's mean
+Every rank of a pipeline reads the same rows; between stages go the stream and what the mixtures behind have noted of their balance, all micro-batches of a step in one shape. The last stage ends in the loss, already scaled by what the step's mean
 divides by, so that torch scales nothing.
 """
 
@@ -66,7 +66,7 @@ class Line:
 
     def learn(self, engine: TorchEngine, parts: list[tuple[Batch, bool]], counts: dict[str, float]) -> dict[str, Tensor]:
         """Gradients of a step's micro-batches; each term's part of the mean, where the last stage is."""
-        self.engine, self.parts, self.counts, self.means = engine, even(parts), counts, []
+        self.engine, self.parts, self.counts, self.means = engine, even(parts, bool(self.model.notes)), counts, []
         schedule = self._schedule()
         for module in self.modules:
             module.passed = 0
@@ -80,7 +80,7 @@ class Line:
         return self.made[1]
 
     def _make(self, number: int, shape: torch.Size) -> Any:
-        stream = self._stream(shape, "meta").requires_grad_()
+        stream = tuple(tensor.requires_grad_() for tensor in self._passed_on(shape, "meta"))
         loss = torch.empty((), device="meta", requires_grad=True)
         self.modules = [_Module(self, stage) for stage in self.model.stages]
         stages = [
@@ -95,22 +95,27 @@ class Line:
 
     def arriving_bytes(self, shape: torch.Size) -> int:
         """Memory that torch keeps for what comes to this rank's stages from either side, of each micro-batch of a step of tokens [rows, seq]."""
-        return sum((not stage.is_first) + (not stage.is_last) for stage in self.model.stages) * self._stream(shape, "meta").nbytes
+        return sum((not stage.is_first) + (not stage.is_last) for stage in self.model.stages) * sum(tensor.nbytes for tensor in self._passed_on(shape, "meta"))
 
-    def through(self, stage: Stage, number: int, states: Tensor | None) -> Tensor:
-        """What a stage makes of a micro-batch of the step; the last makes its loss []."""
+    def through(self, stage: Stage, number: int, states: Tensor | None, before: Tensor | None) -> Any:
+        """What a stage makes of a micro-batch of the step, of the stream and what was noted before it; the last makes its loss []."""
         engine, (part, counted) = self.engine, self.parts[number]
         with engine.autocast():
             made = self.model.run_stage(stage, states, part.inputs, **part.context())
+            noted = self.model.note(before) if self.model.notes else None
             if not stage.is_last:
-                if made._is_view() and self.model.split_backward:  # torch drops its graph in place
-                    made = made.clone()
-                return made if made.requires_grad else made.detach().requires_grad_()  # torch sends a gradient back, whether anything learns there or not
-            self.model.arrived = made
+                return self._left(made) if noted is None else (self._left(made), self._left(noted))
+            self.model.arrived, self.model.noted = made, noted
             engine.own_rows = counted
             loss, means = engine.loss(engine.terms(part), self.counts)
         self.means.append(means)
-        return loss
+        return loss if noted is None else loss + 0 * noted.sum()  # a gradient goes back, whatever the balance weighs
+
+    def _left(self, made: Tensor) -> Tensor:
+        """What leaves a stage: torch sends a gradient back for it, whether anything learns there or not, and drops its graph in place where the gradients of weights are computed apart."""
+        if made._is_view() and self.model.split_backward:
+            made = made.clone()
+        return made if made.requires_grad else made.detach().requires_grad_()
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
 
@@ -145,6 +150,12 @@ class Line:
         """Memory for what goes from stage to stage of tokens [rows, seq]: [rows, this rank's part of seq, dim]."""
         return torch.empty(shape[0], shape[1] // self.context, self.model.shape.hidden_size, dtype=self.model.states_dtype, device=device)
 
+    def _passed_on(self, shape: torch.Size, device: torch.device | str) -> list[Tensor]:
+        """Memory for all that goes from stage to stage in learning."""
+        stream = self._stream(shape, device)
+        wide = torch.promote_types(self.model.dtype, torch.float32)
+        return [stream, torch.empty(self.model.notes, dtype=wide, device=device)] if self.model.notes else [stream]
+
     def _rank_of(self, stage: int) -> int:
         return min(stage, self.count - 1 - stage) if self.turning else stage % self.ranks
 
@@ -155,28 +166,32 @@ class _Module(nn.Module):
     def __init__(self, line: Line, stage: Stage):
         super().__init__()
         self.passed = 0  # micro-batches of the step
-        self.through = lambda number, states: line.through(stage, number, states)
+        self.through = lambda number, states, before: line.through(stage, number, states, before)
         self.own = {"parameters": line.model.parameters_of(stage)}
 
-    def forward(self, states: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor | None = None, before: Tensor | None = None) -> Any:
         self.passed += 1
-        return self.through(self.passed - 1, states)
+        return self.through(self.passed - 1, states, before)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         return iter(self.own["parameters"])
 
 
-def even(parts: list[tuple[Batch, bool]]) -> list[tuple[Batch, bool]]:
-    """The micro-batches in one shape: short rows end in padding, and where rows are missing the first ones are repeated without counting."""
+def even(parts: list[tuple[Batch, bool]], told: bool = False) -> list[tuple[Batch, bool]]:
+    """The micro-batches in one shape: short rows end in padding, and where rows are missing the first ones are repeated without counting; ``told``, they are marked as padding."""
     rows, width = max(len(part.inputs) for part, _ in parts), max(part.inputs.shape[1] for part, _ in parts)
-    return [(_filled(part, rows).padded(width), counted) for part, counted in parts]
+    return [(_filled(part, rows, told).padded(width), counted) for part, counted in parts]
 
 
-def _filled(part: Batch, rows: int) -> Batch:
+def _filled(part: Batch, rows: int, told: bool) -> Batch:
     here = len(part.inputs)
     if here == rows:
         return part
     made = part.picked([row % here for row in range(rows)])
     weights = made.weights.clone()
     weights[here:] = 0
-    return replace(made, weights=weights, looked_up=None)
+    segments = made.segments
+    if told:
+        segments = torch.zeros_like(made.inputs, dtype=torch.int32) if segments is None else segments.clone()
+        segments[here:] = -1
+    return replace(made, weights=weights, segments=segments, looked_up=None)

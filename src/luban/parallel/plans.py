@@ -102,7 +102,7 @@ class StagePlan:
 
 
 STAGES: dict[str, StagePlan] = (
-    dict.fromkeys(("llama", "qwen2", "qwen3", "mistral"), StagePlan("layers", "embed_tokens", ("embed_tokens",), ("norm",)))
+    dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen2_moe", "qwen3_moe"), StagePlan("layers", "embed_tokens", ("embed_tokens",), ("norm",)))
     | {"gpt2": StagePlan("h", "wte", ("wte", "wpe", "drop"), ("ln_f",))}
     | dict.fromkeys(
         ("bert", "roberta", "xlm-roberta"),
@@ -110,9 +110,7 @@ STAGES: dict[str, StagePlan] = (
     )
 )  # fmt: skip
 # Why a family has no plan: what a pipeline cannot do with it.
-WITHOUT_STAGES = dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), "the balance of its experts is a figure of all layers at once") | dict.fromkeys(
-    ("t5", "mt5", "bart", "mbart", "marian"), "its decoder reads the encoder's states in every layer"
-)
+WITHOUT_STAGES = dict.fromkeys(("t5", "mt5", "bart", "mbart", "marian"), "its decoder reads the encoder's states in every layer")
 # Why a family has no plan: what a tensor group cannot do with it.
 WITHOUT = {"gpt2": "its queries, keys and values are columns of one matrix"}
 CONTEXT = (*PLANS, "gpt2")  # families whose attention can gather the keys and values of the other ranks

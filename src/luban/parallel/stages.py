@@ -109,6 +109,7 @@ class _Staged:
             states = self.enter(tokens, **context)
         given = self.beside(states, tokens, **context, **prefix)
         states = self.run_layers(states, self.runs()[self.stages.index(stage)], given[stage.start : stage.stop])
+        self.gather_auxiliary(lambda found: found, context.get("segments"))
         return self.leave(states) if stage.is_last else states
 
     def numbered_blocks(self) -> list[tuple[int, nn.Module]]:

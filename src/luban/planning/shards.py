@@ -36,8 +36,9 @@ class Shards:
         return self.tape.storage(size, 1, "communication")
 
     def _gathered(self, parameters: Sequence[Parameter]) -> float:
-        """Bytes of weights that are gathered; codes of a quantised matrix come as they are."""
-        return sum(parameter.numbers * (parameter.width if parameter.width < 2 else self.habits.gathered) for parameter in parameters)
+        """Bytes of weights that are gathered; what is held in fewer bits comes as it is."""
+        as_held = self.tape.narrow
+        return sum(parameter.numbers * (parameter.width if as_held or parameter.width < 2 else self.habits.gathered) for parameter in parameters)
 
     @property
     def _goes_on(self) -> bool:
