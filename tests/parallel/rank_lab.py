@@ -16,7 +16,7 @@ from luban.models.heads import Head
 from luban.objectives.base import Objective, Term
 from luban.objectives.losses import token_sum
 from luban.parallel.engine import TorchEngine
-from luban.parallel.layouts import Layout, whole
+from luban.parallel.layouts import Layout, local, whole
 from luban.tokens.batch import Batch, Row, batch_of
 from luban.training.config import OptimizerConfig
 from luban.training.optimizers import Optimizers
@@ -99,8 +99,8 @@ def _batch(count: int, group: int, architecture: str, labelled: bool, seed: int)
     return replace(made, weights=made.weights.double())
 
 
-def train(name: str, layout: Layout, optimizer: str = "adamw", micro_rows: int = 2, clip: float = 0.5, steps: int = 3, dropout: float = 0.0, recompute: str = "none") -> dict[str, Any]:
-    """Losses, gradient norms, a validation and the weights of some steps."""
+def train(name: str, layout: Layout, optimizer: str = "adamw", micro_rows: int = 2, clip: float = 0.5, steps: int = 3, dropout: float = 0.0, recompute: str = "none", precision: torch.dtype = torch.float32, overflow: int = 0) -> dict[str, Any]:
+    """Losses, gradient norms, a validation and the weights of some steps; in step ``overflow`` one number of the gradients is infinite, and the step is refused."""
     model, objective, batches = make(name)
     model.recompute = recompute
     for module in model.modules():
@@ -108,14 +108,17 @@ def train(name: str, layout: Layout, optimizer: str = "adamw", micro_rows: int =
             module.p = dropout
     layout.place(model)
     config = OptimizerConfig(name=optimizer, learning_rate=1e-2, embedding_learning_rate=1e-2, matrix_learning_rate=1e-2)
-    engine = TorchEngine(model, Optimizers(model, config), objective, micro_rows, torch.float32, layout=layout)
+    engine = TorchEngine(model, Optimizers(model, config), objective, micro_rows, precision, layout=layout)
     figures = []
     model.train()
     for number in range(steps):
         means = engine.forward_backward(batches[number % len(batches)])
+        held = getattr(layout, "held", None)
+        if number + 1 == overflow and (held is None or held.get_local_rank("held") == held["held"].size() - 1):  # of the last shard, wherever it is held
+            local(next(parameter.grad for parameter in model.parameters() if parameter.grad is not None)).view(-1)[0] = float("inf")
         norm = engine.clip(clip)
-        engine.step(1.0, number + 1)
-        figures.append({**{key: float(value) for key, value in means.items()}, "norm": float(norm)})
+        engine.step(1.0, number + 1, norm.isfinite())
+        figures.append({**{key: float(value) for key, value in means.items()}, "norm": float(norm) if norm.isfinite() else -1.0, "scale": engine.scaler.get_scale()})
     figures.append(engine.evaluate(batches))
     return {"figures": figures, "weights": {key: whole(value.detach()).clone() for key, value in model.named_parameters()}, "engine": engine}
 

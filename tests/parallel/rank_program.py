@@ -4,6 +4,7 @@
 none, states, gradients, full, twice (full with two replicas), or counts such as ``tensor2,context2`` with ``whole`` for a sequence that is not cut and ``full`` for shards.
 ``journeys``: a model and layouts: trained in the first, its checkpoint is read and written again in each of the others, the last of them one process; the names of tensors that arrive with other bits.
 ``draws``: ``model:layout``, trained with dropout: whether all ranks end with the same weights where they hold the same, and find the same losses again where blocks are computed again.
+``scaled``: as ``cases``, with losses that are scaled as for float16, and in the second step a gradient that is infinite in one shard alone: that too is compared with one process.
 ``runs``: fields of `luban train`: the message of the error, if one ended it.
 """
 
@@ -46,14 +47,14 @@ def layout_of(ranks: Ranks, said: str) -> Layout:
 
 
 @functools.cache
-def alone(name: str, optimizer: str, rows: int) -> dict[str, Any]:
-    return train(name, Layout(), optimizer, rows)
+def alone(name: str, optimizer: str, rows: int, **rest: Any) -> dict[str, Any]:
+    return train(name, Layout(), optimizer, rows, **rest)
 
 
-def differences(ranks: Ranks, case: str) -> list[float]:
+def differences(ranks: Ranks, case: str, **rest: Any) -> list[float]:
     name, optimizer, said, rows = case.split(":")
     made = layout_of(ranks, said)
-    one, together = alone(name, optimizer, int(rows)), train(name, made, optimizer, int(rows))
+    one, together = alone(name, optimizer, int(rows), **rest), train(name, made, optimizer, int(rows), **rest)
     model = made.whole_model(together["engine"].model)
     whole = 0.0 if model is None else max(float((value.detach() - one["weights"][key]).abs().max()) for key, value in model.named_parameters())
     return [max(ranks.everyone(apart(one, together))), whole]
@@ -105,6 +106,7 @@ def main(plan: dict[str, Any]) -> None:
     found: dict[str, Any] = {"cases": {case: differences(ranks, case) for case in plan["cases"]}, "runs": [outcome(fields) for fields in plan["runs"]]}
     found["journeys"] = [journey(ranks, Path(plan["found"]).parent / f"journey-{number}", name, layouts) for number, (name, layouts) in enumerate(plan.get("journeys", []))]
     found["draws"] = {case: drawn(ranks, *case.split(":")) for case in plan.get("draws", [])}
+    found["scaled"] = {case: differences(ranks, case, precision=torch.float16, overflow=2) for case in plan.get("scaled", [])}
     if ranks.leads:
         Path(plan["found"]).write_text(json.dumps(found))
 

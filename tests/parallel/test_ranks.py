@@ -94,9 +94,10 @@ def test_two_ranks_say_what_one_process_says(tmp_path):
     fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "gradient_clip": 0.5, "samples": {"prompts": ["the"], "sampling": {"maximum_tokens": 4, "temperature": 0}}}
     luban.train(**fields, out=tmp_path / "one")
     cases = ["llama:adamw:none:2", "llama:muon:full:2", "t5:adamw:full:1", "bert/kinds:sgd:gradients:2", "bert/alike:adamw:none:2", "llama:adamw:states:1", "t5:muon:states:2"]
-    found = follow(tmp_path, 2, cases, [{**fields, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("none", "full", "states")], journeys=[["llama", ["states", "full", "none", "states"]]])
+    found = follow(tmp_path, 2, cases, [{**fields, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("none", "full", "states")], journeys=[["llama", ["states", "full", "none", "states"]]], scaled=["llama:adamw:full:2", "bert:sgd:gradients:2", "llama:muon:states:1"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
     assert found["runs"] == ["", "", ""] and found["journeys"] == [[]]
+    assert {name: values for name, values in found["scaled"].items() if max(values) > 2e-3} == {}  # in float16
     expected = dict(load_model(tmp_path / "one").named_parameters())
     for shard in ("none", "full", "states"):
         assert differs(tmp_path / "one", tmp_path / shard) == []
@@ -148,7 +149,7 @@ def test_what_several_processes_cannot_do_is_refused_by_name():
         "objective: ": {"model": "bert/alike", "regularization": {"r_drop": 1.0}},
         "optimizer.name: adafactor": {"optimizer": {"name": "adafactor"}, **full},
         "optimizer.name: adamw_8bit": {"optimizer": {"name": "adamw_8bit"}, **full},
-        "precision: float16": {"precision": "float16", **full},
+        "precision: float16": {"precision": "float16", "layout": {"tensor": 2}},
         "regularization.average: exponential": {"regularization": {"average": "exponential"}, **full},
         "regularization.adversarial.method: fgm": {"regularization": {"adversarial": {"method": "fgm"}}, **full},
         "shape.architecture: luban-lstm": {"model": "luban-lstm", **full},
@@ -173,8 +174,9 @@ def test_four_ranks_say_what_one_process_says(tmp_path):
         "llama:adamw:none:2", "llama:adamw:full:2", "llama:muon:twice:1", "t5:lion:twice:2", "bert/kinds:adamw:twice:2", "bert/alike:adamw:none:2",
         "qwen3_moe:adamw:none:1", "qwen3_moe:adamw:full:1", "luban-lstm:adamw:none:2", "bert:sgd:gradients:3",
     ]  # fmt: skip
-    found = follow(tmp_path, 4, cases, [])
+    found = follow(tmp_path, 4, cases, [], scaled=["llama:adamw:twice:2"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
+    assert max(found["scaled"]["llama:adamw:twice:2"]) < 2e-3
 
 
 MATRIX: dict[str, dict[str, Any]] = {

@@ -218,8 +218,10 @@ def test_refusals_are_lubans_own():
     job = Job(preset("gpt2"), 512, 64)
     shards = Layout(shards=8, shard="full")
     assert not refused(job, shards) and not refused(replace(job, adapter=LoraConfig()), Layout(replicas=8))
-    for change in ({"engine": "layerwise"}, {"optimizer": "adafactor"}, {"precision": "float16"}, {"weights": "bfloat16"}):
+    for change in ({"engine": "layerwise"}, {"optimizer": "adafactor"}, {"weights": "bfloat16"}):
         assert refused(replace(job, **change), shards)
+    half = replace(job, precision="float16")
+    assert not refused(half, shards) and refused(half, Layout(replicas=4, tensor=2))
     packed = replace(job, shape=preset("llama-2-7b"), adapter=LoraConfig(), quantization=QuantizationConfig())
     assert not refused(packed, shards) and refused(packed, Layout(replicas=4, tensor=2))
 

@@ -66,7 +66,7 @@ def _asked(config: Any, job: Job, there: Cluster) -> Iterator[Layout]:
     open_ones = dict.fromkeys([rest, 1, max(1, count // there.node)]) if asked.replicas == "auto" else [asked.replicas]
     for replicas in open_ones:
         shards = max(1, rest // replicas)
-        for shard in ("none",) if shards * asked.context == 1 else ("none", "full", "gradients", "states") if asked.shard == "states" else ("none", "full", "gradients"):
+        for shard in ("none",) if shards * asked.context == 1 else ("none", "full", "gradients", "states"):
             layout = Layout(replicas, shards, shard, asked.tensor, asked.context, asked.expert)
             if asked.shard in ("auto", shard) and (shard != "none" or shards == 1) and layout.devices == count and not refused(job, layout):
                 yield layout

@@ -85,6 +85,8 @@ def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
     yield replace(base, shard="full")
     if parts.replicas == 1:
         yield replace(base, shard="gradients")
+        if parts.pipeline == 1:
+            yield replace(base, shard="states")
 
 
 def _thin(job: Job) -> bool:
@@ -108,7 +110,7 @@ def refused(job: Job, layout: Layout) -> str:
         lacking += [
             ("weights: bfloat16 that learn are not cut into pieces, and none are by heads or experts", job.weights == "bfloat16" and (job.adapter is None or layout.tensor > 1 or layout.expert > 1)),
             ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
-            ("precision: float16 is not for shards: its scale is not agreed on between them", job.precision == "float16"),
+            ("precision: float16 is for replicas and shards: its scale is not agreed on between the ranks of a group", job.precision == "float16" and shared),
             ("quantised matrices are not cut by heads or experts", job.quantization is not None and (layout.tensor > 1 or layout.expert > 1)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),

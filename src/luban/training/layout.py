@@ -166,7 +166,7 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
     if quantized_layers(model) and (parts.tensor > 1 or parts.expert > 1):
         yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by heads or experts", "share out replicas, shards, context or stages alone"
     if sharded or grouped:
-        yield from _lacking_in_pieces(config, model, objective, whole)
+        yield from _lacking_in_pieces(config, model, objective, whole, grouped)
 
 
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
@@ -229,7 +229,7 @@ def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, 
         yield "compile", True, "torch does not compile a backward pass that is run in two parts", "leave compile out, or choose layout.schedule: 1f1b"
 
 
-def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, whole: str) -> Iterator[tuple[str, Any, str, str]]:
+def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, whole: str, grouped: bool) -> Iterator[tuple[str, Any, str, str]]:
     rules = config.regularization
     if not model.shards:
         yield "shape.architecture", model.shape.architecture, "its layers use their weights outside of the call that would gather them", whole
@@ -237,8 +237,8 @@ def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, 
         yield "weights", config.weights, "its gradients are in float32, which shards of bfloat16 do not take", whole
     if config.optimizer.name not in ELEMENTWISE:
         yield "optimizer.name", config.optimizer.name, "its state is of whole matrices, or of runs of numbers that shards would cut", "choose {known}, or layout.shard: none"
-    if config.precision == "float16":
-        yield "precision", config.precision, "the scale of its losses is not agreed on between shards", "choose bfloat16 or float32"
+    if config.precision == "float16" and (grouped or config.engine != "torch"):
+        yield "precision", config.precision, "the scale of its losses is not agreed on between the ranks of a group", "choose bfloat16 or float32, or share out shards and replicas alone"
     if model.adapter and (type(model.adapter).after_gradients is not Method.after_gradients or type(model.adapter).penalties is not Method.penalties):
         yield "adapter.method", model.adapter.config.method, "it looks at whole matrices after each step", "choose another method, or layout.shard: none"
     if objective.scope == "batch":
