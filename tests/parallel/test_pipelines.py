@@ -45,7 +45,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     watched = {**plain, "length": "2 steps", "samples": {}, "guards": {"layers_every": 2}}
     luban.train(**watched, out=tmp_path / "one-watched")
     runs = [{**plain, "layout": {"pipeline": 2}, "recompute": "selective", "out": tmp_path / "two"}, half, {**watched, "layout": {"pipeline": 2}, "out": tmp_path / "two-watched"}]
-    journeys = [["mistral", ["pipeline2", "none", "pipeline2,zero_bubble", "full", "pipeline2,interleaved"]], ["llama", ["pipeline2", "tensor2", "pipeline2,stages1,zero_bubble"]]]
+    journeys = [["mistral", ["pipeline2", "none", "pipeline2,zero_bubble", "full", "pipeline2,interleaved"]], ["llama", ["pipeline2", "tensor2", "pipeline2,stages1,zero_bubble"]], ["mixtral", ["pipeline2", "replicas2,expert2", "pipeline2,interleaved"]]]
     found = follow(tmp_path, 2, cases, runs, journeys=journeys, draws=["mistral:pipeline2", "mistral:pipeline2,zero_bubble"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
     assert found["runs"] == ["", "", ""]
@@ -55,7 +55,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
     luban.train(**{**plain, "out": tmp_path / "half"})
     assert differs(tmp_path / "one", tmp_path / "half") == []
-    assert found["journeys"] == [[], []]  # no tensor arrives with other bits
+    assert found["journeys"] == [[], [], []]  # no tensor arrives with other bits
     assert [apart for _, apart in found["draws"].values()] == [0.0, 0.0]  # blocks that are computed again draw the same
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_lab import make
 from resume_lab import FIXED, case
+from safetensors.torch import load_file
 from tiny import tiny_recipe
 
 import luban
@@ -56,9 +57,9 @@ def luban_run(count: int, folder: Path, *overrides: str, **settings: Any) -> sub
     return torchrun(count, "-m", "luban", "--language", "en", "run", "recipe.yaml", *overrides, cwd=folder, **settings)
 
 
-def same_figures(home: Path, first: str, second: str, close: float) -> None:
-    """The losses and gradient norms that two runs under ``home`` have logged, step by step, and no step more."""
-    rows = [{entry["step"]: entry for entry in deterministic(home / name / "base" / "training" / "log.jsonl") if "loss" in entry} for name in (first, second)]
+def same_figures(first: Path, second: Path, close: float) -> None:
+    """The losses and gradient norms that two trainings have logged, step by step, and no step more."""
+    rows = [{entry["step"]: entry for entry in deterministic(folder / "training" / "log.jsonl") if "loss" in entry} for folder in (first, second)]
     assert rows[0].keys() == rows[1].keys()
     for step, entry in rows[0].items():
         assert rows[1][step]["loss"] == pytest.approx(entry["loss"], rel=close)
@@ -255,6 +256,19 @@ def test_adapters_stand_on_packed_and_narrow_bases_that_are_cut_into_shards(tmp_
 
 
 @pytest.mark.slow
+def test_an_adapter_in_shards_goes_on_in_one_process_and_back(tmp_path):
+    """What a checkpoint holds of it is the adapter, whole, and nothing of its base."""
+    plain = {**FIXED, **case(tmp_path, "instruction"), "adapter": {"method": "lora"}, "quantization": {"format": "nf4"}, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1, "schedule": {"shape": "constant"}}
+    luban.train(**plain, out=tmp_path / "one")
+    assert follow(tmp_path, 2, [], [{**plain, "length": "2 steps", "layout": {"shard": "full"}, "out": tmp_path / "moved"}])["runs"] == [""]
+    luban.train(**{**plain, "length": "4 steps"}, out=tmp_path / "moved")
+    assert follow(tmp_path, 2, [], [{**plain, "layout": {"shard": "states"}, "out": tmp_path / "moved"}])["runs"] == [""]
+    same_figures(tmp_path / "one", tmp_path / "moved", CLOSE)
+    saved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("moved", "one")]
+    torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [{"method": "dora"}, {"method": "lora", "dropout": 0.1}])
 def test_adapters_that_are_more_than_a_thin_product_are_refused_by_a_tensor_group(tmp_path, adapter):
     plain = {**FIXED, **case(tmp_path, "instruction"), "adapter": adapter, "layout": {"tensor": 2}, "out": tmp_path / "two"}
@@ -312,7 +326,7 @@ def test_a_run_goes_on_in_another_number_of_processes_and_another_layout(home):
     ended(luban_run(2, home, out, "base.length=6 steps", "base.layout.shard=full"))
     ended(luban_run(4, home, out, "base.length=9 steps"))
     luban.run(home / "recipe.yaml", out=home / "grown")
-    same_figures(home, "one", "grown", CLOSE)
+    same_figures(home / "one" / "base", home / "grown" / "base", CLOSE)
 
 
 @pytest.mark.slow

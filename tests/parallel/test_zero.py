@@ -165,7 +165,7 @@ def test_a_run_goes_from_engine_to_engine(home):
     assert "continuing at step 3 of 6" in said and "ZeRO 3" in said and "deepspeed.json" in said
     assert "continuing at step 6 of 9" in ended(luban_run(2, home, out, "base.length=9 steps", "base.engine=deepspeed"))
     luban.run(home / "recipe.yaml", out=home / "grown")
-    same_figures(home, "one", "grown", CLOSE)
+    same_figures(home / "one" / "base", home / "grown" / "base", CLOSE)
 
 
 @pytest.mark.deepspeed

@@ -198,9 +198,9 @@ class Model(nn.Module):
 
     def changing(self) -> dict[str, Tensor]:
         """The state that training may change: what a checkpoint holds."""
-        state = self.state_dict()
-        fixed = {state[name].data_ptr() for name in self.unchanging}  # a tied matrix goes by two names
-        return {name: value for name, value in state.items() if name not in self.unchanging and (not fixed or value.data_ptr() not in fixed)}
+        owners = {name: id(parameter) for name, parameter in self.named_parameters(remove_duplicate=False)}
+        fixed = {owners.get(name) for name in self.unchanging} - {None}  # a tied matrix goes by two names
+        return {name: value for name, value in self.state_dict().items() if name not in self.unchanging and owners.get(name) not in fixed}
 
     def load_changing(self, tensors: Mapping[str, Tensor]) -> None:
         """Read :meth:`changing` back. RuntimeError where a tensor is missing or has another shape."""
