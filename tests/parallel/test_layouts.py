@@ -100,7 +100,7 @@ def test_the_legal_layouts_are_those_that_brute_force_finds(ranks, heads, expert
         pipeline, replicas, shards, context, tensor, expert = sizes
         data = replicas * shards * context
         whole = pipeline * data * tensor == ranks and data % expert == 0
-        fits = heads % tensor == 0 and (tensor == 1 or (48 % tensor == 0 and (not experts or 12 % tensor == 0))) and pipeline <= (1 if experts else 2)
+        fits = heads % tensor == 0 and (tensor == 1 or (48 % tensor == 0 and (not experts or 12 % tensor == 0))) and pipeline <= 2
         routed = expert == 1 or (experts > 0 and experts % expert == 0)
         if whole and fits and routed and length % (context * tensor) == 0:
             wanted.add(sizes)
@@ -128,7 +128,6 @@ def test_an_illegal_layout_is_refused_with_the_nearest_legal_ones():
         "layout.pipeline: 4 does not fit the model: the model has 2 layers, and that takes 4 stages": {"count": 4, "layout": {"pipeline": 4}},
         "layout.pipeline: 2 does not fit the model: the model has 2 layers, and that takes 4 stages": {"layout": {"pipeline": 2, "schedule": "interleaved"}},
         "layout.pipeline: 2 does not fit the model: its decoder reads": {"model": "t5", "layout": {"pipeline": 2}},
-        "layout.pipeline: 2 does not fit the model: the balance of its experts": {"model": "qwen3_moe", "layout": {"pipeline": 2}},
         "layout.pipeline: 2 does not fit the model: luban-lstm has no plan for it": {"model": "luban-lstm", "layout": {"pipeline": 2}},
         "layout: pipeline: 2 is no layout of 3 processes": {"count": 3, "layout": {"pipeline": 2}},
     }
@@ -147,7 +146,6 @@ def test_what_groups_cannot_do_is_refused_by_name():
         "precision: float16": {"precision": "float16", **two},
         "objective: ": {"model": "bert/alike", **two},
         "regularization.average: exponential": {"regularization": {"average": "exponential"}, **two},
-        "compile: True": {"compile": True, **two},
     }
     for said, fields in refused.items():
         with pytest.raises(ConfigError, match=said):

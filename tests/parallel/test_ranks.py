@@ -213,13 +213,31 @@ def test_objectives_train_alike_in_two_processes(tmp_path, names):
 
 @pytest.mark.slow
 @pytest.mark.compiler
-def test_compiled_blocks_train_alike_in_shards(tmp_path):
+def test_compiled_blocks_train_alike_in_shards_and_groups(tmp_path):
     fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "layers": "torch", "attention": "torch"}
     luban.train(**fields, out=tmp_path / "one")
-    runs = [{**fields, "compile": True, "layout": {"shard": shard}, "out": tmp_path / shard} for shard in ("full", "states")]
-    assert follow(tmp_path, 2, [], runs)["runs"] == ["", ""]
+    runs = [{**fields, "compile": True, "layout": layout, "out": tmp_path / str(number)} for number, layout in enumerate(({"shard": "full"}, {"tensor": 2}, {"context": 2, "shard": "states"}))]
+    compiled_alike(tmp_path / "one", runs, 2)
+
+
+@pytest.mark.long
+@pytest.mark.compiler
+def test_compiled_blocks_train_alike_in_groups_of_four_and_with_experts(tmp_path):
+    fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "layers": "torch", "attention": "torch"}
+    fields["shape"] = {**fields["shape"], "layers": 2}
+    mixture = {**fields, "shape": {**fields["shape"], "architecture": "qwen3_moe", "experts": 4, "experts_per_token": 2, "expert_size": 16}}
+    luban.train(**fields, out=tmp_path / "one")
+    luban.train(**mixture, out=tmp_path / "mixture")
+    four = [{"tensor": 2, "shard": "full"}, {"tensor": 2, "context": 2}, {"tensor": 2, "pipeline": 2}]
+    compiled_alike(tmp_path / "one", [{**fields, "compile": True, "layout": layout, "out": tmp_path / f"four-{number}"} for number, layout in enumerate(four)], 4)
+    two = [{"tensor": 2, "sequence": False}, {"expert": 2}, {"expert": 2, "shard": "full"}]
+    compiled_alike(tmp_path / "mixture", [{**mixture, "compile": True, "layout": layout, "out": tmp_path / f"two-{number}"} for number, layout in enumerate(two)], 2)
+
+
+def compiled_alike(one: Path, runs: list[dict[str, Any]], ranks: int) -> None:
+    assert follow(one.parent, ranks, [], runs)["runs"] == [""] * len(runs)
     for run in runs:
-        assert differs(tmp_path / "one", run["out"]) == []
+        assert differs(one, run["out"]) == []
         assert json.loads((run["out"] / "training/choices.json").read_text())["compile"] is True
 
 

@@ -1,4 +1,4 @@
-"""Differentiable moves of activations between ranks that hold parts of them, by torch's DTensor; without them a tensor is a plain one.
+"""Differentiable moves of activations between ranks that hold parts of them, by torch's functional collectives, which its compiler knows.
 
 Two kinds of group do the same work together. Ranks of a *tensor* group compute one loss: what all of them hold alike has a gradient that is whole on each. Ranks of a *context* group
 compute parts of a loss: gradients of what they hold alike are added up. Every function says which gradient it expects and which it gives.
@@ -12,42 +12,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
-
-
-def moved(states: Tensor, mesh: DeviceMesh, before: Placement, after: Placement, gradient: Placement) -> Tensor:
-    """``states``, which the ranks of ``mesh`` hold as ``before`` says, as ``after`` says; what comes back from above is as ``gradient`` says."""
-    return DTensor.from_local(states, mesh, [before], run_check=False).redistribute(placements=[after]).to_local(grad_placements=[gradient])
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 
 def alike(states: Tensor, mesh: DeviceMesh) -> Tensor:
     """What all hold alike, for work of which each does a part: the gradients of the parts are added up."""
-    return moved(states, mesh, Replicate(), Replicate(), Partial())
+    return _moved(states, mesh, "keep", "add", 0)
 
 
 def gathered(states: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
     """All of what each holds a part of along ``dim``, for work of which each does a part: the gradients are added up, and each gets that of its own."""
-    return moved(states, mesh, Shard(dim), Replicate(), Partial())
+    return _moved(states, mesh, "gather", "add_own", dim)
 
 
 def gathered_once(states: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
     """All of what each holds a part of along ``dim``, for work that all do alike: each keeps the gradient of its own."""
-    return moved(states, mesh, Shard(dim), Replicate(), Replicate())
+    return _moved(states, mesh, "gather", "own", dim)
 
 
 def own_part(states: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
     """This rank's part along ``dim`` of what all hold alike."""
-    return moved(states, mesh, Replicate(), Shard(dim), Shard(dim))
+    return _moved(states, mesh, "own", "gather", dim)
 
 
 def added(states: Tensor, mesh: DeviceMesh) -> Tensor:
     """The sum of what each holds, for all, which do the same with it."""
-    return moved(states, mesh, Partial(), Replicate(), Replicate())
+    return _moved(states, mesh, "add", "keep", 0)
 
 
 def added_parts(states: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
     """This rank's part along ``dim`` of the sum of what each holds."""
-    return moved(states, mesh, Partial(), Shard(dim), Shard(dim))
+    return _moved(states, mesh, "add_own", "gather", dim)
+
+
+def _moved(states: Tensor, mesh: DeviceMesh, forth: str, back: str, dim: int) -> Tensor:
+    return _Moved.apply(states, forth, back, dim, mesh.get_group().group_name, mesh.size(), mesh.get_local_rank())
+
+
+class _Moved(torch.autograd.Function):
+    """One move forth, one back for the gradient. Along ``dim`` the parts are even."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, forth: str, back: str, dim: int, group: str, size: int, rank: int) -> Tensor:
+        ctx.back = back, dim, group, size, rank
+        return _move(states, forth, dim, group, size, rank)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (_move(gradient, *ctx.back), *[None] * 6)
+
+
+def _move(states: Tensor, how: str, dim: int, group: str, size: int, rank: int) -> Tensor:
+    talk = torch.ops._c10d_functional
+    if how == "keep":
+        return states.view_as(states)
+    if how == "own":
+        return states.chunk(size, dim)[rank].contiguous()
+    if how == "add":
+        return talk.wait_tensor(talk.all_reduce(states.contiguous(), "sum", group))
+    if how == "gather":
+        return torch.cat(talk.wait_tensor(talk.all_gather_into_tensor(states.contiguous(), size, group)).chunk(size), dim)
+    return talk.wait_tensor(talk.reduce_scatter_tensor(torch.cat(states.chunk(size, dim)), "sum", size, group))
 
 
 def evenly(states: Tensor, mesh: DeviceMesh) -> Tensor:

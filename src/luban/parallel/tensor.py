@@ -20,7 +20,6 @@ from luban.models.base import Model
 from luban.models.embedding import Embedding
 from luban.models.moe import Routing, SparseFeedForward
 from luban.models.parts import added, added_parts, alike, evenly, first_row, gathered, gathered_once, own_part
-from luban.parallel.layouts import local
 from luban.parallel.plans import Plan, ends
 
 SEQUENCE = 1  # the dimension of the stream [rows, seq, dim] that is cut
@@ -30,7 +29,7 @@ class ColumnLinear(nn.Linear):
     """Some of the outputs; the next layer takes them as they are."""
 
     def forward(self, states: Tensor) -> Tensor:
-        return F.linear(states, local(self.weight), None if self.bias is None else local(self.bias))
+        return F.linear(states, self.weight.to_local(), None if self.bias is None else self.bias.to_local())
 
 
 class RowLinear(nn.Linear):
@@ -39,7 +38,7 @@ class RowLinear(nn.Linear):
     write: Callable[[Tensor], Tensor]
 
     def forward(self, states: Tensor) -> Tensor:
-        made = self.write(F.linear(states, local(self.weight)))
+        made = self.write(F.linear(states, self.weight.to_local()))
         return made if self.bias is None else made + self.bias.to(made.dtype)
 
 
@@ -49,7 +48,7 @@ class Thin(nn.Linear):
     write: Callable[[Tensor], Tensor] | None = None  # where the parts of a sum come through it
 
     def forward(self, states: Tensor) -> Tensor:
-        made = F.linear(states, local(self.weight))
+        made = F.linear(states, self.weight)
         return made if self.write is None else self.write(made)
 
 
@@ -57,7 +56,7 @@ class SharedTable(Embedding):
     """A table of tokens whose rows are shared out; all ranks get all vectors."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        own, first = local(self.weight), first_row(self.weight)
+        own, first = self.weight.to_local(), first_row(self.weight)
         if not len(own):
             return added(own.new_zeros(*tokens.shape, own.shape[1]) + 0 * own.sum(), self.weight.device_mesh)
         places = tokens - first
@@ -70,7 +69,7 @@ class HeadTable(Embedding):
     """A table with a column for each head: those of this rank's heads."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, local(self.weight))
+        return F.embedding(tokens, self.weight.to_local())
 
 
 class TensorMixture(SparseFeedForward):

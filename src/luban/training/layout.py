@@ -161,8 +161,8 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
     grouped = parts.tensor > 1 or parts.context > 1 or parts.expert > 1
     if grouped:
         yield from _lacking_in_groups(config, model, parts)
-    if config.compile is True and (grouped or (sharded and (parts.pipeline > 1 or config.engine != "torch"))):
-        yield "compile", True, "torch's compiler does not see through what goes between the ranks of a group, nor shards beside stages", "leave compile out, or share out shards and replicas alone"
+    if config.compile is True and sharded and (parts.pipeline > 1 or config.engine != "torch"):
+        yield "compile", True, "torch's compiler does not see through shards beside stages, nor through DeepSpeed's", "leave compile out, or choose layout.shard: none"
     if quantized_layers(model) and (parts.tensor > 1 or parts.expert > 1):
         yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by heads or experts", "share out replicas, shards, context or stages alone"
     if sharded or grouped:
