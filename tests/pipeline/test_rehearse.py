@@ -42,10 +42,10 @@ def test_a_training_is_rehearsed_on_four_ranks_that_are_not_there(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("layout", ["shard=none", "tensor=2", "context=2"])
-def test_other_layouts_are_rehearsed_too(tmp_path, layout):
+@pytest.mark.parametrize(("shard", "layout"), [("none", "replicas=auto"), ("none", "tensor=2"), ("none", "context=2"), ("full", "tensor=2")])
+def test_other_layouts_are_rehearsed_too(tmp_path, shard, layout):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "base.layout.shard=none", f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), f"base.layout.shard={shard}", f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
     assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
 
 
@@ -58,7 +58,7 @@ def test_a_pipeline_is_rehearsed_at_both_of_its_ends(tmp_path, schedule):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("layout", ["shard=none", "expert=2", "expert=4"])
+@pytest.mark.parametrize("layout", ["shard=none", "expert=2", "expert=4", "pipeline=2"])
 def test_mixtures_and_their_experts_are_rehearsed(tmp_path, layout):
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("shape: {", "shape: {architecture: mixtral, experts: 8, experts_per_token: 2, "))
     done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)

@@ -5,10 +5,14 @@ Tensors go through torch's fake process group, which moves nothing: a sum leaves
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import stage as pipeline_stage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
@@ -42,10 +46,18 @@ def imagine(size: int, rank: int = 0) -> ranks.Ranks:
     layouts.used_somewhere = lambda parameters, group: [parameter.grad is not None for parameter in parameters]  # tensors without values cannot say it
     moe.tally, moe.as_numbers, moe.kept_places = lambda assigned, experts: assigned.new_empty(experts), _evenly, lambda segments: None
     engine.tokens_of = lambda batch: float(batch.inputs.numel())
+    if hasattr(DeviceMesh, "_concatenate"):
+        DeviceMesh._concatenate = staticmethod(partial(_with_numbers, DeviceMesh._concatenate))
     if hasattr(pipeline_stage, "InferenceMode"):  # older torch does not vote
         PipelineScheduleSingle._warmup_p2p = PipelineScheduleMulti._warmup_p2p = _as_described
     ranks.settle_here(made := ImaginedRanks(size, rank))
     return made
+
+
+def _with_numbers(make: Callable[[Any], DeviceMesh], meshes: Any) -> DeviceMesh:
+    """A mesh made of others, of whose ranks the numbers are looked at: they are no tensors of the rehearsal."""
+    with unset_fake_temporarily():
+        return make(meshes)
 
 
 def _evenly(counts: Tensor, rows: Tensor) -> list[int]:
