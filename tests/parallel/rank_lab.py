@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"layers": 2},
     "roberta": {"layers": 2},
     "bart": {"layers": 2},
-    "qwen2_moe": {"layers": 2, "experts": 4, "experts_per_token": 2, "expert_size": 16, "shared_expert_size": 24, "router_z_weight": 0.01},
+    "qwen2_moe": {"layers": 2, "dense_layers": [0], "experts": 4, "experts_per_token": 2, "expert_size": 16, "shared_expert_size": 24, "router_z_weight": 0.01},
     "bert": {"layers": 2},
     "t5": {"layers": 2},
     "mixtral": {"layers": 4, "experts": 4, "experts_per_token": 2},

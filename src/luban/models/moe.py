@@ -210,7 +210,7 @@ class Mixture(Decoder):
         number of tokens, and the most choices that one expert had in a mixture."""
         experts, kept = self.shape.experts, slice(None) if self._kept is None else self._kept
         if not self.routings:
-            return before * 1.0
+            return torch.zeros(self.notes, dtype=torch.promote_types(self.dtype, torch.float32), device=self.device) if before is None else before * 1.0
         logits = torch.stack([routing.logits[kept] for routing in self.routings])  # [layers, tokens, experts]
         chosen = torch.stack([tally(routing.chosen[kept].flatten(), experts) for routing in self.routings]).to(logits.dtype)  # [layers, experts]
         squares = logits.logsumexp(dim=-1).square().sum() if self.shape.router_z_weight else logits.new_zeros(())

@@ -114,6 +114,7 @@ def refused(job: Job, layout: Layout) -> str:
             ("quantised matrices are not cut by heads or experts", job.quantization is not None and (layout.tensor > 1 or layout.expert > 1)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
+            ("a zero-bubble schedule runs the backward pass in two parts, which torch does not compile", job.compile and layout.pipeline > 1 and layout.schedule == "zero_bubble"),
             ("compiled blocks are not gathered from shards beside stages", job.compile and layout.pipeline > 1 and layout.held > 1),
         ]
     return next((why for why, lacks in lacking if lacks), "")

@@ -37,8 +37,7 @@ class Shards:
 
     def _gathered(self, parameters: Sequence[Parameter]) -> float:
         """Bytes of weights that are gathered; what is held in fewer bits comes as it is."""
-        as_held = self.tape.narrow
-        return sum(parameter.numbers * (parameter.width if as_held or parameter.width < 2 else self.habits.gathered) for parameter in parameters)
+        return sum(parameter.numbers * (parameter.width if self.tape.narrow or parameter.width < 2 else self.habits.gathered) for parameter in parameters)
 
     @property
     def _goes_on(self) -> bool:

@@ -135,7 +135,7 @@ def _waits_on_host(config: TrainConfig, choices: dict[str, Any], objective: Obje
     asked = config.layout
     shard = asked.shard if asked.shard != "auto" else (choices.get("layout") or {}).get("shard", "full")
     cuts = shard != "none" or asked.tensor * asked.pipeline * asked.expert > 1
-    looked_at = type(objective).before_training is not Objective.before_training or not isinstance(config.recompute, str)  # before it is cut
+    looked_at = type(objective).before_training is not Objective.before_training or not isinstance(config.recompute, str) or config.regularization.adversarial.method != "none"  # before it is cut
     return cuts and not ranks.alone and config.engine == "torch" and not looked_at
 
 
