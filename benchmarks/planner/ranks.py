@@ -23,11 +23,16 @@ def cases() -> Iterator[Case]:
             readers = layout.get("replicas", 1) * layout.get("shards", 1)
             yield Case(f"llama, {name}, {layout}", one, sequence, 2 * rows * readers, rows, layout=layout)
         for schedule, stages in (("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zero_bubble", 2)):
-            yield Case(f"llama, {name}, pipeline, {schedule}, {stages} on each", one, sequence, 8 * rows, rows, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": stages})
+            yield Case(f"llama, {name}, pipeline, {schedule}, {stages} on each", {**one, "layers": 4}, sequence, 8 * rows, rows, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": stages})
         yield Case(f"llama, {name}, full shards, recompute full", one, sequence, 4 * rows, rows, {"recompute": "full"}, {"shards": 2, "shard": "full"})
     for code in ("nf4", "int8"):
         thin = {"adapter": {"method": "lora"}, "quantization": {"format": code}}
         yield from (Case(f"llama, lora on {code}, {layout}", shape("llama", hidden_size=320, heads=5), 32, 8, 2, thin, layout) for layout in ({"shards": 2, "shard": "full"}, {"shards": 2, "shard": "states"}))
+        yield Case(f"llama, lora on {code}, tensor", shape("llama", hidden_size=320, heads=4, head_dim=80, feed_forward_size=640), 32, 8, 2, thin | {"quantization": {"format": code, "group_size": 16}}, {"tensor": 2})
+    yield Case("llama, lora, pipeline", shape("llama", hidden_size=320, heads=5, layers=4), 32, 8, 2, {"adapter": {"method": "lora"}}, {"pipeline": 2})
+    for name in ("t5", "bart"):
+        one = shape(name, decoder_layers=4)
+        yield from (Case(f"{name}, pipeline, {schedule}", one, 64, 16, 2, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": stages}) for schedule, stages in (("1f1b", 1), ("interleaved", 2)))
     mixture = shape("qwen3_moe", experts=4, experts_per_token=2)
     yield from (Case(f"qwen3_moe, {layout}", mixture, 64, 16, 4, layout=layout) for layout in ({"replicas": 2, "expert": 2}, {"shards": 2, "shard": "full", "expert": 2}))
     yield from (Case(f"qwen3_moe, pipeline, {schedule}", mixture, 64, 16, 2, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": 1}) for schedule in ("1f1b", "zero_bubble"))

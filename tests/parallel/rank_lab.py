@@ -29,10 +29,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"layers": 2, "key_value_heads": 2, "sliding_window": 5},
     "gpt2": {"layers": 2},
     "roberta": {"layers": 2},
-    "bart": {"layers": 2},
+    "bart": {"layers": 3, "decoder_layers": 1},
+    "mbart": {"layers": 2},
     "qwen2_moe": {"layers": 2, "dense_layers": [0], "experts": 4, "experts_per_token": 2, "expert_size": 16, "shared_expert_size": 24, "router_z_weight": 0.01},
     "bert": {"layers": 2},
-    "t5": {"layers": 2},
+    "t5": {"layers": 2, "decoder_layers": 3},
     "mixtral": {"layers": 4, "experts": 4, "experts_per_token": 2},
     "qwen3_moe": {"layers": 2, "experts": 4, "experts_per_token": 2, "expert_size": 16},
     "luban-lstm": {"layers": 1},
@@ -93,7 +94,7 @@ def _batch(count: int, group: int, architecture: str, labelled: bool, seed: int)
         if labelled:
             rows.append(Row(ids, np.ones(1, np.float32), extra={"labels": np.int64(draw.integers(3))}))
         else:
-            source = {"source_ids": draw.integers(5, WORDS, int(draw.integers(3, 9)))} if architecture in ("t5", "bart") else {}
+            source = {"source_ids": draw.integers(5, WORDS, int(draw.integers(3, 9)))} if architecture in ("t5", "bart", "mbart") else {}
             rows.append(Row(ids, (draw.random(len(ids)) < 0.7).astype(np.float32), targets=np.roll(ids, -1), **source))
     made = batch_of(rows, 0, group=group)
     return replace(made, weights=made.weights.double())

@@ -127,7 +127,7 @@ def test_an_illegal_layout_is_refused_with_the_nearest_legal_ones():
         "layout: tensor: 2 is no layout of 1 processes": {"count": 1, "layout": {"tensor": 2}},
         "layout.pipeline: 4 does not fit the model: the model has 2 layers, and that takes 4 stages": {"count": 4, "layout": {"pipeline": 4}},
         "layout.pipeline: 2 does not fit the model: the model has 2 layers, and that takes 4 stages": {"layout": {"pipeline": 2, "schedule": "interleaved"}},
-        "layout.pipeline: 2 does not fit the model: its decoder reads": {"model": "t5", "layout": {"pipeline": 2}},
+        "layout.pipeline: 6 does not fit the model: the model has 5 layers, and that takes 6 stages": {"model": "t5", "count": 6, "layout": {"pipeline": 6}},
         "layout.pipeline: 2 does not fit the model: luban-lstm has no plan for it": {"model": "luban-lstm", "layout": {"pipeline": 2}},
         "layout: pipeline: 2 is no layout of 3 processes": {"count": 3, "layout": {"pipeline": 2}},
     }

@@ -38,6 +38,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     cases = [
         "llama:adamw:pipeline2:2", "llama:muon:pipeline2,stages1,zero_bubble:1", "mistral:adamw:pipeline2,interleaved:1", "mistral:adamw:pipeline2,zero_bubble:2", "gpt2:adamw:pipeline2:2",
         "bert:adamw:pipeline2,stages1,zero_bubble:2", "bert/kinds:sgd:pipeline2:2", "qwen2_moe:adamw:pipeline2:2", "mixtral:muon:pipeline2,stages1,zero_bubble:1",
+        "t5:adamw:pipeline2:2", "t5:muon:pipeline2,interleaved:2", "bart:adamw:pipeline2,interleaved:1", "bart/kinds:adamw:pipeline2:2", "mbart:sgd:pipeline2:1", "t5/kinds:adamw:pipeline2:2",
     ]  # fmt: skip
     plain = fields(tmp_path, samples={"every": "2 steps", "prompts": ["the"], "sampling": {"maximum_tokens": 4, "temperature": 0}})
     luban.train(**plain, out=tmp_path / "one")
@@ -45,7 +46,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     watched = {**plain, "length": "2 steps", "samples": {}, "guards": {"layers_every": 2}}
     luban.train(**watched, out=tmp_path / "one-watched")
     runs = [{**plain, "layout": {"pipeline": 2}, "recompute": "selective", "out": tmp_path / "two"}, half, {**watched, "layout": {"pipeline": 2}, "out": tmp_path / "two-watched"}]
-    journeys = [["mistral", ["pipeline2", "none", "pipeline2,zero_bubble", "full", "pipeline2,interleaved"]], ["llama", ["pipeline2", "tensor2", "pipeline2,stages1,zero_bubble"]], ["mixtral", ["pipeline2", "replicas2,expert2", "pipeline2,interleaved"]]]
+    journeys = [["mistral", ["pipeline2", "none", "pipeline2,zero_bubble", "full", "pipeline2,interleaved"]], ["llama", ["pipeline2", "tensor2", "pipeline2,stages1,zero_bubble"]], ["mixtral", ["pipeline2", "replicas2,expert2", "pipeline2,interleaved"]], ["t5", ["pipeline2,interleaved", "tensor2", "pipeline2", "full"]]]
     found = follow(tmp_path, 2, cases, runs, journeys=journeys, draws=["mistral:pipeline2", "mistral:pipeline2,zero_bubble"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
     assert found["runs"] == ["", "", ""]
@@ -55,7 +56,7 @@ def test_two_ranks_of_a_pipeline_say_what_one_process_says(tmp_path):
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
     luban.train(**{**plain, "out": tmp_path / "half"})
     assert differs(tmp_path / "one", tmp_path / "half") == []
-    assert found["journeys"] == [[], [], []]  # no tensor arrives with other bits
+    assert found["journeys"] == [[], [], [], []]  # no tensor arrives with other bits
     assert [apart for _, apart in found["draws"].values()] == [0.0, 0.0]  # blocks that are computed again draw the same
 
 
@@ -67,6 +68,8 @@ def test_four_ranks_with_pipelines_say_what_one_process_says(tmp_path):
         "mistral:adamw:pipeline2,context2,zero_bubble:1", "mistral:adamw:pipeline4,stages1,zero_bubble:1", "mistral:adamw:pipeline2,full:1",
         "mistral:muon:pipeline2,gradients,interleaved:2", "bert:adamw:pipeline2,full:1",
         "mixtral:adamw:pipeline2,context2,interleaved:1", "mixtral:adamw:pipeline2,replicas2,expert2:1", "mixtral:adamw:pipeline2,full,expert2:1", "qwen2_moe:adamw:pipeline2,tensor2:1", "mixtral:adamw:pipeline2,replicas2,zero_bubble:1",
+        "t5:adamw:pipeline4:1", "t5:adamw:pipeline2,tensor2:2", "t5:muon:pipeline2,full:1", "t5:adamw:pipeline2,context2,interleaved:1", "bart:adamw:pipeline2,tensor2:1",
+        "bart:adamw:pipeline2,context2:2", "mbart:adamw:pipeline2,replicas2,interleaved:1",
     ]  # fmt: skip
     found = follow(tmp_path, 4, cases, [], journeys=[["mistral", ["pipeline2,replicas2", "pipeline4", "tensor2,pipeline2", "full", "pipeline2,context2,zero_bubble", "pipeline2,full,interleaved"]]], draws=["mistral:pipeline2,tensor2"])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
@@ -136,6 +139,7 @@ def test_what_pipelines_cannot_do_is_refused_by_name():
         "objective: ": {"model": "bert/alike", **two},
         "compile: True": {"compile": True, "layout": {"pipeline": 2, "schedule": "zero_bubble"}},
         "engine: layerwise": {"engine": "layerwise", **two},
+        "layout.schedule: zero_bubble": {"model": "t5", "layout": {"pipeline": 2, "schedule": "zero_bubble"}},
     }
     for said, given in refused.items():
         with pytest.raises(ConfigError) as caught:

@@ -243,16 +243,21 @@ def compiled_alike(one: Path, runs: list[dict[str, Any]], ranks: int) -> None:
 
 @pytest.mark.slow
 def test_thin_products_are_cut_with_the_matrices_that_they_stand_beside(tmp_path):
-    """LoRA and rsLoRA+ over a tensor group, whose ranks hold parts of the sequence or all of it: the adapter that is saved is one process's."""
+    """LoRA and rsLoRA+ over a tensor group, also on packed matrices, whose ranks hold parts of the sequence or all of it: the adapter that is saved is one process's."""
     runs = []
-    for name, adapter in (("lora", {"method": "lora"}), ("rslora", {"method": "rslora", "rank": 3, "b_rate": 4.0})):
+    for name, more in (
+        ("lora", {"adapter": {"method": "lora"}}), ("rslora", {"adapter": {"method": "rslora", "rank": 3, "b_rate": 4.0}}), ("int8", {"adapter": {"method": "lora"}, "quantization": {"format": "int8"}}),
+        ("nf4", {"adapter": {"method": "lora"}, "quantization": {"format": "nf4", "group_size": 16}}),
+    ):  # fmt: skip
         (tmp_path / name).mkdir()
-        plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": adapter, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
+        plain = {**FIXED, **case(tmp_path / name, "instruction"), **more, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
         luban.train(**plain, out=tmp_path / name / "one")
         runs += [{**plain, "layout": {"tensor": 2, "sequence": sequence}, "out": tmp_path / name / f"two-{sequence}"} for sequence in (True, False)]
     assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
     for run in runs:
         assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]
+        saved = [load_file(folder / "adapter_model.safetensors") for folder in (run["out"], run["out"].parent / "one")]
+        torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

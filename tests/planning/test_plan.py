@@ -78,13 +78,26 @@ def test_a_layer_keeps_what_megatrons_formula_says(heads):
     assert kept == 34 * seq * rows * width + statistics
 
 
+def in_flight(step: Step) -> int:
+    """The most passes whose activations are held together; each run is passed back as often as forward, and never before."""
+    held, most = [0] * len(step.runs), 0
+    for forth, run in step.order():
+        held[run] += 1 if forth else -1
+        assert held[run] >= 0
+        most = max(most, sum(held))
+    assert held == [0] * len(step.runs)
+    return most
+
+
 def test_tensor_parallel_divides_a_layer_and_pipeline_stages_hold_fewer_micro_batches_towards_the_end():
     shape = preset("llama-2-7b")
     job = Job(shape, 2048, 64, 1, precision="bfloat16", device="gpu")
     one, eight = (memory_of(job, Layout(tensor=size)).parts for size in (1, 8))
     assert eight["optimizer"] == pytest.approx(one["optimizer"] / 8, rel=0.001)
     stages = [Step(replace(job, recompute="full"), Layout(pipeline=4), stage) for stage in range(4)]
-    assert [step._in_flight() for step in stages] == [4, 3, 2, 1]  # 1F1B: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
+    assert [in_flight(step) for step in stages] == [4, 3, 2, 1]  # 1F1B: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
+    stages = [Step(replace(job, recompute="full"), Layout(pipeline=4, schedule="interleaved", stages_per_rank=2), stage) for stage in range(4)]
+    assert [in_flight(step) for step in stages] == [11, 9, 7, 5]  # of half as many layers: (v - 1) p + 2 (p - 1 - r) + 1, there as well
     assert [share(32, 4, stage) for stage in range(4)] == [(0, 8), (8, 16), (16, 24), (24, 32)]
 
 
@@ -223,7 +236,8 @@ def test_refusals_are_lubans_own():
     half = replace(job, precision="float16")
     assert not refused(half, shards) and refused(half, Layout(replicas=4, tensor=2))
     packed = replace(job, shape=preset("llama-2-7b"), adapter=LoraConfig(), quantization=QuantizationConfig())
-    assert not refused(packed, shards) and refused(packed, Layout(replicas=4, tensor=2))
+    assert not refused(packed, shards) and not refused(packed, Layout(replicas=4, tensor=2)) and not refused(packed, Layout(pipeline=8))
+    assert "share a scale" in refused(packed, Layout(tensor=8))  # of 11,008 inputs, in groups of 64
 
 
 def test_other_work_needs_its_memory_and_disk():

@@ -15,6 +15,7 @@ from luban.adapters.method import Method
 from luban.adapters.targets import add_to_weight, find_targets, full_weight, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
+from luban.models.quantized import QuantizedLinear
 
 
 class LoraProduct(nn.Module):
@@ -55,7 +56,7 @@ def only_products(model: Model) -> bool:
     """Whether all adapters are thin products beside linear layers, each of which can be cut as its layer is: the output of a layer is then the sum of both, and nothing else is known of either."""
     worn = [layer for layer in model.modules() if isinstance(layer, Wears)]
     return all(
-        isinstance(layer, nn.Linear) and not hasattr(layer, "dequantized") and all(type(part) is LoraProduct and not part.dropout.p and not hasattr(part, "taken") for part in layer.adapters.values())
+        isinstance(layer, (nn.Linear, QuantizedLinear)) and all(type(part) is LoraProduct and not part.dropout.p and not hasattr(part, "taken") for part in layer.adapters.values())
         for layer in worn
     )  # fmt: skip
 

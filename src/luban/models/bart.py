@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from luban.foundation.errors import DataError
 from luban.models.bart_shape import OFFSET, BartShapeConfig
 from luban.models.base import draw
-from luban.models.classic import FUNCTIONS, segment_mask, split_heads, text_positions
+from luban.models.classic import FUNCTIONS, split_heads, text_positions
 from luban.models.embedding import Embedding
-from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import Crossing, EncoderDecoder, Stack, attend, source_keys
 from luban.models.given import GatheredKeys, OnePass
 from luban.models.heads import Head
 from luban.models.source_cache import SourceCache
@@ -37,23 +37,7 @@ class Bart(EncoderDecoder):
         self.dropout = nn.Dropout(shape.dropout)
         self._sinusoids: dict[torch.device, Tensor] = {}
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
-        states = self._embed(self.model.encoder, source, source_segments, cache)
-        mask = segment_mask(source_segments)
-        mask = mask if cache is None else cache.beside(mask)
-        for layer in self.model.encoder.layers:
-            states = self.through(layer, states, mask, None, None, cache, 0)
-        return self.model.encoder.finish(states)
-
-    def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
-        states = self._embed(self.model.decoder, tokens, segments, cache)
-        mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
-        crossing = cross_mask(segments, source_segments)
-        for index, layer in enumerate(self.model.decoder.layers):
-            states = self.through(layer, states, mask, memory, crossing, cache, index)
-        return self.model.decoder.finish(states)
-
-    def _embed(self, stack: _Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
         """Embeddings with positions [rows, seq, dim], normalised where the family does."""
         shape = self.shape
         states = self.model.shared(tokens)
@@ -89,16 +73,13 @@ class Bart(EncoderDecoder):
         return hidden, self.output_weight, self.final_logits_bias.detach()[0]
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.model.encoder.layers, *(self.model.decoder.layers if self.has_decoder() else ())]
+        return [*self.model.encoder.blocks(), *(self.model.decoder.blocks() if self.has_decoder() else ())]
 
     @property
     def embedding(self) -> nn.Embedding:
         return self.model.shared
 
     # ---- heads ---------------------------------------------------------------------------------------------------------
-
-    def has_decoder(self) -> bool:
-        return hasattr(self.model, "decoder")
 
     def drop_outputs(self) -> None:
         if hasattr(self, "final_logits_bias"):
@@ -155,14 +136,15 @@ class _Trunk(nn.Module):
         self.decoder = _Stack(shape, decoder=True)
 
 
-class _Stack(nn.Module):
-    """The encoder or the decoder."""
+class _Stack(Stack):
+    place: ClassVar[str] = "layers"
 
     def __init__(self, shape: BartShapeConfig, decoder: bool):
         super().__init__()
+        self.count = shape.decoder_layers if decoder else shape.layers
         if shape.learned_positions:
             self.embed_positions = Embedding(shape.maximum_positions + OFFSET, shape.hidden_size)
-        self.layers = nn.ModuleList(_Layer(shape, decoder) for _ in range(shape.decoder_layers if decoder else shape.layers))
+        self.layers = nn.ModuleList(_Layer(shape, decoder) for _ in range(self.count))
         if shape.embedding_norm:
             self.layernorm_embedding = nn.LayerNorm(shape.hidden_size)
         if shape.norm_first:

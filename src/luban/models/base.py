@@ -90,6 +90,11 @@ class Model(nn.Module):
         """How many blocks there are in all."""
         return len(self.blocks())
 
+    @property
+    def trunk(self) -> nn.Module:
+        """What stands under the prefix: all but the output or the head."""
+        return self.get_submodule(self.prefix[:-1])
+
     def blocks(self) -> list[nn.Module]:
         """The layers from the input upwards: what is compiled, frozen and given a learning rate one by one."""
         raise NotImplementedError

@@ -43,11 +43,6 @@ class Bert(Model):
         else:
             self.lm_head = _RobertaOutput(shape)
 
-    @property
-    def trunk(self) -> _Trunk:
-        """What stands under the prefix."""
-        return self.get_submodule(self.prefix[:-1])
-
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None,
         types: Tensor | None = None, cache: Cache | None = None,

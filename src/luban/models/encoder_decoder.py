@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
-from luban.models.classic import join_heads, split_heads, vector
+from luban.models.classic import join_heads, segment_mask, split_heads, vector
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
 from luban.models.given import GatheredKeys, GivenKeys, OnePass
 from luban.models.heads import Head, Projection, last_state
@@ -57,11 +57,39 @@ class EncoderDecoder(Model):
 
     def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
         """The encoder's states [rows, source_seq, dim] of source [rows, source_seq]."""
-        raise NotImplementedError
+        return self.through_source(None, 0, self.trunk.encoder.count, source, source_segments, cache)
 
     def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
         """The decoder's states [rows, seq, dim]."""
+        return self.through_target(None, 0, self.trunk.decoder.count, tokens, memory, source_segments, segments, cache)
+
+    def through_source(self, states: Tensor | None, start: int, stop: int, source: Tensor, source_segments: Tensor | None, cache: OnePass | None = None) -> Tensor:
+        """The encoder's stream [rows, source_seq, dim] after its blocks from ``start`` to before ``stop``; before the first there is none, after the last it is normalised."""
+        stack = self.trunk.encoder
+        states = self.enter(stack, source, source_segments, cache) if states is None else states
+        mask = segment_mask(source_segments)
+        given = stack.beside(states, mask if cache is None else cache.beside(mask), None, None, cache)
+        states = self.run_layers(states, stack.blocks(start, stop), given[start:stop])
+        return stack.finish(states) if stop == stack.count else states
+
+    def through_target(
+        self, states: Tensor | None, start: int, stop: int, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | OnePass | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The decoder's stream [rows, seq, dim], as :meth:`through_source` has the encoder's."""
+        stack = self.trunk.decoder
+        states = self.enter(stack, tokens, segments, cache) if states is None else states
+        mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
+        given = stack.beside(states, mask, memory, cross_mask(segments, source_segments), cache)
+        states = self.run_layers(states, stack.blocks(start, stop), given[start:stop])
+        return stack.finish(states) if stop == stack.count else states
+
+    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+        """The stream [rows, seq, dim] before the first block of the encoder or the decoder."""
         raise NotImplementedError
+
+    def has_decoder(self) -> bool:
+        """Whether the decoder is there; heads over the encoder's states do without."""
+        return hasattr(self.trunk, "decoder")
 
     def new_cache(self, slots: int, maximum: int) -> SourceCache:
         """What ``decode`` keeps of ``slots`` texts of up to ``maximum`` tokens."""
@@ -100,10 +128,6 @@ class EncoderDecoder(Model):
             self.qa_outputs = nn.Linear(width, head.outputs)
         self.arrange(head, decoder=not encoder_only)
 
-    def has_decoder(self) -> bool:
-        """Whether the decoder is there; heads over the encoder's states do without."""
-        raise NotImplementedError
-
     def drop_outputs(self) -> None:
         """Take away the language model's output."""
         raise NotImplementedError
@@ -121,6 +145,26 @@ class EncoderDecoder(Model):
         if structure == "span":
             return self.qa_outputs(hidden)
         return self.classification_head(last_state(hidden, segments))
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder. ``count`` blocks there are in all; they stand in the list named ``place``, of which a stage of a pipeline has some."""
+
+    place: ClassVar[str]
+    count: int
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> list[nn.Module]:
+        """Those from ``start`` to before ``stop``, or all."""
+        held = self._modules[self.place]._modules
+        return [held[str(number)] for number in range(start, self.count if stop is None else stop)]
+
+    def beside(self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | OnePass | None) -> list[tuple[Any, ...]]:
+        """What each of the ``count`` blocks is called with beside the stream; of ``states`` [rows, seq, dim] length and device are read."""
+        return [(mask, memory, crossing, cache, index) for index in range(self.count)]
+
+    def finish(self, states: Tensor) -> Tensor:
+        """The stream after the last block."""
+        raise NotImplementedError
 
 
 def moved_on(tokens: Tensor, segments: Tensor | None, start: int) -> Tensor:

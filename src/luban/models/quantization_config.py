@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from luban.foundation.config import Auto, Config, field
 
+SCALES_A_BLOCK = 256  # of those that are quantised themselves
 GroupSize = Annotated[int, Field(ge=16, le=4096, multiple_of=16)]
 
 
@@ -39,6 +40,17 @@ class QuantizationConfig(Config):
         """Weights that share a scale in a row of ``inputs``: never more than the row has, and even where two share a byte."""
         wanted = (inputs if self.format == "int8" else 64) if self.group_size == "auto" else self.group_size
         return min(wanted, inputs + inputs % 2 if self.format != "int8" else inputs)
+
+    def divides(self, inputs: int, parts: int) -> bool:
+        """Whether rows of ``inputs`` weights can be cut into so many even parts that no byte is cut, and no group that shares a scale nor block of scales, but where a row is one."""
+        group = self.group_of(inputs)
+        groups = -(-inputs // group)
+        if parts == 1:
+            return True
+        if inputs % parts or (self.format != "int8" and inputs // parts % 2):
+            return False
+        whole = groups * group == inputs and groups % parts == 0
+        return groups == 1 or (whole and (groups <= SCALES_A_BLOCK or not self.double_quantization or groups // parts % SCALES_A_BLOCK == 0))
 
 
 def _from_name(value: Any) -> Any:

@@ -91,7 +91,7 @@ class QuantizedLinear(nn.Module):
 
     def _rows(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some rows of the weight [rows, in]."""
-        tensors = {name: getattr(self, name).data[rows] for name in self.held}
+        tensors = {name: _here(getattr(self, name).data)[rows] for name in self.held}
         if self._by_bitsandbytes():
             shape = (len(tensors["codes"]), self.in_features)
             flat = scales_of(tensors, self.layout).flatten()
@@ -115,10 +115,12 @@ class QuantizedLinear(nn.Module):
         """Outputs [..., out] of states [..., in], of the type of the states (under autocast of autocast's)."""
         if torch.is_autocast_enabled(states.device.type):
             states = states.to(torch.get_autocast_dtype(states.device.type))
-        output = _product(states.reshape(-1, self.in_features), self)  # [tokens, out]
-        if self.bias is not None:
-            output.add_(self.bias.to(output.dtype))
-        return output.view(*states.shape[:-1], self.out_features)
+        output = self.without_bias(states)
+        return output if self.bias is None else output.add_(_here(self.bias).to(output.dtype))
+
+    def without_bias(self, states: Tensor) -> Tensor:
+        """The product [..., out] alone, in the type of the states [..., in]."""
+        return _product(states.reshape(-1, self.in_features), self).view(*states.shape[:-1], self.out_features)
 
     def multiply(self, states: Tensor, turned: bool) -> Tensor:
         """States [tokens, in] times the weight's transpose; ``turned``: states [tokens, out] times the weight. No gradient."""
@@ -131,7 +133,8 @@ class QuantizedLinear(nn.Module):
             elif turned:
                 made = self._times_weight(flat)
             elif self._suits_int8_product(flat):
-                made = torch._weight_int8pack_mm(flat, self.codes.data, torch.ones_like(self.scales[:, 0], dtype=compute)) * self.scales[:, 0]
+                scales = _here(self.scales)[:, 0]
+                made = torch._weight_int8pack_mm(flat, _here(self.codes.data), torch.ones_like(scales, dtype=compute)) * scales
             else:
                 made = flat.new_empty(len(flat), outputs)
                 for rows in self._chunks():
@@ -167,6 +170,11 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         layout = self.layout
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, format={layout.format}, group={layout.group}"
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class _Product(torch.autograd.Function):

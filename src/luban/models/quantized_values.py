@@ -23,13 +23,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from luban.models.quantization_config import QuantizationConfig
+from luban.models.quantization_config import SCALES_A_BLOCK, QuantizationConfig
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-SCALES_A_BLOCK = 256
 LEAST_SCALE = math.log(1e-4)  # of the greatest in its block: weights below it are nothing beside their row
 WORKING_BYTES = 2 * 2**20  # of float32 weights that are quantised at a time: they stay in the processor's cache
 CELLS = 64  # of [-1, 1]: each holds at most one border between two levels of nf4

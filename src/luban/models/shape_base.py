@@ -52,6 +52,11 @@ class BaseShapeConfig(Config):
         "initializer_range": "initializer_deviation",
     }
 
+    @property
+    def depth(self) -> int:
+        """Blocks in all."""
+        return self.layers + (getattr(self, "decoder_layers", 0) or 0)
+
     def _derive_heads(self, values: dict[str, Any]) -> None:
         """Set ``heads`` and ``head_dim`` where they are auto: 64 wide, or what divides the width. ValueError where neither does."""
         if self.heads == "auto":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from luban.models.base import draw
-from luban.models.classic import FUNCTIONS, segment_mask, split_heads
+from luban.models.classic import FUNCTIONS, split_heads
 from luban.models.embedding import Embedding
-from luban.models.encoder_decoder import Crossing, EncoderDecoder, attend, cross_mask, decoder_mask, source_keys
+from luban.models.encoder_decoder import Crossing, EncoderDecoder, Stack, attend, source_keys
 from luban.models.given import GatheredKeys, GivenKeys, OnePass
 from luban.models.heads import Head
 from luban.models.layers import RMSNorm
@@ -39,15 +39,8 @@ class T5(EncoderDecoder):
         """What holds the embedding and the stacks."""
         return self._modules.get("transformer") or self
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: OnePass | None = None) -> Tensor:
-        states = self.trunk.shared(source)  # [rows, source_seq, dim]
-        mask = segment_mask(source_segments)
-        return self.trunk.encoder(self, states, mask if cache is None else cache.beside(mask), cache=cache)
-
-    def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: SourceCache | None) -> Tensor:
-        mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
-        crossing = cross_mask(segments, source_segments)
-        return self.trunk.decoder(self, self.trunk.shared(tokens), mask, memory, crossing, cache)
+    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+        return stack.dropout(self.trunk.shared(tokens))
 
     def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.shape.scaled_output:
@@ -56,11 +49,11 @@ class T5(EncoderDecoder):
 
     def blocks(self) -> list[nn.Module]:
         trunk = self.trunk
-        return [*trunk.encoder.block, *(trunk.decoder.block if self.has_decoder() else ())]
+        return [*trunk.encoder.blocks(), *(trunk.decoder.blocks() if self.has_decoder() else ())]
 
     def beside_blocks(self) -> list[nn.Module]:
         trunk = self.trunk
-        return [stack.block[0].layer[0].SelfAttention.relative_attention_bias for stack in (trunk.encoder, *((trunk.decoder,) if self.has_decoder() else ()))]
+        return [stack.first.relative_attention_bias for stack in (trunk.encoder, *((trunk.decoder,) if self.has_decoder() else ())) if "0" in stack.block._modules]
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -70,9 +63,6 @@ class T5(EncoderDecoder):
         return getattr(self, "lm_head", None)
 
     # ---- heads ---------------------------------------------------------------------------------------------------------
-
-    def has_decoder(self) -> bool:
-        return hasattr(self.trunk, "decoder")
 
     def drop_outputs(self) -> None:
         if hasattr(self, "lm_head"):
@@ -121,28 +111,33 @@ class T5(EncoderDecoder):
         parameter.copy_(draw(parameter.shape, "normal", shape.initializer_factor * deviation, generator))
 
 
-class _Stack(nn.Module):
+class _Stack(Stack):
     """The encoder or the decoder; its first layer holds the biases of relative positions for all."""
+
+    place: ClassVar[str] = "block"
 
     def __init__(self, shape: T5ShapeConfig, decoder: bool):
         super().__init__()
-        layers = shape.decoder_layers if decoder else shape.layers
-        self.block = nn.ModuleList(_Block(shape, decoder, first=index == 0) for index in range(layers))
+        self.count = shape.decoder_layers if decoder else shape.layers
+        self.block = nn.ModuleList(_Block(shape, decoder, first=index == 0) for index in range(self.count))
         self.final_layer_norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(
-        self, model: T5, states: Tensor, mask: Tensor | None, memory: Tensor | None = None, crossing: Crossing | None = None, cache: SourceCache | None = None
-    ) -> Tensor:
+    @property
+    def first(self) -> _Attention:
+        """What has the biases."""
+        return self.block._modules["0"].layer[0].SelfAttention
+
+    def beside(self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | OnePass | None) -> list[tuple[Any, ...]]:
         seq, held = states.shape[1], 0 if cache is None else cache.length
         places = cache.places if isinstance(cache, GivenKeys) else None
         total = cache.total if isinstance(cache, GatheredKeys) else held + seq
-        bias = self.block[0].layer[0].SelfAttention.position_bias(seq, held, states.device, places, total)  # [rows or 1, heads, seq, total]
+        bias = self.first.position_bias(seq, held, states.device, places, total)  # [rows or 1, heads, seq, total]
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
-        states = self.dropout(states)
-        for index, block in enumerate(self.block):
-            states = model.through(block, states, bias, memory, crossing, cache, index)
+        return super().beside(states, bias, memory, crossing, cache)
+
+    def finish(self, states: Tensor) -> Tensor:
         return self.dropout(self.final_layer_norm(states))
 
 

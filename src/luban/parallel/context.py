@@ -6,6 +6,7 @@ them, and its hidden states are gathered at the end. So of the activations only 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -54,12 +55,14 @@ class _PartOfText:
         known = torch.zeros_like(tokens, dtype=torch.int32) if segments is None else segments
         self.gather_auxiliary(lambda found: gathered(found, self.context_mesh, 1), known)
 
-    def run_stage(self, stage: Any, states: Tensor | None, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+    def run_stage(
+        self, stage: Any, streams: Sequence[Tensor], tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, types: Tensor | None = None, prefix: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """As a stage of all places does (stages.py): each rank passes its own part on, and the last stage's is put together."""
         keys, part = self._part(tokens, positions, segments, types, prefix)
-        made = super().run_stage(stage, states, tokens[:, keys.own], **part)
+        (made,) = super().run_stage(stage, streams, tokens[:, keys.own], **part)
         self._speak_of_all(tokens, segments)
-        return gathered(made, self.context_mesh, 1) if stage.is_last else made
+        return (gathered(made, self.context_mesh, 1) if stage.is_last else made,)
 
     def _part(self, tokens: Tensor, positions: Tensor | None, segments: Tensor | None, types: Tensor | None, prefix: Tensor | None) -> tuple[GatheredKeys, dict[str, Any]]:
         """Where this rank's places stand among all, and what the model is called with for them."""
@@ -72,15 +75,18 @@ class _PartOfSource:
 
     context_mesh: DeviceMesh
 
-    def encode(self, source: Tensor, source_segments: Tensor | None = None, cache: None = None) -> Tensor:
+    def through_source(self, states: Tensor | None, start: int, stop: int, source: Tensor, source_segments: Tensor | None, cache: None = None) -> Tensor:
         keys = _keys(self.context_mesh, source, source_segments, causal=False)
-        return gathered(super().encode(source[:, keys.own], _own(source_segments, keys), keys), self.context_mesh, 1)
+        states = super().through_source(states, start, stop, source[:, keys.own], _own(source_segments, keys), keys)
+        return gathered(states, self.context_mesh, 1) if stop == self.trunk.encoder.count else states
 
-    def decode(self, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: None) -> Tensor:
+    def through_target(
+        self, states: Tensor | None, start: int, stop: int, tokens: Tensor, memory: Tensor, source_segments: Tensor | None, segments: Tensor | None, cache: None = None,
+    ) -> Tensor:  # fmt: skip
         assert cache is None, "a context group reads whole texts"
         keys = _keys(self.context_mesh, tokens, segments)
-        hidden = super().decode(tokens[:, keys.own], memory, source_segments, _own(segments, keys), keys)
-        return gathered(hidden, self.context_mesh, 1)
+        states = super().through_target(states, start, stop, tokens[:, keys.own], memory, source_segments, _own(segments, keys), keys)
+        return gathered(states, self.context_mesh, 1) if stop == self.trunk.decoder.count else states
 
 
 def _keys(mesh: DeviceMesh, tokens: Tensor, segments: Tensor | None, positions: Tensor | None = None, **rest: Any) -> GatheredKeys:

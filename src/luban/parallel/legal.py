@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from luban.parallel.plans import CONTEXT, PLANS, STAGES, WITHOUT, WITHOUT_STAGES
+from luban.parallel.plans import CONTEXT, PLANS, STAGES, WITHOUT
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def refusals(shape: Any, parts: Parts, sequence_length: int = 0, stages: int = 1
 
 
 def _reasons(shape: Any, parts: Parts, field: str, name: str, sequence_length: int, stages: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    known, without = {"tensor": (PLANS, WITHOUT), "context": (CONTEXT, {}), "pipeline": (STAGES, WITHOUT_STAGES)}.get(field, ((name,), {}))
+    known, without = {"tensor": (PLANS, WITHOUT), "context": (CONTEXT, {}), "pipeline": (STAGES, {})}.get(field, ((name,), {}))
     if name not in known:
         yield without.get(name, "{name} has no plan for it"), {"name": name}
         return
     if field == "tensor":
         for divided in PLANS[name].divided:
-            for count in _listed(getattr(shape, divided)):
+            for count in as_tuple(getattr(shape, divided)):
                 if count % parts.tensor:
                     yield "{what} is {count}, which {ranks} do not divide", {"what": divided, "count": count, "ranks": parts.tensor}
     cut = parts.context * parts.tensor
@@ -79,11 +79,12 @@ def _reasons(shape: Any, parts: Parts, field: str, name: str, sequence_length: i
             yield "{what} is {count}, which {ranks} do not divide", {"what": "experts", "count": experts, "ranks": parts.expert}
         if parts.summed % parts.expert:
             yield "they are some of the {count} ranks of replicas, shards and context, which it does not divide", {"count": parts.summed}
-    if field == "pipeline" and shape.layers < parts.pipeline * stages:
-        yield "the model has {count} layers, and that takes {stages} stages", {"count": shape.layers, "stages": parts.pipeline * stages}
+    if field == "pipeline" and shape.depth < parts.pipeline * stages:
+        yield "the model has {count} layers, and that takes {stages} stages", {"count": shape.depth, "stages": parts.pipeline * stages}
 
 
-def _listed(value: Any) -> tuple[int, ...]:
+def as_tuple(value: Any) -> tuple[int, ...]:
+    """The sizes of both sides of a model that has two, or the one."""
     return tuple(value) if isinstance(value, tuple) else (value,)
 
 

@@ -35,7 +35,7 @@ from luban.parallel.legal import Parts
 from luban.parallel.pipelined import Line, turns
 from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
-from luban.parallel.stages import cut_into_stages, ends_of, stages_of
+from luban.parallel.stages import cut_into_stages, rank_of, stages_of
 from luban.parallel.tensor import cut_matrices
 from luban.tokens.batch import Batch
 
@@ -73,14 +73,13 @@ class Meshed(Layout):
         self.data_rank, self.data_size, self.data_group = self.read.get_local_rank("data"), parts.data, self.read.get_group("data")
         self.schedule, self.stages = schedule, stages
         self.turning = parts.pipeline > 1 and turns(schedule, stages)
-        self.ends = ends_of(parts.pipeline, self.turning)
         place = self.read.get_local_rank("pipeline")
-        self.adds = self.read.get_local_rank("tensor") == 0 and place == self.ends[1]
+        self.adds = self.read.get_local_rank("tensor") == 0 and place == rank_of(parts.pipeline * stages - 1, parts.pipeline * stages, parts.pipeline, self.turning)
         self.says = self.read.get_local_rank("tensor") == self.read.get_local_rank("context") == place == 0
         self.together = self.shard != "none" or parts.expert > 1
         self.in_parts: list[nn.Parameter] = []  # held by all ranks of a tensor group, each with a part of the gradient
         self.line: Line | None = None
-        self.parted = False  # whether a tied table of tokens is held by both ends of the pipeline, this rank being one
+        self.shared: dict[str, dist.ProcessGroup] = {}  # parameters that other ranks of the pipeline hold too, by their names, with the group of these
         self.experts: list[nn.Parameter] = []  # of this rank's experts
         self.skeleton: Model | None = None
         self.holders: dict[str, int] = {}  # each parameter's name to the first rank that holds it
@@ -91,12 +90,12 @@ class Meshed(Layout):
     def seat(self) -> int:
         return self.ranks.rank - self.read.get_local_rank("tensor")
 
-    def _both_ends(self) -> dist.ProcessGroup:
-        """This rank and the one at the other end of its pipeline, where it stands at an end."""
+    def _group_of(self, chosen: list[int]) -> dist.ProcessGroup:
+        """The ranks at these places of this rank's pipeline, where it stands at one of them."""
         places = np.arange(self.ranks.blocks * self.ranks.size).reshape(self.ranks.blocks, self.parts.pipeline, -1)
-        pairs = np.moveaxis(places[:, list(self.ends)], 1, -1).reshape(-1, len(self.ends)).tolist()
-        rest = [[rank] for rank in places.flatten().tolist() if not any(rank in pair for pair in pairs)]
-        return self.ranks.group_of(pairs + rest)
+        groups = np.moveaxis(places[:, chosen], 1, -1).reshape(-1, len(chosen)).tolist()
+        inside = {rank for group in groups for rank in group}
+        return self.ranks.group_of(groups + [[rank] for rank in places.flatten().tolist() if rank not in inside])
 
     def _mesh(self, device: torch.device, **sizes: int) -> DeviceMesh:
         named = {"blocks": self.ranks.blocks, "pipeline": self.parts.pipeline, **sizes}
@@ -125,9 +124,11 @@ class Meshed(Layout):
 
     def _cut_into_stages(self, model: Model) -> None:
         ranks, place = self.parts.pipeline, self.read.get_local_rank("pipeline")
-        self.parted = cut_into_stages(model, stages_of(model.depth, ranks, self.stages, place, self.turning))
-        self.both_ends = None if self.turning else self._both_ends()
+        shared = cut_into_stages(model, stages_of(model.depth, ranks, self.stages, place, self.turning))
         self.line = Line(model, self.read.get_group("pipeline"), self.schedule, self.device, self.parts.context)
+        holders = {name: tuple(sorted({self.line.rank_of(number) for number in numbers})) for name, numbers in shared.items()}
+        groups = {places: self._group_of(list(places)) for places in dict.fromkeys(holders.values()) if len(places) > 1}  # all ranks make all groups, in the same order
+        self.shared = {name: groups[places] for name, places in holders.items() if place in places and len(places) > 1}
 
     def _cut_into_shards(self, model: Model) -> None:
         mesh = self.held["replicas", "held"] if self.parts.replicas > 1 else self.held["held"]
@@ -136,9 +137,12 @@ class Meshed(Layout):
         alone = {parameter for mixture in mixtures for parameter in mixture.parameters()} if self.copies["copies"].size() == 1 else set()
         for mixture in mixtures if not alone else ():
             _shard(mixture, self.copies["copies"], self.shard == "full")
-        for module in [*model.beside_blocks(), *model.blocks()]:
+        beside = model.beside_blocks()
+        if self.line:  # what stands outside the blocks, or is called from there, stays whole: a pipeline does not call the model that would gather it
+            alone = alone | {parameter for module in beside for parameter in module.parameters()}
+        for module in [*(beside if self.line is None else ()), *model.blocks()]:
             _shard(module, mesh, self.shard == "full", alone)
-        if self.line is None:  # else it stays whole: a pipeline does not call the model that would gather it
+        if self.line is None:
             _shard(model, mesh, False, alone)  # what stands outside the blocks is used again at once, in the loss
         for module in model.modules():
             if isinstance(module, FSDPModule):
@@ -293,6 +297,7 @@ class Meshed(Layout):
         if self.shard == "none" or self.line:
             experts = set(self.experts)
             inside = {parameter for block in model.blocks() for parameter in block.parameters()} if self.shard != "none" else set()
+            inside -= {parameter for module in model.beside_blocks() for parameter in module.parameters()}
             learning = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in inside]
             if self.parts.summed > 1:
                 add_gradients([parameter for parameter in learning if parameter not in experts], self.summed.get_group("summed"))
@@ -300,8 +305,8 @@ class Meshed(Layout):
                 add_gradients([parameter for parameter in learning if parameter in experts], self.copies.get_group("copies"))
         if parts := [parameter for parameter in self.in_parts if parameter.requires_grad]:
             add_gradients(parts, self.held.get_group("tensor"))
-        if self.parted and model.embedding.weight.requires_grad:
-            add_gradients([model.embedding.weight], self.both_ends)
+        for group in dict.fromkeys(self.shared.values()):
+            add_gradients([parameter for parameter, name in self.names.items() if self.shared.get(name) is group and parameter.requires_grad], group)
 
     def clip(self, parameters: list[nn.Parameter], largest: float) -> tuple[Tensor, Tensor]:
         gradients = [local(parameter.grad) for parameter in parameters]

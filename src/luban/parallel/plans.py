@@ -92,25 +92,39 @@ PLANS: dict[str, Plan] = (
 
 
 @dataclass(frozen=True)
+class StackPlan:
+    """A list of blocks that is cut into stages, and what belongs to it."""
+
+    layers: str  # the list
+    first: tuple[str, ...] = ()  # what is used before its first block, beside the table of tokens
+    last: tuple[str, ...] = ()  # and behind its last
+    all: tuple[str, ...] = ()  # what every stage uses that has some of the blocks, wherever it stands
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """Where a family's trunk is cut into stages. Names are those of modules in the trunk; what stands beside it (an output, a head) belongs to the last stage."""
 
-    layers: str  # the list of blocks
-    table: str  # of tokens; the last stage has it too where it is the output
-    first: tuple[str, ...]  # what is used before the first block
-    last: tuple[str, ...] = ()  # and behind the last
+    table: str  # of tokens, used before the first block of each list; the last stage has it too where it is the output
+    stacks: tuple[StackPlan, ...]  # in the order in which they are passed
 
 
+def _t5(side: str) -> StackPlan:
+    return StackPlan(f"{side}.block", last=(f"{side}.final_layer_norm",), all=(f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",))
+
+
+def _bart(side: str) -> StackPlan:
+    return StackPlan(f"{side}.layers", (f"{side}.embed_positions", f"{side}.layernorm_embedding"), (f"{side}.layer_norm",))
+
+
+BELOW_BERT = tuple(f"embeddings.{name}" for name in ("position_embeddings", "token_type_embeddings", "LayerNorm"))
 STAGES: dict[str, StagePlan] = (
-    dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen2_moe", "qwen3_moe"), StagePlan("layers", "embed_tokens", ("embed_tokens",), ("norm",)))
-    | {"gpt2": StagePlan("h", "wte", ("wte", "wpe", "drop"), ("ln_f",))}
-    | dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta"),
-        StagePlan("encoder.layer", "embeddings.word_embeddings", tuple(f"embeddings.{name}" for name in ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout")), ("pooler",)),
-    )
-)  # fmt: skip
-# Why a family has no plan: what a pipeline cannot do with it.
-WITHOUT_STAGES = dict.fromkeys(("t5", "mt5", "bart", "mbart", "marian"), "its decoder reads the encoder's states in every layer")
+    dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen2_moe", "qwen3_moe"), StagePlan("embed_tokens", (StackPlan("layers", last=("norm",)),)))
+    | {"gpt2": StagePlan("wte", (StackPlan("h", ("wpe",), ("ln_f",)),))}
+    | dict.fromkeys(("bert", "roberta", "xlm-roberta"), StagePlan("embeddings.word_embeddings", (StackPlan("encoder.layer", BELOW_BERT, ("pooler",)),)))
+    | dict.fromkeys(("t5", "mt5"), StagePlan("shared", (_t5("encoder"), _t5("decoder"))))
+    | dict.fromkeys(("bart", "mbart", "marian"), StagePlan("shared", (_bart("encoder"), _bart("decoder"))))
+)
 # Why a family has no plan: what a tensor group cannot do with it.
 WITHOUT = {"gpt2": "its queries, keys and values are columns of one matrix"}
 CONTEXT = (*PLANS, "gpt2")  # families whose attention can gather the keys and values of the other ranks

@@ -20,7 +20,9 @@ from luban.models.base import Model
 from luban.models.embedding import Embedding
 from luban.models.moe import Routing, SparseFeedForward
 from luban.models.parts import added, added_parts, alike, evenly, first_row, gathered, gathered_once, own_part
+from luban.models.quantized import QuantizedLinear
 from luban.parallel.plans import Plan, ends
+from luban.parallel.tensor_packed import PackedColumn, PackedRow, cut_columns, cut_rows
 
 SEQUENCE = 1  # the dimension of the stream [rows, seq, dim] that is cut
 
@@ -153,15 +155,16 @@ def _drawing_apart(forward: Callable[..., Any], mesh: DeviceMesh) -> Callable[..
 
 
 def _cut_in_block(module: nn.Module, name: str, plan: Plan, mesh: DeviceMesh, write: Callable[[Tensor], Tensor]) -> None:
+    packed = isinstance(module, QuantizedLinear)
     if ends(name, plan.column):
-        _cut(module, "weight", mesh, 0)
+        cut_columns(module, mesh, _cut) if packed else _cut(module, "weight", mesh, 0)
         if module.bias is not None:
             _cut(module, "bias", mesh, 0)
-        change_class(module, ColumnLinear)
+        change_class(module, PackedColumn if packed else ColumnLinear)
         _cut_products(module, mesh, 0, None)
     elif ends(name, plan.row):
-        _cut(module, "weight", mesh, 1)
-        change_class(module, RowLinear)
+        cut_rows(module, mesh, _cut) if packed else _cut(module, "weight", mesh, 1)
+        change_class(module, PackedRow if packed else RowLinear)
         module.write = write
         _cut_products(module, mesh, 1, write)
     elif ends(name, plan.columns_of_table):
@@ -181,9 +184,9 @@ def _summed(module: nn.Module, name: str, plan: Plan, sequence: bool) -> list[nn
     """Parameters of its own that the module holds whole and of whose gradients each rank has a part."""
     if isinstance(module, Thin):
         return [module.weight]
-    if isinstance(module, (ColumnLinear, HeadTable)) or name.endswith((".gate", ".shared_expert_gate")):
+    if isinstance(module, (ColumnLinear, PackedColumn, HeadTable)) or name.endswith((".gate", ".shared_expert_gate")):
         return []
-    if isinstance(module, RowLinear):
+    if isinstance(module, (RowLinear, PackedRow)):
         return [module.bias] if sequence and module.bias is not None else []
     return list(module.parameters(recurse=False)) if sequence or ends(name, plan.local) else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -83,6 +83,20 @@ class Body:
     def tables(self) -> list[Parameter]:
         """What is looked up for a token: the embedding, and tables of learned positions."""
         return [parameter for parameter in self.below if parameter.table]
+
+    def looks_up(self, numbers: Sequence[int]) -> bool:
+        """Whether what has these of the blocks looks up tokens in the embedding."""
+        return 0 in numbers
+
+    def outside(self, numbers: Sequence[int]) -> list[Parameter]:
+        """The parameters outside of the blocks that are held with these of them."""
+        last = len(self.blocks) - 1 in numbers
+        below = self.below if self.looks_up(numbers) or (last and self.output in self.below) else []
+        return [*below, *(self.above if last else [])]
+
+    def passed(self, number: int, tokens: float, source: float) -> float:
+        """Of so many tokens in a micro-batch, and in its source, how many states go from stage to stage before the block of a number."""
+        return tokens
 
     def enter(self, rows: float, seq: float) -> Value:
         """The stream that the first block reads."""

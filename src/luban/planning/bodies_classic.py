@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from luban.models.bart_shape import OFFSET
 from luban.planning.bodies import Body, Linear, looked_up, split
-from luban.planning.shadow import Storage, Tape, Value
+from luban.planning.shadow import Parameter, Storage, Tape, Value
 
 
 class Norm:
@@ -133,16 +134,42 @@ class Pairs(Body):
         self.encoder = self.build(shape.layers, lambda index: PairLayer(self, f"encoder.{index}", False, index == 0))
         self.decoder = self.build(shape.decoder_layers, lambda index: PairLayer(self, f"decoder.{index}", True, index == 0))
         self.output = self.embedding if shape.tied_embeddings else self.parameter("output", shape.vocabulary_size, shape.hidden_size, table=True)
+        self.finals = list(self.above)  # what is used behind the last block of all
         self.embedding_norms, self.norms, self.places = [], [], []
+        self.entered: list[list[Parameter]] = []  # what is used before a stack's first block, beside the embedding
+        self.left: list[list[Parameter]] = []  # and behind its last
         for stack in ("encoder", "decoder"):
+            begin = len(self.above)
+            if not self.t5:
+                self.places += [self.parameter(f"{stack}.positions", shape.maximum_positions + OFFSET, shape.hidden_size, table=True)] if shape.learned_positions else []
+                self.embedding_norms += [Norm(self, f"{stack}.embedding_norm", shape.hidden_size)] if shape.embedding_norm else []
+            self.entered.append(self.above[begin:])
+            begin = len(self.above)
             if self.t5:
                 self.norms.append(self.parameter(f"{stack}.norm", shape.hidden_size))
-                continue
-            self.places += [self.parameter(f"{stack}.positions", shape.maximum_positions + OFFSET, shape.hidden_size, table=True)] if shape.learned_positions else []
-            self.embedding_norms += [Norm(self, f"{stack}.embedding_norm", shape.hidden_size)] if shape.embedding_norm else []
-            self.norms += [Norm(self, f"{stack}.norm", shape.hidden_size)] if shape.norm_first else []
+            elif shape.norm_first:
+                self.norms.append(Norm(self, f"{stack}.norm", shape.hidden_size))
+            self.left.append(self.above[begin:])
         if not self.t5:
-            self.parameter("final_logits_bias", shape.vocabulary_size, learns=False)
+            self.finals.append(self.parameter("final_logits_bias", shape.vocabulary_size, learns=False))
+
+    def looks_up(self, numbers: Sequence[int]) -> bool:
+        return 0 in numbers or len(self.encoder) in numbers
+
+    def outside(self, numbers: Sequence[int]) -> list[Parameter]:
+        last = len(self.blocks) - 1 in numbers
+        found = [self.embedding] if self.looks_up(numbers) or (last and self.output is self.embedding) else []
+        start = 0
+        for blocks, entered, left in zip((self.encoder, self.decoder), self.entered, self.left, strict=True):
+            end = start + len(blocks)
+            found += [*(entered if start in numbers else []), *(left if end - 1 in numbers else [])]
+            if self.t5 and start not in numbers and any(start < number < end for number in numbers):
+                found.append(blocks[0].table)
+            start = end
+        return found + (self.finals if last else [])
+
+    def passed(self, number: int, tokens: float, source: float) -> float:
+        return source + (tokens if number > len(self.encoder) else 0.0)
 
     def embed(self, tokens: float, stack: int) -> Value:
         """The stream that a stack reads: 0 the encoder's, 1 the decoder's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from luban.parallel.legal import Parts, legal_layouts
+from luban.parallel.legal import Parts, as_tuple, legal_layouts
 from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
@@ -66,7 +66,7 @@ def layouts(job: Job, cluster: Cluster) -> Iterator[Layout]:
     """What the shape and Luban allow on so many devices, and what is worth a look: matrices are shared inside a node, sequences where they are long."""
     found: dict[Layout, None] = {}
     for parts in legal_layouts(job.shape, cluster.count, job.sequence_length):
-        if parts.tensor > cluster.node or parts.pipeline > min(MOST_PIPELINE, job.shape.layers) or (parts.context > 1 and job.sequence_length < LONG):
+        if parts.tensor > cluster.node or parts.pipeline > min(MOST_PIPELINE, job.shape.depth) or (parts.context > 1 and job.sequence_length < LONG):
             continue
         if parts.data * parts.context > 1 and parts.data > job.step_rows:
             continue
@@ -92,7 +92,13 @@ def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
 def _thin(job: Job) -> bool:
     """Whether an adapter is a thin product beside each matrix, which is cut as that is."""
     config = job.adapter
-    return config.method in ("lora", "rslora") and not config.dropout and not config.decomposed and not config.starts_with_pissa and not job.quantization and not getattr(job.shape, "experts", 0)
+    return config.method in ("lora", "rslora") and not config.dropout and not config.decomposed and not config.starts_with_pissa and not getattr(job.shape, "experts", 0)
+
+
+def _divides(job: Job, ranks: int) -> bool:
+    """Whether so many ranks can share out the inputs of the matrices that take heads and inner widths as inputs."""
+    inner, heads = as_tuple(getattr(job.shape, "inner_sizes", job.shape.feed_forward_size)), job.shape.heads * job.shape.head_dim
+    return all(job.quantization.divides(inputs, ranks) for inputs in (heads, *inner))
 
 
 def refused(job: Job, layout: Layout) -> str:
@@ -102,8 +108,9 @@ def refused(job: Job, layout: Layout) -> str:
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
         ("an adapter stands on matrices that tensor or expert would share out", job.adapter is not None and (layout.expert > 1 or (layout.tensor > 1 and not _thin(job)))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
-        ("a pipeline is for pretraining and tuning of all weights", layout.pipeline > 1 and (job.head_outputs > 0 or job.adapter is not None)),
+        ("an adapter whose parts all layers share, or that looks at all of them, is not cut into stages", layout.pipeline > 1 and job.adapter is not None and (places_before(job) > 0 or job.adapter.method in ("vera", "adalora"))),
         ("a pipeline passes the rows of a step once", layout.pipeline > 1 and job.objective in ("kto", "grpo", "distillation")),
+        ("a zero-bubble schedule is not for encoder–decoders: a decoder begins with nothing that arrives", layout.pipeline > 1 and layout.schedule == "zero_bubble" and job.shape.kind == "encoder_decoder"),
         ("a zero-bubble schedule computes the gradients of weights past what would sum them into shards", layout.pipeline > 1 and layout.schedule == "zero_bubble" and layout.shard != "none"),
     ]
     if shared or layout.held > 1:
@@ -111,7 +118,7 @@ def refused(job: Job, layout: Layout) -> str:
             ("weights: bfloat16 that learn are not cut into pieces, and none are by heads or experts", job.weights == "bfloat16" and (job.adapter is None or layout.tensor > 1 or layout.expert > 1)),
             ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
             ("precision: float16 is for replicas and shards: its scale is not agreed on between the ranks of a group", job.precision == "float16" and shared),
-            ("quantised matrices are not cut by heads or experts", job.quantization is not None and (layout.tensor > 1 or layout.expert > 1)),
+            ("quantised matrices are not cut by experts, nor inside a group of weights that share a scale", job.quantization is not None and (layout.expert > 1 or not _divides(job, layout.tensor))),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
             ("a zero-bubble schedule runs the backward pass in two parts, which torch does not compile", job.compile and layout.pipeline > 1 and layout.schedule == "zero_bubble"),

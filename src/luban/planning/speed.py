@@ -92,7 +92,7 @@ def _traffic(job: Job, layout: Layout) -> float:
     shape, tokens = job.shape, job.step_rows * job.sequence_length / layout.readers / layout.context / layout.pipeline
     inner = _inner(shape)
     wide, narrow = job.habits.stream, job.compute
-    layers = shape.layers + getattr(shape, "decoder_layers", 0)
+    layers = shape.depth
     stream = 16.0 * shape.hidden_size * wide + 6.0 * shape.hidden_size * narrow  # two norms, two sums, in both directions
     inside = (10.0 * shape.heads * shape.head_dim + 12.0 * inner) * narrow / layout.tensor
     logits = 0.0 if job.head_outputs else 5.0 * shape.vocabulary_size * job.scored * (narrow + 4.0) / layout.tensor
@@ -140,11 +140,11 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
         if layout.replicas > 1:
             hidden += times * _ring(learning * habits.reduced * 2 / layout.shards, layout.replicas, device.network)
     if layout.tensor > 1:
-        layers = shape.layers / layout.pipeline
+        layers = shape.depth / layout.pipeline
         waits += rounds * layers * (8 * _ring(tokens * shape.hidden_size * job.compute, layout.tensor, link) + 8 * LATENCY)
     if layout.context > 1:
         keys = 2 * shape.key_value_heads * shape.head_dim * job.rows * job.sequence_length * job.compute
-        waits += rounds * shape.layers / layout.pipeline * 3 * _ring(keys, layout.context, _between(cluster, layout.tensor, layout.context))
+        waits += rounds * shape.depth / layout.pipeline * 3 * _ring(keys, layout.context, _between(cluster, layout.tensor, layout.context))
     if layout.expert > 1:
         sent = tokens * shape.experts_per_token * shape.hidden_size * job.compute
         waits += rounds * shape.layers / layout.pipeline * 4 * _ring(sent, layout.expert, _between(cluster, layout.tensor, layout.expert))

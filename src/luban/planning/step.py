@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,14 +37,18 @@ class Step:
         split = Split(layout.tensor, layout.context, layout.expert)
         width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
         self.body: Any = BODIES[job.shape.architecture](tape, job.shape, split, width, learning(job), wearing(job), job.adapter, quantized)
-        self.first, self.last = stage == 0, stage == (0 if layout.turning else layout.pipeline - 1)
-        self.numbers = range(*share(len(self.body.blocks), layout.pipeline, stage))
-        self.loose = [*(self.body.below if self.first or (self.last and self.body.output in self.body.below) else []), *(self.body.above if self.last else [])]
+        depth, count = len(self.body.blocks), layout.pipeline * layout.stages_per_rank
+        self.stages = [stage, count - 1 - stage] if layout.turning else list(range(stage, count, layout.pipeline))
+        here = [list(range(*share(depth, count, one))) for one in self.stages]
+        self.numbers = [number for blocks in here for number in blocks]
+        self.runs = here if layout.schedule == "interleaved" else [self.numbers]  # what is passed at a time: of a V both stages, which take turns
+        self.last = count - 1 in self.stages
+        self.loose = self.body.outside(self.numbers)
         self.parameters = [*self.loose, *(parameter for number in self.numbers for parameter in self.body.inside[number])]
-        self.body.output.used_again = self.last and self.first and self.body.output in self.body.below
+        self.body.output.used_again = self.last and self.body.looks_up(self.numbers) and self.body.output in self.body.below
         self.modes = self._modes()
         self.held: list[Storage] = []
-        self.shards = Shards(tape, layout, habits, self.body.inside, self.loose, self.numbers.start) if layout.held > 1 else None
+        self.shards = Shards(tape, layout, habits, self.body.inside, self.loose, self.numbers[0]) if layout.held > 1 else None
         self.moment("weights")
         self._hold()
 
@@ -77,12 +81,22 @@ class Step:
     def _hold_of_stages(self, tokens: float) -> None:
         """What torch's stages have besides: a place for all that will come to them in a step, from either side; and gradients of what products made, until those of the weights are computed from them."""
         job, layout = self.job, self.layout
-        sides = 2 * layout.stages_per_rank - self.first - self.last
-        self.keep(sides * job.micro_batches(layout) * tokens * job.shape.hidden_size * job.habits.stream, "communication")
+        count, depth = layout.pipeline * layout.stages_per_rank, len(self.body.blocks)
+        sides = [(share(depth, count, side)[0], {side - 1, side} <= set(self.stages)) for stage in self.stages for side in (stage, stage + 1) if 0 < side < count]
+        width = job.shape.hidden_size * job.habits.stream
+        self.keep(sum(self._passed(number, tokens) for number, _ in sides) * width * job.micro_batches(layout), "communication")
+        if layout.schedule != "1f1b":  # as much is sent, but to itself, and stays until the step's end; what is still on its way is counted by itself
+            sent = max(0, job.micro_batches(layout) - -(-(self._ahead + 1) // len(self.runs)))
+            self.keep(sum(self._passed(number, tokens) for number, here in sides if not here) * width * sent, "communication")
         if layout.schedule == "zero_bubble":
-            waiting = self.stage + 0.5 if layout.turning else self.stage + 1  # micro-batches
+            # Micro-batches, as measured with two and four processes (benchmarks/planner); the first stage sends nothing back, and computes all at once.
+            waiting = max(0.0, self.stage - 0.5) if layout.turning else 1.2 * (self.stage + 0.8) if self.stage else 0.0
             made = sum(parameter.sides[0] for number in self.numbers for parameter in self.body.inside[number] if parameter.sides and parameter.learns)
             self.keep(waiting * tokens * made * job.compute, "temporary")
+
+    def _passed(self, number: int, tokens: float) -> float:
+        """States that pass from stage to stage before a block, of a micro-batch of so many tokens."""
+        return self.body.passed(number, tokens, self.job.rows * (self.job.source_length or self.job.sequence_length))
 
     def keep(self, size: float, purpose: str) -> None:
         self.held.append(Storage(self.account, size, purpose))
@@ -94,18 +108,17 @@ class Step:
         job = self.job
         if job.engine == "layerwise":
             self.tape.on_gradient = self._use
-        in_flight = self._in_flight()
-        done: list[Node | None] = []
-        micro_batches = 1 if job.engine == "layerwise" else job.micro_batches(self.layout)
-        passes = min(micro_batches, in_flight + 1)  # the last finds the gradients of the first, and one more is like it
-        for number in range(passes):
+        done: list[list[tuple[Node | None, Any]]] = [[] for _ in self.runs]
+        order = self.order()
+        passes = sum(forth for forth, _ in order)
+        for forth, run in order:
+            if not forth:
+                self.backward(*done[run].pop(0), run)
+                continue
+            passes -= 1
             if self.shards:
-                self.shards.last = number == passes - 1
-            done.append(self.forward())
-            if len(done) == in_flight:
-                self.backward(done.pop(0))
-        while done:
-            self.backward(done.pop(0))
+                self.shards.last = passes == 0
+            done[run].append(self.forward(run))
         self.moment("optimizer step")
         self._reduce_all()
         if job.engine != "layerwise":
@@ -113,60 +126,81 @@ class Step:
             del moment
         return self.account
 
-    def _in_flight(self) -> int:
-        """Micro-batches whose activations a stage holds together, as torch's schedules order their passes: of 1F1B as many as there are stages from it on; interleaved, as it warms up with more of each of its
-        stages (Narayanan et al. 2021, arXiv:2104.04473); without bubbles, as many as there are ranks wherever it stands, since gradients of weights wait (Qi et al. 2023, arXiv:2401.10241)."""
-        ranks, each = self.layout.pipeline, self.layout.stages_per_rank
-        after = ranks - 1 - self.stage
-        most = {"1f1b": after + 1.0, "interleaved": ((each - 1) * ranks + 2 * after + 1) / each, "zero_bubble": float(ranks)}[self.layout.schedule]
-        return max(1, min(math.ceil(most), self.job.micro_batches(self.layout)))
+    @property
+    def _ahead(self) -> int:
+        """Passes forward before the first one back, see :meth:`order`."""
+        after = self.layout.pipeline - 1 - self.stage
+        return {"1f1b": after, "interleaved": (len(self.runs) - 1) * self.layout.pipeline + 2 * after, "zero_bubble": self.layout.pipeline - 1}[self.layout.schedule]
 
-    def forward(self) -> Node | None:
-        """A micro-batch's loss; what its backward pass begins with. Of a stage that is not the last, the node of what it hands on."""
+    def order(self) -> list[tuple[bool, int]]:
+        """The passes of a step, forward (True) or back, and of which of the runs, as torch's schedules have them: first so many forward that all ranks have work, then one of each in turn. Ahead are, of 1F1B, as
+        many as there are stages behind; interleaved, more of each run (Narayanan et al. 2021, arXiv:2104.04473); without bubbles, as many as there are ranks wherever it stands, since gradients of weights wait
+        (Qi et al. 2023, arXiv:2401.10241). Of a long step the beginning: the last passes find the gradients of the first, and those between are like them."""
+        ranks, runs, ahead = self.layout.pipeline, len(self.runs), self._ahead
+        micro_batches = 1 if self.job.engine == "layerwise" else self.job.micro_batches(self.layout)
+        group = min(micro_batches, ranks) if runs > 1 else 1  # micro-batches that pass a run before the next run's turn
+        micro_batches = min(-(-micro_batches // group), -(-(ahead + 2) // (runs * group)) + (runs > 1)) * group
+        passes = micro_batches * runs
+        ahead = min(ahead, passes - 1)
+        forth = [(True, number // group % runs) for number in range(passes)]
+        back = [(False, runs - 1 - number // group % runs) for number in range(passes)]
+        return forth[:ahead] + [one for pair in zip(forth[ahead:], back, strict=False) for one in pair] + back[passes - ahead :]
+
+    def forward(self, run: int = 0) -> tuple[Node | None, Any]:
+        """A micro-batch's loss; what its backward pass begins with. Of a stage that is not the last, the node of what it hands on, and that itself, which torch keeps until its gradient has come."""
         self.moment("forward pass")
         job, body, tape = self.job, self.body, self.tape
         rows, seq = job.rows, job.sequence_length / self.layout.context
         if self.shards:
             self.shards.begin()
         with_source = job.shape.kind == "encoder_decoder"
-        states = self._pairs(rows, seq) if with_source else self._stack(rows, seq)
+        numbers = self.runs[run]
+        states = self._pairs(numbers, rows, seq) if with_source else self._stack(numbers, rows, seq)
         if self.shards:
             self.shards.forward_is_done()
-        if not self.last:
+        if not self._ends(numbers):
             tape.casts.clear()
-            return states.node
+            return states.node, states.storage
         states = body.leave(states) if not with_source else states
         self.moment("loss")
         node = self._loss(states, rows * seq)
         tape.casts.clear()
-        return node
+        return node, None
 
-    def _stack(self, rows: float, seq: float) -> Value:
-        body, tape = self.body, self.tape
-        if self.first:
-            states = body.enter(rows, seq)
-        else:
-            numbers = rows * seq * self.job.shape.hidden_size / self.layout.tensor
-            states = Value(tape.storage(numbers, tape.stream), numbers, tape.stream, tape.node(lambda gradient: []))
+    def _arrived(self, tokens: float) -> Value:
+        """What the stage before has sent of so many tokens."""
+        tape, numbers = self.tape, tokens * self.job.shape.hidden_size / self.layout.tensor
+        return Value(tape.storage(numbers, tape.stream), numbers, tape.stream, tape.node(lambda gradient: []))
+
+    def _ends(self, numbers: Sequence[int]) -> bool:
+        """Whether these blocks end in the loss."""
+        return len(self.body.blocks) - 1 in numbers
+
+    def _stack(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
+        body = self.body
+        states = body.enter(rows, seq) if 0 in numbers else self._arrived(rows * seq)
         before = places_before(self.job)
-        for number in self.numbers:
+        for number in numbers:
             block = body.blocks[number]
             states = self._through(number, lambda given, block=block: block(given, rows, seq + before), states)
         return states
 
-    def _pairs(self, rows: float, seq: float) -> Value:
+    def _pairs(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
         """An encoder reads the source, a decoder the target and what the encoder made."""
-        body, length = self.body, self.job.source_length or self.job.sequence_length
-        memory = body.embed(rows * length, 0)
-        bias = body.bias(0, length)
-        for number, block in enumerate(body.encoder):
-            memory = self._through(number, lambda given, bias, block=block: block(given, rows, length, bias), memory, bias)
-        memory = body.finish(memory, 0)
-        states = body.embed(rows * seq, 1)
+        body, border, length = self.body, len(self.body.encoder), self.job.source_length or self.job.sequence_length
+        memory = body.embed(rows * length, 0) if 0 in numbers else self._arrived(rows * length)
+        read, written = ([number for number in numbers if (number >= border) == side] for side in (False, True))
+        bias = body.bias(0, length) if read else None
+        for number in read:
+            memory = self._through(number, lambda given, bias, block=body.blocks[number]: block(given, rows, length, bias), memory, bias)
+        memory = body.finish(memory, 0) if border - 1 in numbers else memory
+        if not written:
+            return memory
+        states = body.embed(rows * seq, 1) if border in numbers else self._arrived(rows * seq)
         bias = body.bias(1, seq)
-        for number, block in enumerate(body.decoder):
-            states = self._through(len(body.encoder) + number, lambda given, bias, memory, block=block: block(given, rows, seq, bias, memory, length), states, bias, memory)
-        return body.finish(states, 1)
+        for number in written:
+            states = self._through(number, lambda given, bias, memory, block=body.blocks[number]: block(given, rows, seq, bias, memory, length), states, bias, memory)
+        return body.finish(states, 1) if self._ends(numbers) else states
 
     def _through(self, number: int, block: Any, states: Value, *others: Value | None) -> Value:
         """A block in its mode of recompute; of a model in shards with its weights gathered."""
@@ -239,10 +273,11 @@ class Step:
         tape, end, numbers, width = self.tape, hidden.node, hidden.numbers, hidden.width
         return tape.value(numbers * part, width, (lambda gradient: [(end, tape.gradient(numbers, width))]) if hidden.grows else None)
 
-    def backward(self, node: Node | None) -> None:
+    def backward(self, node: Node | None, handed: Any = None, run: int = 0) -> None:
         self.moment("backward pass")
         if node is not None:
-            numbers = 1 if self.last else self.job.rows * self.job.sequence_length / self.layout.context * self.job.shape.hidden_size / self.layout.tensor
+            passed = self._passed(self.runs[run][-1] + 1, self.job.rows * self.job.sequence_length / self.layout.context)
+            numbers = 1 if self._ends(self.runs[run]) else passed * self.job.shape.hidden_size / self.layout.tensor
             self.tape.backward(node, self.tape.gradient(numbers, self.tape.stream))
         if self.shards:
             self.shards.end()

@@ -69,9 +69,9 @@ class Batch:
         extra = {name: value[start:stop] for name, value in self.extra.items()}
         return replace(self, **parts, extra=extra, sources=self.sources[first : first + sum(counts)], row_sources=counts)
 
-    def padded(self, multiple: int) -> Batch:
-        """With padding at the end of each row, of the source too, so that ``multiple`` divides the columns."""
-        room, source_room = -self.inputs.shape[1] % multiple, 0 if self.source is None else -self.source.shape[1] % multiple
+    def padded(self, multiple: int, of_source: int = 0) -> Batch:
+        """With padding at the end of each row, of the source too, so that ``multiple`` divides the columns, and ``of_source`` (if not 0, else the same) those of the source."""
+        room, source_room = -self.inputs.shape[1] % multiple, 0 if self.source is None else -self.source.shape[1] % (of_source or multiple)
         if not room and not source_room:
             return self
         segments = torch.zeros_like(self.inputs, dtype=torch.int32) if self.segments is None and room else self.segments

@@ -107,7 +107,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
             run.engine.optimizer.step(1.0)
             run.engine.optimizer.zero_grad()
     passed("two steps")
-    left_out = (len(parts) - len(imagined)) * line.arriving_bytes(parts[0].inputs.shape) if line else 0
+    left_out = (len(parts) - len(imagined)) * line.kept_bytes(parts[0]) if line else 0
     peak = held.peak + left_out
     states = sum(map(_bytes, run.engine.optimizer.state().values()))
     files, own, whole = checkpoint_plan(run)

@@ -22,6 +22,7 @@ from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.legal import Parts, nearest, refusals
 from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
+from luban.parallel.tensor_packed import misfit
 from luban.parallel.zero import WEIGHTS, DeepSpeedEngine, Zero
 from luban.training.config import OPTIMIZERS, TrainConfig
 from luban.training.engines import ENGINES
@@ -91,7 +92,7 @@ def stages_per_rank(config: TrainConfig, model: Model) -> int:
     if ranks == 1:
         return 1
     if wanted == "auto":
-        return 1 if schedule == "1f1b" or (schedule == "zero_bubble" and model.shape.layers < 2 * ranks) else 2
+        return 1 if schedule == "1f1b" or (schedule == "zero_bubble" and model.depth < 2 * ranks) else 2
     if (schedule == "1f1b") != (wanted == 1) and schedule != "zero_bubble":
         raise ConfigError(
             "layout.stages_per_rank: {count} with layout.schedule: {schedule}", "1f1b has one stage in each process, interleaved several, zero_bubble any number", "leave layout.stages_per_rank out",
@@ -163,8 +164,10 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
         yield from _lacking_in_groups(config, model, parts)
     if config.compile is True and sharded and (parts.pipeline > 1 or config.engine != "torch"):
         yield "compile", True, "torch's compiler does not see through shards beside stages, nor through DeepSpeed's", "leave compile out, or choose layout.shard: none"
-    if quantized_layers(model) and (parts.tensor > 1 or parts.expert > 1):
-        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by heads or experts", "share out replicas, shards, context or stages alone"
+    if quantized_layers(model) and parts.expert > 1:
+        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by experts", "share out replicas, shards, context, stages or heads alone"
+    elif parts.tensor > 1 and (name := misfit(model, PLANS[model.shape.architecture], parts.tensor)):
+        yield "quantization", name, "its inputs would be cut inside a group of weights that share a scale", "choose another layout.tensor or quantization.group_size"
     if sharded or grouped:
         yield from _lacking_in_pieces(config, model, objective, whole, grouped)
 
@@ -207,6 +210,10 @@ def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, 
         yield "layout.shard", shard, "a stage's passes go their own order, so no micro-batch is the last for all", "choose layout.shard: gradients or full"
     if shard != "none" and config.layout.schedule == "zero_bubble":
         yield "layout.shard", shard, "torch computes the gradients of weights apart there, past what would sum them into shards", "choose layout.shard: none, or another layout.schedule"
+    if model.shape.kind == "encoder_decoder" and config.layout.schedule == "zero_bubble":
+        yield "layout.schedule", "zero_bubble", "torch computes the gradients of weights apart only where what arrives passes them all, and a decoder begins with nothing that arrives", "choose 1f1b or interleaved"
+    if model.depth < config.layout.pipeline * stages_per_rank(config, model):
+        yield "layout.pipeline", config.layout.pipeline, "with this head the model has fewer layers than that takes stages", one
     for field, value, none in (("r_drop", rules.r_drop, 0), ("mixup", rules.mixup, 0), ("adversarial.method", rules.adversarial.method, "none")):
         if value != none:
             yield f"regularization.{field}", value, "it takes several passes, or a hand in one", one

@@ -90,8 +90,8 @@ def trials(shape: BaseShapeConfig, ranks: int) -> list[Trial]:
     found = []
     for parts in legal_layouts(shape, ranks, LENGTH):
         if parts.pipeline > 1:
-            each = 2 if 2 * parts.pipeline <= shape.layers else 1
-            orders = [("1f1b", 1), *([("interleaved", 2)] if each == 2 else []), *([("zero_bubble", each)] if parts.shards == 1 else [])]
+            each = 2 if 2 * parts.pipeline <= shape.depth else 1
+            orders = [("1f1b", 1), *([("interleaved", 2)] if each == 2 else []), *([("zero_bubble", each)] if parts.shards == 1 and shape.kind != "encoder_decoder" else [])]
             found += [Trial(parts, "full" if parts.shards > 1 else "none", schedule=schedule, stages=stages) for schedule, stages in orders]
             continue
         shards = ("full", "gradients", "states") if parts.shards > 1 and parts.shards == ranks else ("full",) if parts.shards > 1 else ("none", "full") if parts.context > 1 else ("none",)
