@@ -13,6 +13,7 @@ from luban.models.counts import activation_elements
 from luban.models.families import build_model
 from luban.models.narrow import hold_narrow
 from luban.models.presets import preset
+from luban.models.recompute_plan import plan
 
 FAMILIES = ("tiny", "gpt2", "bert-tiny", "t5-tiny", "bart-tiny", "moe-tiny", "lstm-small", "bilstm-small", "recurrent-small")
 SMALL = {"gpt2": {"layers": 2, "hidden_size": 64, "heads": 2}, "lstm-small": {"layers": 2, "hidden_size": 48, "cell_size": 64}, "bilstm-small": {"hidden_size": 48, "cell_size": 64}, "recurrent-small": {"hidden_size": 64}}
@@ -110,7 +111,7 @@ def test_a_plan_computes_again_as_little_as_it_can():
     sizes = [{"none": 10, "selective": 6, "full": 1}, {"none": 30, "selective": 20, "full": 2}, {"none": 10, "selective": 6, "full": 1}]
     costs = {"none": 0, "selective": 1, "full": 100}
     for budget in range(0, 56):
-        chosen = recompute.plan(sizes, budget)
+        chosen = plan(sizes, budget)
         held = sum(size[mode] for size, mode in zip(sizes, chosen, strict=True))
         fitting = [plan for plan in itertools.product(recompute.MODES, repeat=3) if sum(size[mode] for size, mode in zip(sizes, plan, strict=True)) <= budget]
         if not fitting:

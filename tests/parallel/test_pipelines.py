@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rank_lab import make
 from resume_lab import FIXED, case
 from test_ranks import EXACT, chosen, differs, files_of, follow
 from text_lab import SMALL
@@ -15,6 +16,7 @@ from text_lab import SMALL
 import luban
 from luban.foundation.errors import ConfigError
 from luban.models.huggingface import load_model
+from luban.parallel.pipelined import even, sizes_of
 from luban.parallel.stages import stages_of
 
 SHAPE = {"layers": 4}  # of the tiny model that is trained by the real stage
@@ -122,6 +124,17 @@ def test_stages_hold_every_block_once_and_in_order(blocks, ranks, each, turning)
     if turning:  # a V: neighbours in number are the same rank or the next
         holders = {stage.number: rank for rank in range(ranks) for stage in stages_of(blocks, ranks, each, rank, turning)}
         assert all(abs(holders[number] - holders[number + 1]) <= 1 for number in range(2 * ranks - 1))
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_micro_batches_in_one_shape_score_what_they_scored(name):
+    """Without looking at the device for it, and of each row the same targets; rows that were added count nothing."""
+    _, _, batches = make(name)
+    parts = [batch.to("cpu") for batch in batches]
+    for part, (made, counted) in zip(parts, even([(part, True) for part in parts]), strict=True):
+        assert counted and made.known_scored is not None and sizes_of(made) == sizes_of(even([(part, True) for part in parts])[0][0])
+        assert torch.equal(made.known_scored, made.weights.reshape(-1).nonzero().squeeze(1))
+        assert torch.equal(made.targets.reshape(-1)[made.scored], part.targets.reshape(-1)[part.scored]) and made.count == part.count
 
 
 def test_what_pipelines_cannot_do_is_refused_by_name():

@@ -65,6 +65,15 @@ def test_mixtures_and_their_experts_are_rehearsed(tmp_path, layout):
     assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["shard=full", "tensor=2", "pipeline=2"])
+def test_encoder_decoders_and_what_draws_numbers_are_rehearsed(tmp_path, layout):
+    """T5 with dropout, whose target is shorter than its source; of a pipeline its micro-batches are padded to one shape."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("data: tokens", "data: tokens, objective: span_corruption").replace("shape: {layers: 4", "shape: {architecture: t5, layers: 2"))
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "base.layout.shard=none", f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
+
+
 @pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed")])
 def test_what_waits_for_other_ranks_is_refused_by_name(fields, words):
     with pytest.raises(LubanError, match=f"{words} cannot be rehearsed"):

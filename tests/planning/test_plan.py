@@ -108,6 +108,9 @@ def test_a_budget_of_recompute_is_kept_to():
         modes = Step(job).modes
         assert len(modes) == 12 and modes == sorted(modes, key=["full", "selective", "none"].index)
     assert modes == ["none"] * 12
+    pairs = build(family_of("t5").shape, {"architecture": "t5", "layers": 4, "hidden_size": 256, "heads": 4, "vocabulary_size": 1024, "maximum_positions": 256}).resolved()
+    step = Step(Job(pairs, 256, 4, 4, recompute=200 * 2**20))
+    assert set(step.modes) == {"none", "selective"} and sum(Step(replace(step.job, recompute=mode)).kept_by(number) for number, mode in zip((0, 0, 0, 0, 4, 4, 4, 4), step.modes, strict=True)) <= 200 * 2**20
 
 
 CASES = ["llama, recompute full", "qwen3, recompute none", pytest.param("bart, recompute full", marks=pytest.mark.slow), pytest.param("qwen3_moe, recompute selective", marks=pytest.mark.slow), pytest.param("lora on nf4", marks=pytest.mark.slow)]

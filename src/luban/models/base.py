@@ -224,10 +224,11 @@ class Model(nn.Module):
         self.head = head
         if head.replaces_output:
             self.put(head)
-        new = [name for name, parameter in self.named_parameters() if id(parameter) not in known]
-        self.to(self.device, self.dtype)
-        self.fresh = new
-        return self.initialize(seed, only=new)
+        new = {name: parameter for name, parameter in self.named_parameters() if id(parameter) not in known}
+        if any((parameter.device, parameter.dtype) != (self.device, self.dtype) for parameter in new.values()):
+            self.to(self.device, self.dtype)
+        self.fresh = list(new)
+        return self.initialize(seed, only=self.fresh)
 
     @torch.no_grad()
     def initialize(self, seed: int, only: Sequence[str] | None = None) -> Self:

@@ -22,9 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luban.models import attention as _attention  # noqa: F401  (defines luban::causal_attention)
 from luban.models import products as _products  # noqa: F401  (defines luban::widened_product)
-
-MODES = ("none", "selective", "full")
-Mode = str
+from luban.models.recompute_plan import MODES, Mode
 
 
 def mode_of(wanted: bool | str | Sequence[str], blocks: Sequence[nn.Module], called: Sequence[Any]) -> Mode:
@@ -97,26 +95,6 @@ def _place(tensor: Tensor) -> int:
 
 
 # ---- a budget ------------------------------------------------------------------------------------------------------
-
-
-def plan(sizes: Sequence[dict[Mode, int]], budget: int) -> list[Mode]:
-    """A mode for each block so that all of them keep at most ``budget`` bytes, and as little as can be is computed again.
-
-    Selective costs next to nothing, so first the blocks with the most to gain become selective, from the input upwards where they are alike; if that is not enough,
-    as many as needed become full. Where even that is too much, all are full.
-    """
-    chosen: list[Mode] = ["none"] * len(sizes)
-
-    def held() -> int:
-        return sum(size[mode] for size, mode in zip(sizes, chosen, strict=True))
-
-    for before, after in (("none", "selective"), ("selective", "full")):
-        order = sorted(range(len(sizes)), key=lambda index: sizes[index][after] - sizes[index][before])
-        for index in order:
-            if held() <= budget:
-                return chosen
-            chosen[index] = after
-    return chosen
 
 
 def measure(model: nn.Module, forward: Callable[[], Any], modes: Sequence[Mode] = MODES) -> list[dict[Mode, int]]:

@@ -222,4 +222,4 @@ def _filled(part: Batch, rows: int, told: bool) -> Batch:
     if told:
         segments = torch.zeros_like(made.inputs, dtype=torch.int32) if segments is None else segments.clone()
         segments[here:] = -1
-    return replace(made, weights=weights, segments=segments, looked_up=None)
+    return replace(made, weights=weights, segments=segments, looked_up=None if part.known_scored is None else (weights, part.known_scored))  # the rows that count come first

@@ -145,13 +145,18 @@ def _drawing_apart(forward: Callable[..., Any], mesh: DeviceMesh) -> Callable[..
     afterwards they go on with the generator that they have in common, one number further."""
 
     def drawing(*given: Any) -> Any:
-        seed = int(torch.randint(2**31, ())) * mesh.size() + mesh.get_local_rank()
+        seed = drawn() * mesh.size() + mesh.get_local_rank()
         devices = [torch.cuda.current_device()] if mesh.device_type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             return forward(*given)
 
     return drawing
+
+
+def drawn() -> int:
+    """A number that the ranks, whose generators stand alike, have in common."""
+    return int(torch.randint(2**31, ()))
 
 
 def _cut_in_block(module: nn.Module, name: str, plan: Plan, mesh: DeviceMesh, write: Callable[[Tensor], Tensor]) -> None:

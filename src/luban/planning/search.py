@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from luban.models.recompute_plan import MODES
 from luban.parallel.legal import Parts, as_tuple, legal_layouts
 from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
@@ -18,7 +19,6 @@ from luban.training.config import OPTIMIZERS
 RESERVED = 0.7 * 2**30  # what a device's driver and libraries hold before a tensor is made
 SHARDABLE = ("adamw", "lion", "sgd", "muon")  # optimizers whose state can be cut into shards
 ASKED = 10  # losers of which it is asked whether they would fit at all
-MODES = ("none", "selective", "full")
 MOST_PIPELINE, LONG = 16, 8192  # more stages are not tried; below so many tokens a sequence is not shared out
 
 

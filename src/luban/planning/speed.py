@@ -149,7 +149,8 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
         sent = tokens * shape.experts_per_token * shape.hidden_size * job.compute
         waits += rounds * shape.layers / layout.pipeline * 4 * _ring(sent, layout.expert, _between(cluster, layout.tensor, layout.expert))
     if layout.pipeline > 1:
-        waits += 2 * rounds * tokens * shape.hidden_size * job.compute / device.network
+        streams = 2 if shape.kind == "encoder_decoder" else 1
+        waits += 2 * rounds * streams * tokens * shape.hidden_size * job.compute / device.network
     exposed = max(0.0, hidden - HIDDEN * work) if device.kind != "cpu" else hidden
     return waits + exposed
 

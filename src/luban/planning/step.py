@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from luban.models.recompute_plan import MODES, plan
 from luban.planning.adapting import learning, places_before, wearing
 from luban.planning.bodies import Body, Llama, Split, unknown
 from luban.planning.bodies_classic import GPT2, Bert, Pairs
@@ -208,6 +209,23 @@ class Step:
             return self.tape.through(self.modes[number], block, states, *others)
         return self.shards.through(number, lambda entered: self.tape.through(self.modes[number], block, entered, *others), states)
 
+    def kept_by(self, number: int) -> float:
+        """Bytes that a block keeps for the backward pass, the first of its stack."""
+        self.moment("forward pass")
+        job, body, others = self.job, self.body, ()
+        rows, seq = job.rows, job.sequence_length / self.layout.context
+        if job.shape.kind == "encoder_decoder":
+            length, decodes = job.source_length or job.sequence_length, number >= len(body.encoder)
+            seq = seq if decodes else length
+            states, others = body.embed(rows * seq, int(decodes)), (body.bias(int(decodes), seq), *([self._arrived(rows * length), length] if decodes else []))
+        else:
+            states = body.enter(rows, seq)
+        before = self.account.total
+        made = self.tape.through(self.modes[number], lambda given: body.blocks[number](given, rows, seq, *others), states)
+        kept = self.account.total - before
+        del made
+        return kept
+
     def _loss(self, hidden: Value, tokens: float) -> Node:
         """luban.objectives.chunks: some tokens at a time, whose gradients are made at once; of a task's head next to nothing."""
         job, tape, output = self.job, self.tape, self.body.output
@@ -304,21 +322,8 @@ def share(count: int, parts: int, number: int) -> tuple[int, int]:
 
 
 def planned(job: Job, layout: Layout, blocks: int) -> list[str]:
-    """The modes of a budget in bytes, as luban.models.recompute.plan chooses them: of blocks that are alike as few as needed become selective, then full."""
-    sizes = {}
-    for mode in ("none", "selective", "full"):
-        step = Step(replace(job, recompute=mode), layout)
-        step.moment("forward pass")
-        states = step.body.enter(job.rows, job.sequence_length / layout.context)
-        before = step.account.total
-        made = step.tape.through(mode, lambda given, step=step: step.body.blocks[0](given, job.rows, job.sequence_length / layout.context), states)
-        sizes[mode] = step.account.total - before
-        del made, states
-    modes = ["none"] * blocks
-    for easier, harder in (("none", "selective"), ("selective", "full")):
-        for number in range(blocks):
-            if sum(sizes[mode] for mode in modes) <= int(job.recompute):
-                return modes
-            if modes[number] == easier:
-                modes[number] = harder
-    return modes
+    """The modes of a budget in bytes."""
+    steps = {mode: Step(replace(job, recompute=mode), replace(layout, pipeline=1)) for mode in MODES}
+    border = len(steps["none"].body.encoder) if job.shape.kind == "encoder_decoder" else blocks  # up to there blocks are taken to be alike, and behind it
+    kinds = [{mode: step.kept_by(number) for mode, step in steps.items()} for number in sorted({0, border % blocks})]
+    return plan([kinds[number >= border] for number in range(blocks)], int(job.recompute))

@@ -79,7 +79,9 @@ class Batch:
         given = replace(self, segments=segments, source_segments=source_segments)
         places = [name for name in _PLACES if name != "weights" or self.weights.shape[1] == self.inputs.shape[1]]
         parts = {name: _filled(getattr(given, name), room) for name in places} | {name: _filled(getattr(given, name), source_room) for name in _SOURCE}
-        return replace(given, **parts)
+        made, width = replace(given, **parts), self.weights.shape[1]
+        known = self.known_scored
+        return made if known is None else replace(made, looked_up=(made.weights, known // width * made.weights.shape[1] + known % width))
 
     def scoring(self, part: int, parts: int) -> Batch:
         """The batch of which only the places in one of ``parts`` equal parts of the rows count."""
@@ -111,9 +113,13 @@ class Batch:
     @property
     def scored(self) -> Tensor:
         """Where the flattened weights are not 0, [scored]."""
-        if self.looked_up is not None and self.looked_up[0] is self.weights:
-            return self.looked_up[1]
-        return self.weights.reshape(-1).nonzero().squeeze(1)
+        known = self.known_scored
+        return self.weights.reshape(-1).nonzero().squeeze(1) if known is None else known
+
+    @property
+    def known_scored(self) -> Tensor | None:
+        """:attr:`scored`, if that was looked up and still holds."""
+        return self.looked_up[1] if self.looked_up is not None and self.looked_up[0] is self.weights else None
 
     @property
     def count(self) -> float:

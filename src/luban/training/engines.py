@@ -14,6 +14,7 @@ from luban.foundation.errors import ConfigError
 from luban.models import recompute
 from luban.models.base import Model
 from luban.models.narrow import check_narrow
+from luban.models.recompute_plan import plan as plan_recompute
 from luban.objectives.base import Objective
 from luban.parallel.engine import Passes, TorchEngine
 from luban.parallel.layerwise import LayerwiseEngine
@@ -123,7 +124,7 @@ def choose_recompute(config: TrainConfig, model: Model, rows: int) -> str | list
     tokens = torch.zeros(rows, config.sequence_length, dtype=torch.long, device=model.device)
     source = {"source": tokens} if model.shape.kind == "encoder_decoder" else {}
     sizes = recompute.measure(model, lambda: model(tokens, **source), modes)
-    plan = recompute.plan(sizes, int(wanted))
+    plan = plan_recompute(sizes, int(wanted))
     held = sum(size[mode] for size, mode in zip(sizes, plan, strict=True))
     say(
         "recompute: {plan} (of {budget:.2f} GiB the blocks' activations take {held:.2f}, without it {all:.2f})",
