@@ -220,6 +220,11 @@ class Model(nn.Module):
 
     def with_head(self, head: Head, seed: int = 0) -> Self:
         """This model with ``head`` attached, its new parameters drawn from ``seed``."""
+        self.wear(head)
+        return self.initialize(seed, only=self.fresh)
+
+    def wear(self, head: Head) -> None:
+        """Attach ``head`` and leave its new parameters, which ``fresh`` names, without first values."""
         known = {id(parameter): parameter for parameter in self.parameters()}  # held, so that no id is used a second time
         self.head = head
         if head.replaces_output:
@@ -228,7 +233,6 @@ class Model(nn.Module):
         if any((parameter.device, parameter.dtype) != (self.device, self.dtype) for parameter in new.values()):
             self.to(self.device, self.dtype)
         self.fresh = list(new)
-        return self.initialize(seed, only=self.fresh)
 
     @torch.no_grad()
     def initialize(self, seed: int, only: Sequence[str] | None = None) -> Self:

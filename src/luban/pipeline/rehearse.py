@@ -79,12 +79,13 @@ def _told(name: str, config: Any, found: dict[str, Any], there: Cluster, count: 
 
 def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, count: int, stage: int) -> Iterator[Tick]:
     """The peak of the rehearsal beside the arithmetic for the same processors, and the arithmetic for the devices that are meant."""
-    job = job_of(config.updated(micro_batch_rows=found["rows"]), config.shape, there)
+    job = job_of(config.updated(micro_batch_rows=found["rows"]), config.shape.updated(vocabulary_size=found["vocabulary"]), there)
     layout = layout_of(config.layout, found["shard"], count, found["stages"])
     reckoned = memory_of(replace(job, device="cpu"), layout, stage).total
     apart = found["peak_bytes"] / reckoned - 1
     parts = ", ".join(f"{t(part)} {bytes_text(size)}" for part, size in found["parts"].items())
-    yield Tick(abs(apart) <= APART, t("{stage}: a rank held {peak} at the most ({parts}), in the {moment}; arithmetic says {reckoned}, {apart:+.1%}", stage=name, peak=bytes_text(found["peak_bytes"]), parts=parts, moment=t(found["at"]), reckoned=bytes_text(reckoned), apart=-apart / (1 + apart)))
+    near = apart <= APART and (apart >= -APART or bool(config.regularization.freeze))  # the arithmetic takes all of it to learn
+    yield Tick(near, t("{stage}: a rank held {peak} at the most ({parts}), in the {moment}; arithmetic says {reckoned}, {apart:+.1%}", stage=name, peak=bytes_text(found["peak_bytes"]), parts=parts, moment=t(found["at"]), reckoned=bytes_text(reckoned), apart=-apart / (1 + apart)))
     margin = margin_of(there.device.kind, there.device.name)
     need = memory_of(job, layout, stage).total * margin.ratio
     yield Tick(margin.upper(need / margin.ratio) <= there.device.memory, t("{stage}: on {device} {need} ±{share:.0%} of {room}, with its larger parts of logits and its driver", stage=name, device=there.device.name, need=bytes_text(need), share=margin.memory, room=bytes_text(there.device.memory)))
@@ -103,7 +104,6 @@ class _Stages:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
         self.shapes: dict[str, Any] = {}  # of the models that train stages make
-        self._made = False
 
     def work(self, stage: Stage) -> Work:
         """The inputs of a train stage."""
@@ -121,28 +121,32 @@ class _Stages:
                 return self._stand_in(path.name, preset(preset_called(path)))
             return open_artifact(path) if is_artifact(path) else path
         if recipe.stages[value].kind.name == "train":
+            if value not in self.shapes:
+                raise LubanError("it goes on from {stage}, which could not be rehearsed", "", "see what is said of that", stage=value)
             return self._stand_in(value, self.shapes[value])
         if is_artifact(recipe.out / value):
             return open_artifact(recipe.out / value)
-        self._make()
+        if not is_artifact(self.folder / "made" / value):
+            self._make(value)
         return open_artifact(self.folder / "made" / value)
 
-    def _make(self) -> None:
-        """Make the stages before the first training, in a folder of the rehearsal's own."""
-        if self._made:
-            return
-        stages, size = {}, 0
-        for stage in self.recipe.stages.values():
-            if stage.kind.name == "train" or stage.kind.terminal:
-                break
-            stages[stage.name] = self.recipe.plain["stages"][stage.name]
-            size += sum(file.stat().st_size for values in stage.inputs.values() for value in values if value not in self.recipe.stages for file in named_files(self.recipe.path_of(value)) if file.is_file())
+    def _make(self, wanted: str) -> None:
+        """Make a stage and those that it needs, in a folder of the rehearsal's own."""
+        needed, found = {wanted}, []
+        for stage in reversed(self.recipe.stages.values()):
+            if stage.name in needed:
+                if stage.kind.name == "train":
+                    raise LubanError("it reads {wanted}, which {stage} is needed for", "nothing is trained in a rehearsal", "make it first: luban run {recipe} --until {wanted}", wanted=wanted, stage=stage.name, recipe=self.recipe.file)
+                needed |= {value for values in stage.inputs.values() for value in values if value in self.recipe.stages}
+                found.insert(0, stage)
+        stages = {stage.name: {"kind": stage.kind.name, **stage.config.explicit()} for stage in found}  # with what is implied, and their values put in
+        read = [self.recipe.path_of(value) for stage in found for values in stage.inputs.values() for value in values if value not in self.recipe.stages]
+        size = sum(file.stat().st_size for path in read for file in named_files(path) if file.is_file())
         if size > SMALL:
-            raise LubanError("what the training reads is not made yet, and its data is large: {size}", "", "make it first: luban run {recipe} --until {stage}", size=bytes_text(size), recipe=self.recipe.file, stage=list(stages)[-1])
+            raise LubanError("what the training reads is not made yet, and its data is large: {size}", "", "make it first: luban run {recipe} --until {stage}", size=bytes_text(size), recipe=self.recipe.file, stage=wanted)
         say("making {stages} for the rehearsal", stages=", ".join(stages))
-        plain = {name: value for name, value in self.recipe.plain.items() if name in ("values", "seed", "luban")} | {"stages": stages}
+        plain = {name: value for name, value in self.recipe.plain.items() if name in ("seed", "luban")} | {"stages": stages}
         _quietly(make_recipe(plain, self.recipe.folder, "rehearsal", Source("rehearsal"), self.folder / "made"))
-        self._made = True
 
     def _stand_in(self, name: str, shape: Any) -> Path:
         """A model directory without weights: a shape, and a small tokenizer with a chat template."""

@@ -36,6 +36,8 @@ def rehearse(config: TrainConfig, work: Work, ranks: int, rank: int = 0) -> dict
             raise LubanError("the rehearsal took longer than {time}", "", "rehearse fewer rows: micro_batch_rows: 1", time=f"{SECONDS:.0f} s") from None
     answer = done.stdout.strip().splitlines()[-1:] or ["{}"]
     if done.returncode or "peak_bytes" not in answer[0]:
+        if "DataDependentOutputException" in done.stderr:
+            raise LubanError("objective: {name} cannot be rehearsed with this model", "something there goes by the values of tensors, and those of a rehearsal have none", "see whether a tiny form of it trains: luban check RECIPE --layouts", name=config.objective.name)
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["?"]
         raise LubanError("the rehearsal failed: {error}", "", "see whether a tiny form of it trains: luban check RECIPE --layouts", error="; ".join(line.split("]: ", 1)[-1].strip() for line in lines[-3:]) if done.returncode != 2 else answer[0])
     return json.loads(answer[0])
@@ -67,7 +69,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from luban.parallel.ranks import here
-    from luban.training.held import Held
+    from luban.training.held import Everywhere, Held
     from luban.training.layout import choose_layout
     from luban.training.stage import assemble, open_objective, read_data
 
@@ -94,7 +96,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     parts = run.engine.micro_batches(batch)
     line = getattr(layout, "line", None)
     imagined = [_imagined(part, mode) for part in parts[: 2 * line.count if line else PASSES]]
-    with mode, held:
+    with mode, held, Everywhere():
         weights = held.count(model.parameters())
         for several in (imagined if line else imagined[:1], imagined):  # in the second step the optimizer's state is there, and its second micro-batch finds the gradients of the first
             held.moment = "forward and backward pass"
@@ -113,7 +115,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     files, own, whole = checkpoint_plan(run)
     passed("checkpoint")
     return {
-        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "stages": getattr(layout, "stages", 1), "parameters": numbers, "rows": rows, "passes": len(parts), "peak_bytes": peak, "at": held.at,
+        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "stages": getattr(layout, "stages", 1), "parameters": numbers, "vocabulary": model.shape.vocabulary_size, "rows": rows, "passes": len(parts), "peak_bytes": peak, "at": held.at,
         "parts": {"weights": weights, "gradients": gradients, "optimizer": states, "activations": peak - weights - gradients - states}, "moments": held.moments,
         "checkpoint": {"files": files, "bytes_of_rank": own, "bytes": whole}, "seconds": seconds, "torch": torch.__version__,
     }  # fmt: skip
@@ -121,8 +123,8 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
 
 def check_rehearsable(config: TrainConfig) -> None:
     """LubanError, naming the field, for what looks at values on its way, or waits for ranks that are not there."""
-    lacking = [("engine", config.engine)] if config.engine != "torch" else []
-    for field, value in lacking:
+    lacking = [("engine", config.engine, config.engine != "torch"), ("objective", config.objective.name, config.objective.name == "distillation")]  # whose teacher is read
+    for field, value in ((field, value) for field, value, lacks in lacking if lacks):
         raise LubanError("{field}: {value} cannot be rehearsed", "a rehearsal has sizes and no values, and no other ranks to talk to", "luban plan reckons it; luban check RECIPE --layouts trains a tiny form of it", field=field, value=value)
 
 
@@ -142,7 +144,8 @@ def imagined_model(config: TrainConfig, work: Work, tokenizer: Any, objective: A
 
     with mode:
         model = build_model(config.shape if work.inputs.get("model") else for_tokenizer(config.shape, tokenizer))
-        model = model.with_head(objective.head, work.seed) if objective.head else model
+        if objective.head:
+            model.wear(objective.head)
     if config.quantization:
         empty_quantized(model, config.quantization, empty)
     with mode:

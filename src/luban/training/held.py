@@ -6,9 +6,30 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+aten = torch.ops.aten
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+
+
+class Everywhere(TorchDispatchMode):
+    """Inside, what depends on the values of tensors that have none is taken to hold at every place: all numbers differ from zero, and a mask picks all that it stands for."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is aten.nonzero.default:
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        if function in INDEXED:
+            args = (args[0], [one for index in args[1] for one in _places(index)], *args[2:])
+        return function(*args, **(kwargs or {}))
+
+
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    """An index, or the numbers of all places that a mask stands for, one tensor for each of its dimensions."""
+    return [index.new_empty(index.numel(), dtype=torch.int64) for _ in range(index.dim())] if index is not None and index.dtype == torch.bool else [index]
 
 
 class Held(TorchDispatchMode):
