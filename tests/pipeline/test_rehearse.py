@@ -7,19 +7,22 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from luban.cli.main import cli
-from luban.foundation.config import build
+from luban.foundation.config import Source, build
 from luban.foundation.errors import LubanError
 from luban.models.presets import preset
 from luban.parallel.imagined import ImaginedRanks
 from luban.parallel.layouts import Replicated
 from luban.pipeline import foresight
 from luban.pipeline.foresight import foresee
+from luban.pipeline.recipe import make_recipe
+from luban.pipeline.rehearse import check_rehearsal
 from luban.planning.devices import cluster
 from luban.training.config import TrainConfig
 from luban.training.full_size import check_rehearsable
-from luban.training.held import Held
+from luban.training.held import Everywhere, Held
 from luban.training.layout import choose_layout
 
 RECIPE = """luban: 1
@@ -74,7 +77,40 @@ def test_encoder_decoders_and_what_draws_numbers_are_rehearsed(tmp_path, layout)
     assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
 
 
-@pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed")])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["entities", "few-shot", "preferences", "translation"])
+def test_shipped_recipes_are_rehearsed(tmp_path, monkeypatch, name):
+    """Tasks with heads and masks, a training on what a stage behind another training makes, one with a reference, one whose stages are implied."""
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["new", name], catch_exceptions=False).exit_code == 0
+    done = CliRunner().invoke(cli, ["--language", "en", "check", f"{name}/recipe.yaml", "--cluster", "2xRTX3090", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 2" in done.output, done.output
+
+
+def test_what_goes_by_values_is_taken_to_hold_everywhere():
+    with FakeTensorMode() as mode, Everywhere():
+        scores = mode.from_tensor(torch.zeros(2, 3, 5)).requires_grad_()
+        picked = scores[mode.from_tensor(torch.zeros(2, 3, dtype=torch.bool))]
+        picked.sum().backward()
+        assert picked.shape == (6, 5) and scores.grad.shape == scores.shape
+        assert mode.from_tensor(torch.zeros(2, 3)).nonzero().shape == (6, 2)
+
+
+@pytest.mark.long
+def test_what_a_training_would_make_is_stood_in_for(tmp_path):
+    """Also for a stage between two trainings, which reads the first one's tokenizer; the first may be refused."""
+    plain = {
+        "corpus": {"kind": "curate", "sources": "package:luban/recipes/quickstart/data/poems.jsonl.gz#5"},
+        "base": {"kind": "train", "data": "corpus", "shape": {"layers": 1, "hidden_size": 32, "heads": 2}, "length": "1 steps", "engine": "layerwise", "gradient_clip": 0},
+        "more": {"kind": "train", "model": "base", "data": "corpus", "length": "1 steps"},
+    }
+    recipe = make_recipe({"stages": plain}, tmp_path, "r", Source("r"), tmp_path / "out")
+    ticks = list(check_rehearsal(recipe, "1xcpu"))
+    assert "engine: layerwise cannot be rehearsed" in ticks[0].text and "more: rehearsed as rank 0 of 1" in ticks[1].text
+    assert [tick.passed for tick in ticks] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed"), ({"objective": {"name": "distillation"}}, "objective: distillation")])
 def test_what_waits_for_other_ranks_is_refused_by_name(fields, words):
     with pytest.raises(LubanError, match=f"{words} cannot be rehearsed"):
         check_rehearsable(build(TrainConfig, {"data": "text", **fields}))

@@ -34,6 +34,7 @@ from luban.training.full_size import rehearse
 
 SMALL = 64 * 2**20  # bytes of data up to which what comes before a training is made for a rehearsal
 APART = 0.25  # the most that the two figures of memory may differ
+LITTLE = 4 * 2**20  # bytes that are no difference: heads weigh something in tiny models
 TEXTS = "package:luban/recipes/quickstart/data/shakespeare.txt#200"
 
 
@@ -81,10 +82,10 @@ def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, cou
     """The peak of the rehearsal beside the arithmetic for the same processors, and the arithmetic for the devices that are meant."""
     job = job_of(config.updated(micro_batch_rows=found["rows"]), config.shape.updated(vocabulary_size=found["vocabulary"]), there)
     layout = layout_of(config.layout, found["shard"], count, found["stages"])
-    reckoned = memory_of(replace(job, device="cpu"), layout, stage).total
+    reckoned = memory_of(replace(job, device="cpu", sequence_length=found["length"], source_length=found["source_length"]), layout, stage).total  # for rows as long as they were
     apart = found["peak_bytes"] / reckoned - 1
     parts = ", ".join(f"{t(part)} {bytes_text(size)}" for part, size in found["parts"].items())
-    near = apart <= APART and (apart >= -APART or bool(config.regularization.freeze))  # the arithmetic takes all of it to learn
+    near = abs(apart) <= APART or abs(found["peak_bytes"] - reckoned) < LITTLE or (apart < 0 and bool(config.regularization.freeze))  # the arithmetic takes all of it to learn
     yield Tick(near, t("{stage}: a rank held {peak} at the most ({parts}), in the {moment}; arithmetic says {reckoned}, {apart:+.1%}", stage=name, peak=bytes_text(found["peak_bytes"]), parts=parts, moment=t(found["at"]), reckoned=bytes_text(reckoned), apart=-apart / (1 + apart)))
     margin = margin_of(there.device.kind, there.device.name)
     need = memory_of(job, layout, stage).total * margin.ratio
@@ -121,9 +122,7 @@ class _Stages:
                 return self._stand_in(path.name, preset(preset_called(path)))
             return open_artifact(path) if is_artifact(path) else path
         if recipe.stages[value].kind.name == "train":
-            if value not in self.shapes:
-                raise LubanError("it goes on from {stage}, which could not be rehearsed", "", "see what is said of that", stage=value)
-            return self._stand_in(value, self.shapes[value])
+            return self._trained(value)
         if is_artifact(recipe.out / value):
             return open_artifact(recipe.out / value)
         if not is_artifact(self.folder / "made" / value):
@@ -132,14 +131,14 @@ class _Stages:
 
     def _make(self, wanted: str) -> None:
         """Make a stage and those that it needs, in a folder of the rehearsal's own."""
-        needed, found = {wanted}, []
+        needed, found, trained = {wanted}, [], {}
         for stage in reversed(self.recipe.stages.values()):
-            if stage.name in needed:
-                if stage.kind.name == "train":
-                    raise LubanError("it reads {wanted}, which {stage} is needed for", "nothing is trained in a rehearsal", "make it first: luban run {recipe} --until {wanted}", wanted=wanted, stage=stage.name, recipe=self.recipe.file)
+            if stage.name in needed and stage.kind.name == "train":
+                trained[stage.name] = str(self._trained(stage.name))
+            elif stage.name in needed:
                 needed |= {value for values in stage.inputs.values() for value in values if value in self.recipe.stages}
                 found.insert(0, stage)
-        stages = {stage.name: {"kind": stage.kind.name, **stage.config.explicit()} for stage in found}  # with what is implied, and their values put in
+        stages = {stage.name: _body(stage, trained) for stage in found}
         read = [self.recipe.path_of(value) for stage in found for values in stage.inputs.values() for value in values if value not in self.recipe.stages]
         size = sum(file.stat().st_size for path in read for file in named_files(path) if file.is_file())
         if size > SMALL:
@@ -147,6 +146,12 @@ class _Stages:
         say("making {stages} for the rehearsal", stages=", ".join(stages))
         plain = {name: value for name, value in self.recipe.plain.items() if name in ("seed", "luban")} | {"stages": stages}
         _quietly(make_recipe(plain, self.recipe.folder, "rehearsal", Source("rehearsal"), self.folder / "made"))
+
+    def _trained(self, name: str) -> Path:
+        """What stands in for the model that a train stage would make."""
+        if name not in self.shapes:
+            raise LubanError("it goes on from {stage}, which could not be rehearsed", "", "see what is said of that", stage=name)
+        return self._stand_in(name, self.shapes[name])
 
     def _stand_in(self, name: str, shape: Any) -> Path:
         """A model directory without weights: a shape, and a small tokenizer with a chat template."""
@@ -159,6 +164,19 @@ class _Stages:
             Tokenizer.load(folder / "made" / "tokenizer").save(folder)
             write_json(folder / "config.json", config_json(shape, "bfloat16"))
         return folder
+
+
+def _body(stage: Stage, folders: dict[str, str]) -> dict[str, Any]:
+    """A stage as it is written in a recipe, with what is implied and with its values put in; where it names one of ``folders``, that."""
+    body = {"kind": stage.kind.name, **stage.config.explicit()}
+    for dotted in stage.inputs:
+        *path, leaf = dotted.split(".")
+        owner = body
+        for name in path:
+            owner = owner.get(name) if isinstance(owner, dict) else None
+        if isinstance(owner, dict) and (named := owner.get(leaf)) is not None:
+            owner[leaf] = folders.get(named, named) if isinstance(named, str) else [folders.get(value, value) for value in named]
+    return body
 
 
 def _quietly(recipe: Recipe) -> None:

@@ -28,6 +28,7 @@ def rehearse(config: TrainConfig, work: Work, ranks: int, rank: int = 0) -> dict
     """What :func:`main` finds of a training on so many ranks, as one of them. LubanError with what went wrong there."""
     from luban.training.probe import as_plain
 
+    check_rehearsable(config)
     asked = {"config": config.model_dump(mode="json"), "inputs": as_plain(work.inputs), "seed": work.seed, "ranks": ranks, "rank": rank}
     with tempfile.TemporaryDirectory(prefix="luban-rehearsal-") as folder:
         try:
@@ -78,7 +79,6 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     def passed(part: str) -> None:
         seconds[part] = round(time.monotonic() - begun - sum(seconds.values()), 1)
 
-    check_rehearsable(config)
     objective = open_objective(config, work)
     tokenizer, loaders = read_data(config, work, objective, work.path)
     passed("data")
@@ -91,7 +91,11 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
         numbers = sum(parameter.numel() for parameter in model.parameters())
         run = assemble(config, choices, work.path / "training", model, tokenizer, objective, loaders, layout)
     passed("model and layout")
-    batch = objective.prepare(loaders.train.step(0), model)
+    step = loaders.train.step(0)
+    if getattr(objective, "uses_reference", False):  # what the model that training starts from says of each row
+        step.extra["reference"] = torch.zeros(len(step.inputs))
+    batch = objective.prepare(step, model)
+    length, source = (max(0 if tensor is None else tensor.shape[1] for tensor in tensors) for tensors in zip(*((part.inputs, part.source) for part in run.engine.micro_batches(batch)), strict=True))
     counts = {"tokens": float(batch.inputs.numel())} | objective.counts(batch)
     parts = run.engine.micro_batches(batch)
     line = getattr(layout, "line", None)
@@ -115,7 +119,7 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     files, own, whole = checkpoint_plan(run)
     passed("checkpoint")
     return {
-        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "stages": getattr(layout, "stages", 1), "parameters": numbers, "vocabulary": model.shape.vocabulary_size, "rows": rows, "passes": len(parts), "peak_bytes": peak, "at": held.at,
+        "ranks": ranks, "layout": getattr(getattr(layout, "parts", None), "text", layout.name), "shard": getattr(layout, "shard", "none"), "stages": getattr(layout, "stages", 1), "parameters": numbers, "vocabulary": model.shape.vocabulary_size, "length": length, "source_length": source, "rows": rows, "passes": len(parts), "peak_bytes": peak, "at": held.at,
         "parts": {"weights": weights, "gradients": gradients, "optimizer": states, "activations": peak - weights - gradients - states}, "moments": held.moments,
         "checkpoint": {"files": files, "bytes_of_rank": own, "bytes": whole}, "seconds": seconds, "torch": torch.__version__,
     }  # fmt: skip
