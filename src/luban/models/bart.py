@@ -37,7 +37,7 @@ class Bart(EncoderDecoder):
         self.dropout = nn.Dropout(shape.dropout)
         self._sinusoids: dict[torch.device, Tensor] = {}
 
-    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+    def enter_stack(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
         """Embeddings with positions [rows, seq, dim], normalised where the family does."""
         shape = self.shape
         states = self.model.shared(tokens)

@@ -66,7 +66,7 @@ class EncoderDecoder(Model):
     def through_source(self, states: Tensor | None, start: int, stop: int, source: Tensor, source_segments: Tensor | None, cache: OnePass | None = None) -> Tensor:
         """The encoder's stream [rows, source_seq, dim] after its blocks from ``start`` to before ``stop``; before the first there is none, after the last it is normalised."""
         stack = self.trunk.encoder
-        states = self.enter(stack, source, source_segments, cache) if states is None else states
+        states = self.enter_stack(stack, source, source_segments, cache) if states is None else states
         mask = segment_mask(source_segments)
         given = stack.beside(states, mask if cache is None else cache.beside(mask), None, None, cache)
         states = self.run_layers(states, stack.blocks(start, stop), given[start:stop])
@@ -77,13 +77,13 @@ class EncoderDecoder(Model):
     ) -> Tensor:  # fmt: skip
         """The decoder's stream [rows, seq, dim], as :meth:`through_source` has the encoder's."""
         stack = self.trunk.decoder
-        states = self.enter(stack, tokens, segments, cache) if states is None else states
+        states = self.enter_stack(stack, tokens, segments, cache) if states is None else states
         mask = decoder_mask(tokens.shape[1], segments, cache, tokens.device)
         given = stack.beside(states, mask, memory, cross_mask(segments, source_segments), cache)
         states = self.run_layers(states, stack.blocks(start, stop), given[start:stop])
         return stack.finish(states) if stop == stack.count else states
 
-    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+    def enter_stack(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
         """The stream [rows, seq, dim] before the first block of the encoder or the decoder."""
         raise NotImplementedError
 

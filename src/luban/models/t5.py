@@ -39,7 +39,7 @@ class T5(EncoderDecoder):
         """What holds the embedding and the stacks."""
         return self._modules.get("transformer") or self
 
-    def enter(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
+    def enter_stack(self, stack: Stack, tokens: Tensor, segments: Tensor | None, cache: SourceCache | OnePass | None) -> Tensor:
         return stack.dropout(self.trunk.shared(tokens))
 
     def output_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
