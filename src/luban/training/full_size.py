@@ -95,9 +95,9 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
     if getattr(objective, "uses_reference", False):  # what the model that training starts from says of each row
         step.extra["reference"] = torch.zeros(len(step.inputs))
     batch = objective.prepare(step, model)
-    length, source = (max(0 if tensor is None else tensor.shape[1] for tensor in tensors) for tensors in zip(*((part.inputs, part.source) for part in run.engine.micro_batches(batch)), strict=True))
     counts = {"tokens": float(batch.inputs.numel())} | objective.counts(batch)
     parts = run.engine.micro_batches(batch)
+    length, source = (max(0 if tensor is None else tensor.shape[1] for tensor in tensors) for tensors in zip(*((part.inputs, part.source) for part in parts), strict=True))
     line = getattr(layout, "line", None)
     imagined = [_imagined(part, mode) for part in parts[: 2 * line.count if line else PASSES]]
     with mode, held, Everywhere():
