@@ -29,6 +29,8 @@ def cases() -> Iterator[Case]:
         thin = {"adapter": {"method": "lora"}, "quantization": {"format": code}}
         yield from (Case(f"llama, lora on {code}, {layout}", shape("llama", hidden_size=320, heads=5), 32, 8, 2, thin, layout) for layout in ({"shards": 2, "shard": "full"}, {"shards": 2, "shard": "states"}))
         yield Case(f"llama, lora on {code}, tensor", shape("llama", hidden_size=320, heads=4, head_dim=80, feed_forward_size=640), 32, 8, 2, thin | {"quantization": {"format": code, "group_size": 16}}, {"tensor": 2})
+    for method in ("dora", "vera", "houlsby", "bitfit"):
+        yield Case(f"llama, {method}, tensor", shape("llama", hidden_size=320, heads=4, head_dim=80), 64, 16, 4, {"adapter": {"method": method}}, {"tensor": 2})
     yield Case("llama, lora, pipeline", shape("llama", hidden_size=320, heads=5, layers=4), 32, 8, 2, {"adapter": {"method": "lora"}}, {"pipeline": 2})
     for name in ("t5", "bart"):
         one = shape(name, decoder_layers=4)

@@ -17,8 +17,8 @@ import yaml
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
-from test_ranks import HERE, differs
 from tiny import tiny_recipe
+from torchrun_lab import HERE, differs
 
 import luban
 from luban.cli.launch import command

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from resume_lab import FIXED, case
-from test_ranks import EXACT, chosen, differs, follow
 from tiny import tiny_recipe
+from torchrun_lab import EXACT, chosen, differs, follow
 
 import luban
 from luban.cli.main import cli

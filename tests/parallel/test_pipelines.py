@@ -10,8 +10,8 @@ import pytest
 import torch
 from rank_lab import make
 from resume_lab import FIXED, case
-from test_ranks import EXACT, chosen, differs, files_of, follow
 from text_lab import SMALL
+from torchrun_lab import EXACT, chosen, differs, files_of, follow
 
 import luban
 from luban.foundation.errors import ConfigError

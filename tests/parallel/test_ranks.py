@@ -1,25 +1,17 @@
-"""Several processes under torchrun say what one process says: the same losses, norms, weights and validations; stopped, killed and continued in any number."""
+"""Several processes under torchrun say what one process says: the same losses, norms, weights and validations."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rank_lab import make
 from resume_lab import FIXED, case
-from safetensors.torch import load_file
-from tiny import tiny_recipe
+from torchrun_lab import EXACT, chosen, differs, files_of, follow
 
 import luban
 from luban.foundation.environment import Launch
@@ -28,66 +20,8 @@ from luban.models.huggingface import load_model
 from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.ranks import Ranks
 from luban.tokens.batch import Batch
-from luban.training.config import TrainConfig
-from luban.training.layout import choose_layout
-from luban.training.log import deterministic
-
-HERE = Path(__file__).parent
-EXACT = 1e-9  # in float64
-CLOSE = 2e-4  # in float32, of figures as a share of them
-
-
-def torchrun(count: int, *arguments: Any, restarts: int = 0, **settings: Any) -> subprocess.Popen:
-    """Real torchrun with so many ranks of this machine, one thread each."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", **settings)
-
-
-def follow(folder: Path, count: int, cases: list[str], runs: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
-    """What came of a plan (rank_program.py)."""
-    plan = {"cases": cases, "runs": runs, **rest, "found": str(folder / "found.json")}
-    (folder / "plan.json").write_text(json.dumps(plan, default=str))
-    _, said = torchrun(count, HERE / "rank_program.py", folder / "plan.json").communicate(timeout=600)
-    assert (folder / "found.json").exists(), said[-4000:]
-    return json.loads((folder / "found.json").read_text())
-
-
-def luban_run(count: int, folder: Path, *overrides: str, **settings: Any) -> subprocess.Popen:
-    return torchrun(count, "-m", "luban", "--language", "en", "run", "recipe.yaml", *overrides, cwd=folder, **settings)
-
-
-def same_figures(first: Path, second: Path, close: float) -> None:
-    """The losses and gradient norms that two trainings have logged, step by step, and no step more."""
-    rows = [{entry["step"]: entry for entry in deterministic(folder / "training" / "log.jsonl") if "loss" in entry} for folder in (first, second)]
-    assert rows[0].keys() == rows[1].keys()
-    for step, entry in rows[0].items():
-        assert rows[1][step]["loss"] == pytest.approx(entry["loss"], rel=close)
-        assert rows[1][step]["gradient_norm"] == pytest.approx(entry["gradient_norm"], rel=close)
-
-
-def differs(one: Path, other: Path) -> list[str]:
-    """The figures of two logs that are not the same but for the order of sums."""
-    first, second = (list(deterministic(folder / "training" / "log.jsonl")) for folder in (one, other))
-    found = []
-    for entry, also in zip(first, second, strict=True):
-        known, others = (flat.get("validation", flat) for flat in (entry, also))
-        assert known.keys() == others.keys()
-        for name, value in known.items():
-            if isinstance(value, float):
-                if abs(value - others[name]) > CLOSE * max(1e-2, abs(value)):
-                    found.append(f"step {entry['step']}: {name} {value} {others[name]}")
-            elif value != others[name]:
-                found.append(f"step {entry['step']}: {name} {value} {others[name]}")
-    return found
-
 
 # ---- in two processes -------------------------------------------------------------------------------------------------
-
-
-def files_of(artifact: Path) -> set[str]:
-    """What a training left; each process may leave the stacks of its own threads."""
-    return {file.name for file in (artifact / "training").iterdir() if not file.name.startswith("stacks")}
 
 
 def test_two_ranks_say_what_one_process_says(tmp_path):
@@ -134,12 +68,6 @@ def test_every_scored_unit_is_learned_from_once_and_none_is_cut(count, scored, s
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------------
-
-
-def chosen(model: str = "llama", count: int = 2, **fields: Any) -> Layout:
-    made, objective, _ = make(model)
-    config = TrainConfig.model_validate({"data": "x", **fields})
-    return choose_layout(config, made, objective, Ranks(Launch(0, count)))
 
 
 def test_what_several_processes_cannot_do_is_refused_by_name():
@@ -239,150 +167,3 @@ def compiled_alike(one: Path, runs: list[dict[str, Any]], ranks: int) -> None:
     for run in runs:
         assert differs(one, run["out"]) == []
         assert json.loads((run["out"] / "training/choices.json").read_text())["compile"] is True
-
-
-@pytest.mark.slow
-def test_thin_products_are_cut_with_the_matrices_that_they_stand_beside(tmp_path):
-    """LoRA and rsLoRA+ over a tensor group, also on packed matrices, whose ranks hold parts of the sequence or all of it: the adapter that is saved is one process's."""
-    runs = []
-    for name, more in (
-        ("lora", {"adapter": {"method": "lora"}}), ("rslora", {"adapter": {"method": "rslora", "rank": 3, "b_rate": 4.0}}), ("int8", {"adapter": {"method": "lora"}, "quantization": {"format": "int8"}}),
-        ("nf4", {"adapter": {"method": "lora"}, "quantization": {"format": "nf4", "group_size": 16}}),
-    ):  # fmt: skip
-        (tmp_path / name).mkdir()
-        plain = {**FIXED, **case(tmp_path / name, "instruction"), **more, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
-        luban.train(**plain, out=tmp_path / name / "one")
-        runs += [{**plain, "layout": {"tensor": 2, "sequence": sequence}, "out": tmp_path / name / f"two-{sequence}"} for sequence in (True, False)]
-    assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
-    for run in runs:
-        assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]
-        saved = [load_file(folder / "adapter_model.safetensors") for folder in (run["out"], run["out"].parent / "one")]
-        torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_adapters_stand_on_packed_and_narrow_bases_that_are_cut_into_shards(tmp_path):
-    """Codes and their scales are gathered as they are; a context group holds them whole, or in shards over its ranks."""
-    runs = []
-    for name, base, layouts in (
-        ("int8", {"quantization": {"format": "int8"}}, [{"shard": "full"}, {"context": 2}]),
-        ("nf4", {"quantization": {"format": "nf4"}, "adapter": {"method": "dora"}}, [{"shard": "states"}, {"shard": "gradients"}, {"context": 2, "shard": "full"}]),
-        ("narrow", {"weights": "bfloat16"}, [{"shard": "full"}]),
-    ):
-        (tmp_path / name).mkdir()
-        plain = {**FIXED, **case(tmp_path / name, "instruction"), "adapter": {"method": "lora"}, **base, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1}
-        luban.train(**plain, out=tmp_path / name / "one")
-        runs += [{**plain, "layout": layout, "out": tmp_path / name / str(number)} for number, layout in enumerate(layouts)]
-    assert follow(tmp_path, 2, [], runs)["runs"] == [""] * len(runs)
-    for run in runs:
-        assert differs(run["out"].parent / "one", run["out"]) == [], run["out"]
-
-
-@pytest.mark.slow
-def test_an_adapter_in_shards_goes_on_in_one_process_and_back(tmp_path):
-    """What a checkpoint holds of it is the adapter, whole, and nothing of its base."""
-    plain = {**FIXED, **case(tmp_path, "instruction"), "adapter": {"method": "lora"}, "quantization": {"format": "nf4"}, "regularization": {"dropout": 0.0}, "micro_batch_rows": 1, "schedule": {"shape": "constant"}}
-    luban.train(**plain, out=tmp_path / "one")
-    assert follow(tmp_path, 2, [], [{**plain, "length": "2 steps", "layout": {"shard": "full"}, "out": tmp_path / "moved"}])["runs"] == [""]
-    luban.train(**{**plain, "length": "4 steps"}, out=tmp_path / "moved")
-    assert follow(tmp_path, 2, [], [{**plain, "layout": {"shard": "states"}, "out": tmp_path / "moved"}])["runs"] == [""]
-    same_figures(tmp_path / "one", tmp_path / "moved", CLOSE)
-    saved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("moved", "one")]
-    torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("adapter", [{"method": "dora"}, {"method": "lora", "dropout": 0.1}])
-def test_adapters_that_are_more_than_a_thin_product_are_refused_by_a_tensor_group(tmp_path, adapter):
-    plain = {**FIXED, **case(tmp_path, "instruction"), "adapter": adapter, "layout": {"tensor": 2}, "out": tmp_path / "two"}
-    (error,) = follow(tmp_path, 2, [], [plain])["runs"]
-    assert f"adapter.method: {adapter['method']} cannot be trained by 2 processes" in error
-
-
-# ---- a run's life -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """A folder with a recipe whose tokens are made, and the training of one process in `one`."""
-    folder = tmp_path_factory.mktemp("ranks")
-    recipe = tiny_recipe(folder, batch_tokens=160, micro_batch_rows=1, schedule={"shape": "constant"}, validation={"every": "4 steps"}, checkpoint={"every": "1 steps", "keep": 9})
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    (folder / "own.py").write_text(OWN)
-    luban.run(folder / "recipe.yaml", out=folder / "one")
-    return folder
-
-
-OWN = '''
-import os, signal, time
-from pathlib import Path
-def dies(run):
-    flag = Path(__file__).with_name("die")
-    if flag.exists() and run.step == int(flag.read_text()):
-        flag.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-def waits(run):
-    time.sleep(0.2)
-'''
-
-
-def started(home: Path, name: str) -> str:
-    """A folder of a run whose tokens are made, as the value of --out."""
-    import shutil
-
-    for stage in ("corpus", "tokenizer", "tokens"):
-        shutil.copytree(home / "one" / stage, home / name / stage)
-    return f"--out={name}"
-
-
-def ended(process: subprocess.Popen, status: int = 0) -> str:
-    _, said = process.communicate(timeout=300)
-    assert (process.returncode == 0) == (status == 0), said[-4000:]
-    return said
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_in_another_number_of_processes_and_another_layout(home):
-    """One process, then two with shards, then four with replicas, then one: the same documents in the same order, and the same figures."""
-    out = started(home, "grown")
-    luban.run(home / "recipe.yaml", "base.length=3 steps", out=home / "grown")
-    ended(luban_run(2, home, out, "base.length=6 steps", "base.layout.shard=full"))
-    ended(luban_run(4, home, out, "base.length=9 steps"))
-    luban.run(home / "recipe.yaml", out=home / "grown")
-    same_figures(home / "one" / "base", home / "grown" / "base", CLOSE)
-
-
-@pytest.mark.slow
-def test_a_killed_rank_ends_the_run_with_a_message_and_torchrun_starts_it_again(home):
-    out = started(home, "killed")
-    (home / "die").write_text("7")
-    said = ended(luban_run(2, home, out, "base.callbacks=[own.py:dies]", "base.layout.shard=full"), 1)
-    assert "rank 1 of 2: error: another process of this run ended without a word" in said
-    assert said.count("error: ") == 1
-    (home / "die").write_text("10")
-    said = ended(luban_run(2, home, out, "base.callbacks=[own.py:dies]", "base.layout.shard=full", restarts=1))
-    assert said.count("continuing at step") == 2
-    assert differs(home / "one" / "base", home / "killed" / "base") == []
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(home):
-    out = started(home, "stopped")
-    process = luban_run(2, home, out, "base.callbacks=[own.py:waits]")
-    log, deadline = home / "stopped" / "base.partial" / "training" / "log.jsonl", time.monotonic() + 120
-    while not (log.exists() and log.read_text().count('"loss"') > 2) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    ranks = [int(found) for found in subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()]
-    os.kill(max(ranks), signal.SIGUSR1)
-    said = ended(process, 75)
-    assert "stopped by SIGUSR1 at step" in said
-    luban.run(home / "recipe.yaml", "base.callbacks=[own.py:waits]", out=home / "stopped")
-    assert differs(home / "one" / "base", home / "stopped" / "base") == []
-
-
-@pytest.mark.slow
-def test_an_error_of_any_rank_is_said_once_with_its_rank(home):
-    out = started(home, "refused")
-    said = ended(luban_run(2, home, out, "base.layout.replicas=3", "base.layout.shard=full"), 1)
-    assert said.count("error: layout.replicas: 3 with 2 processes") == 1
-    assert "Traceback" not in said.partition("torch.distributed")[0].partition("elastic")[0]

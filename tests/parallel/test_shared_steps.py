@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 from resume_lab import FIXED, case
-from test_ranks import differs, follow
+from torchrun_lab import differs, follow
 
 import luban
 from luban.models.huggingface import load_model

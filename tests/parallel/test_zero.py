@@ -15,8 +15,8 @@ import yaml
 from rank_lab import make
 from resume_lab import FIXED, case
 from safetensors.torch import load_file
-from test_ranks import CLOSE, HERE, differs, ended, files_of, luban_run, same_figures, started, torchrun
 from tiny import tiny_recipe
+from torchrun_lab import CLOSE, HERE, differs, ended, files_of, luban_run, same_figures, started, torchrun
 
 import luban
 from luban.foundation.config import build, fields_with_role

@@ -23,6 +23,7 @@ from luban.adapters.targets import EXPERTS, is_linear, linear_layers
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
 from luban.models.families import build_model
+from luban.models.products import here
 
 FLAGS = ("attention_bias", "feed_forward_bias")  # fields by which shapes say that linear layers have biases
 
@@ -42,7 +43,7 @@ class Offset(nn.Module):
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
         made = beneath(states)
-        return made + self.offset.to(made.dtype)
+        return made + here(self.offset).to(made.dtype)
 
 
 class BitFit(Method):

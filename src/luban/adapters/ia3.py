@@ -17,6 +17,7 @@ from luban.adapters.places import named, places_of
 from luban.adapters.targets import EXPERTS, add_to_weight, find_targets, full_weight, has_matrices, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.errors import ConfigError
 from luban.models.base import Model
+from luban.models.products import here
 
 
 class Factors(nn.Module):
@@ -34,7 +35,7 @@ class Factors(nn.Module):
         return weight * self.ia3_l
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
-        factors = self.ia3_l.flatten().to(states.dtype)
+        factors = here(self.ia3_l).flatten().to(states.dtype)
         return beneath(states * factors) if self.inside else beneath(states) * factors
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban.adapters.adapted import Layer, Wears, adapted_layers
+from luban.adapters.adapted import Layer, adapted_layers
 from luban.adapters.cells import on_layer, parts
 from luban.adapters.config import AdapterConfig, LoraConfig
 from luban.adapters.method import Method
 from luban.adapters.targets import add_to_weight, find_targets, full_weight, saved_targets, shortest_ends, stored_transposed
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
-from luban.models.quantized import QuantizedLinear
+from luban.models.products import here
 
 
 class LoraProduct(nn.Module):
@@ -37,7 +37,7 @@ class LoraProduct(nn.Module):
 
     def product(self) -> Tensor:
         """[out, in] what stands beside the weight."""
-        return self.scale * (self.lora_B.weight @ self.lora_A.weight)
+        return self.scale * (here(self.lora_B.weight) @ here(self.lora_A.weight))
 
     def change(self, states: Tensor) -> Tensor:
         """What is added to the layer's output [..., out] for [..., in]."""
@@ -50,15 +50,6 @@ class LoraProduct(nn.Module):
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
         return beneath(states) + self.change(states)
-
-
-def only_products(model: Model) -> bool:
-    """Whether all adapters are thin products beside linear layers, each of which can be cut as its layer is: the output of a layer is then the sum of both, and nothing else is known of either."""
-    worn = [layer for layer in model.modules() if isinstance(layer, Wears)]
-    return all(
-        isinstance(layer, (nn.Linear, QuantizedLinear)) and all(type(part) is LoraProduct and not part.dropout.p and not hasattr(part, "taken") for part in layer.adapters.values())
-        for layer in worn
-    )  # fmt: skip
 
 
 class DoraProduct(LoraProduct):
@@ -79,8 +70,8 @@ class DoraProduct(LoraProduct):
         return sum_of_both * (self.lora_magnitude_vector / torch.linalg.vector_norm(sum_of_both.detach(), dim=1))[:, None]
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
-        factors = (self.lora_magnitude_vector / self.lengths(layer)).to(states.dtype)
-        plain, bias = beneath(states), layer.bias
+        factors = (here(self.lora_magnitude_vector) / self.lengths(layer)).to(states.dtype)
+        plain, bias = beneath(states), None if layer.bias is None else here(layer.bias)
         if bias is not None:
             plain = plain - bias
         scaled = (plain + self.change(states)) * factors

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model
+from luban.models.products import here
 
 EXPERTS = ("experts", "gate", "shared_expert_gate")  # parts of names: routers choose, and of experts only some see a token
 
@@ -93,10 +94,11 @@ def stored_transposed(layer: nn.Module) -> bool:
 
 
 def full_weight(layer: nn.Module) -> Tensor:
-    """A layer's weight as [out, in], of a quantised one the numbers that it stands for."""
+    """A layer's weight as [out, in], what is here of it; of a quantised one the numbers that it stands for."""
     if hasattr(layer, "dequantized"):
         return layer.dequantized()
-    return layer.weight.detach().t() if stored_transposed(layer) else layer.weight.detach()
+    weight = here(layer.weight.detach())
+    return weight.t() if stored_transposed(layer) else weight
 
 
 def add_to_weight(layer: nn.Module, change: Tensor) -> None:

@@ -16,6 +16,7 @@ from luban.adapters.config import AdapterConfig, VeraConfig
 from luban.adapters.method import Method
 from luban.adapters.targets import add_to_weight, find_targets, saved_targets, shortest_ends, stored_transposed
 from luban.models.base import Model
+from luban.models.products import here
 
 SHARED = {"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"}  # names in the file
 
@@ -45,7 +46,7 @@ class Scales(nn.Module):
         super().__init__()
         self.vera_lambda_d = nn.Parameter(torch.full((shared.vera_A.shape[0],), first))
         self.vera_lambda_b = nn.Parameter(torch.zeros(outputs))
-        self.shared, self.inputs, self.outputs = shared, inputs, outputs
+        self.shared, self.inputs, self.outputs = shared, slice(0, inputs), slice(0, outputs)  # what of the shared matrices is the layer's
         self.dropout = nn.Dropout(dropout)
 
     def first_values(self, generator: torch.Generator) -> None:
@@ -53,15 +54,19 @@ class Scales(nn.Module):
 
     def product(self) -> Tensor:
         """[out, in] what stands beside the weight."""
-        a, b = self.shared.vera_A[:, : self.inputs], self.shared.vera_B[: self.outputs]
+        a, b = self.shared.vera_A[:, self.inputs], self.shared.vera_B[self.outputs]
         return (self.vera_lambda_b[:, None] * b) @ (self.vera_lambda_d[:, None] * a)
 
     def changed(self, weight: Tensor) -> Tensor:
-        return weight + self.product() * self.dropout(weight.new_ones(self.inputs))
+        return weight + self.product() * self.dropout(weight.new_ones(weight.shape[1]))
+
+    def change(self, states: Tensor) -> Tensor:
+        """What is added to the layer's output [..., out] for [..., in]."""
+        inner = self.vera_lambda_d * F.linear(self.dropout(states), self.shared.vera_A[:, self.inputs])  # [..., rank]
+        return here(self.vera_lambda_b) * F.linear(inner, self.shared.vera_B[self.outputs])
 
     def forward(self, beneath: Layer, layer: nn.Module, states: Tensor) -> Tensor:
-        inner = self.vera_lambda_d * F.linear(self.dropout(states), self.shared.vera_A[:, : self.inputs])  # [..., rank]
-        return beneath(states) + self.vera_lambda_b * F.linear(inner, self.shared.vera_B[: self.outputs])
+        return beneath(states) + self.change(states)
 
 
 class Vera(Method):

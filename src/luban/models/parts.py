@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from luban.models.products import product
 
 
 def alike(states: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -111,7 +112,7 @@ def local_bias(bias: Tensor | None, weight: DTensor) -> Tensor | None:
 def shared_product(states: Tensor, weight: DTensor, bias: Tensor | None) -> Tensor:
     """``states @ weight.T + bias`` [..., rows] of states that all hold alike and a matrix [rows, dim] whose rows are shared out; all get all of it."""
     mesh = weight.device_mesh
-    own = F.linear(alike(states, mesh), weight.to_local(), local_bias(bias, weight))
+    own = product(alike(states, mesh), weight.to_local(), local_bias(bias, weight))
     shape = torch.Size((*own.shape[:-1], len(weight)))
     spread = DTensor.from_local(own, mesh, [Shard(own.ndim - 1)], run_check=False, shape=shape, stride=torch.empty(shape, device="meta").stride())
     return spread.redistribute(placements=[Replicate()]).to_local(grad_placements=[Replicate()])

@@ -44,6 +44,11 @@ class Workspace:
         self.free = sorted([*self.free, whole], key=Tensor.numel)[-2:]
 
 
+def here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def workspace_of(weight: Tensor) -> Workspace | None:
     """The weight's workspace, to be asked of the parameter itself: what autograd saved of it need not know."""
     return getattr(weight, "workspace", None)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.gpt2 import Conv1D
+from luban.models.products import here
 from luban.models.quantization_config import QuantizationConfig
 from luban.models.quantized_values import Layout, dequantise, quantise, scales_of
 
@@ -91,7 +92,7 @@ class QuantizedLinear(nn.Module):
 
     def _rows(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some rows of the weight [rows, in]."""
-        tensors = {name: _here(getattr(self, name).data)[rows] for name in self.held}
+        tensors = {name: here(getattr(self, name).data)[rows] for name in self.held}
         if self._by_bitsandbytes():
             shape = (len(tensors["codes"]), self.in_features)
             flat = scales_of(tensors, self.layout).flatten()
@@ -116,7 +117,7 @@ class QuantizedLinear(nn.Module):
         if torch.is_autocast_enabled(states.device.type):
             states = states.to(torch.get_autocast_dtype(states.device.type))
         output = self.without_bias(states)
-        return output if self.bias is None else output.add_(_here(self.bias).to(output.dtype))
+        return output if self.bias is None else output.add_(here(self.bias).to(output.dtype))
 
     def without_bias(self, states: Tensor) -> Tensor:
         """The product [..., out] alone, in the type of the states [..., in]."""
@@ -133,8 +134,8 @@ class QuantizedLinear(nn.Module):
             elif turned:
                 made = self._times_weight(flat)
             elif self._suits_int8_product(flat):
-                scales = _here(self.scales)[:, 0]
-                made = torch._weight_int8pack_mm(flat, _here(self.codes.data), torch.ones_like(scales, dtype=compute)) * scales
+                scales = here(self.scales)[:, 0]
+                made = torch._weight_int8pack_mm(flat, here(self.codes.data), torch.ones_like(scales, dtype=compute)) * scales
             else:
                 made = flat.new_empty(len(flat), outputs)
                 for rows in self._chunks():
@@ -170,11 +171,6 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         layout = self.layout
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, format={layout.format}, group={layout.group}"
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class _Product(torch.autograd.Function):

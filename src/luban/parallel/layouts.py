@@ -282,9 +282,10 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 
 
 def empty_copy(model: Model) -> Model:
-    """The model's structure, its parameters without values."""
+    """The model's structure, its parameters without values; buffers are the model's own."""
+    buffers = {id(buffer): buffer for buffer in model.buffers()}
     empty = {id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad) for parameter in model.parameters()}
-    return copy.deepcopy(model, empty)
+    return copy.deepcopy(model, buffers | empty)
 
 
 def places_of(model: Model) -> list[tuple[nn.Module, str, str]]:

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from luban.adapters.adapted import Wears, change_class
+from luban.adapters.adapted import change_class
 from luban.models.base import Model
 from luban.models.embedding import Embedding
 from luban.models.moe import Routing, SparseFeedForward
+from luban.models.narrow import NarrowEmbedding
 from luban.models.parts import added, added_parts, alike, evenly, first_row, gathered, gathered_once, own_part
+from luban.models.products import product
 from luban.models.quantized import QuantizedLinear
 from luban.parallel.plans import Plan, ends
 from luban.parallel.tensor_packed import PackedColumn, PackedRow, cut_columns, cut_rows
+from luban.parallel.tensor_worn import Cut, cut_worn
 
 SEQUENCE = 1  # the dimension of the stream [rows, seq, dim] that is cut
 
@@ -31,7 +34,7 @@ class ColumnLinear(nn.Linear):
     """Some of the outputs; the next layer takes them as they are."""
 
     def forward(self, states: Tensor) -> Tensor:
-        return F.linear(states, self.weight.to_local(), None if self.bias is None else self.bias.to_local())
+        return product(states, self.weight.to_local(), None if self.bias is None else self.bias.to_local())
 
 
 class RowLinear(nn.Linear):
@@ -40,22 +43,14 @@ class RowLinear(nn.Linear):
     write: Callable[[Tensor], Tensor]
 
     def forward(self, states: Tensor) -> Tensor:
-        made = self.write(F.linear(states, self.weight.to_local()))
+        made = self.write(product(states, self.weight.to_local()))
         return made if self.bias is None else made + self.bias.to(made.dtype)
-
-
-class Thin(nn.Linear):
-    """That matrix of a thin product which all ranks hold, beside one that is cut as the layer's own is. Each rank has a part of its gradient."""
-
-    write: Callable[[Tensor], Tensor] | None = None  # where the parts of a sum come through it
-
-    def forward(self, states: Tensor) -> Tensor:
-        made = F.linear(states, self.weight)
-        return made if self.write is None else self.write(made)
 
 
 class SharedTable(Embedding):
     """A table of tokens whose rows are shared out; all ranks get all vectors."""
+
+    narrow = False  # held in bfloat16, its vectors given in float32
 
     def forward(self, tokens: Tensor) -> Tensor:
         own, first = self.weight.to_local(), first_row(self.weight)
@@ -64,14 +59,18 @@ class SharedTable(Embedding):
         places = tokens - first
         inside = (places >= 0) & (places < len(own))
         vectors = F.embedding(torch.where(inside, places, 0), own) * inside[..., None]
-        return added(vectors, self.weight.device_mesh)
+        made = added(vectors, self.weight.device_mesh)
+        return made.float() if self.narrow else made
 
 
 class HeadTable(Embedding):
     """A table with a column for each head: those of this rank's heads."""
 
+    narrow = False
+
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight.to_local())
+        made = F.embedding(tokens, self.weight.to_local())
+        return made.float() if self.narrow else made
 
 
 class TensorMixture(SparseFeedForward):
@@ -113,14 +112,15 @@ def cut_matrices(model: Model, plan: Plan, mesh: DeviceMesh, expert_mesh: Device
         if name.endswith(plan.vocabulary) or (plan.output and name == plan.output):
             _cut(module, "weight", mesh, 0)
             if isinstance(module, Embedding):
-                module.__class__ = SharedTable
+                _become_table(module, SharedTable)
         elif any(f"{stack}" in name for stack in blocks):
             inside = any(name.startswith(f"{mixture}.") for mixture in mixtures)
-            _cut_in_block(module, name, plan, expert_mesh if ".experts." in name else mesh, write if not inside else (lambda made: made))
+            summed += _cut_in_block(module, name, plan, expert_mesh if ".experts." in name else mesh, write if not inside else (lambda made: made), sequence)
             for attribute in plan.heads[end] if (end := ends(name, plan.heads)) else ():
                 setattr(module, attribute, getattr(module, attribute) // size)
             if isinstance(module, SparseFeedForward):
-                module.__class__, module.mesh, module.write = TensorMixture, mesh, write
+                change_class(module, TensorMixture)
+                module.mesh, module.write = mesh, write
             elif name.endswith(".shared_expert_gate"):
                 module.__class__, module.mesh = SharedGate, mesh
             if ends(name, plan.reads):
@@ -159,41 +159,39 @@ def drawn() -> int:
     return int(torch.randint(2**31, ()))
 
 
-def _cut_in_block(module: nn.Module, name: str, plan: Plan, mesh: DeviceMesh, write: Callable[[Tensor], Tensor]) -> None:
+def _cut_in_block(module: nn.Module, name: str, plan: Plan, mesh: DeviceMesh, write: Callable[[Tensor], Tensor], sequence: bool) -> list[nn.Parameter]:
+    """Returns what the module wears whose gradient each rank has a part of."""
     packed = isinstance(module, QuantizedLinear)
     if ends(name, plan.column):
         cut_columns(module, mesh, _cut) if packed else _cut(module, "weight", mesh, 0)
         if module.bias is not None:
             _cut(module, "bias", mesh, 0)
         change_class(module, PackedColumn if packed else ColumnLinear)
-        _cut_products(module, mesh, 0, None)
-    elif ends(name, plan.row):
+        return cut_worn(module, Cut(mesh, 0, None, _cut), sequence)
+    if ends(name, plan.row):
         cut_rows(module, mesh, _cut) if packed else _cut(module, "weight", mesh, 1)
         change_class(module, PackedRow if packed else RowLinear)
         module.write = write
-        _cut_products(module, mesh, 1, write)
-    elif ends(name, plan.columns_of_table):
+        return cut_worn(module, Cut(mesh, 1, write, _cut), sequence)
+    if ends(name, plan.columns_of_table):
         _cut(module, "weight", mesh, 1)
-        module.__class__ = HeadTable
+        _become_table(module, HeadTable)
+    return []
 
 
-def _cut_products(layer: nn.Module, mesh: DeviceMesh, dim: int, write: Callable[[Tensor], Tensor] | None) -> None:
-    """Cut the thin products that a layer wears as the layer is: of its outputs their second matrix, of its inputs their first."""
-    for product in layer.adapters.values() if isinstance(layer, Wears) else ():
-        cut, held = (product.lora_B, product.lora_A) if dim == 0 else (product.lora_A, product.lora_B)
-        _cut(cut, "weight", mesh, dim)
-        cut.__class__, held.__class__, held.write = ColumnLinear, Thin, write
+def _become_table(module: Embedding, kind: type[Embedding]) -> None:
+    module.narrow = isinstance(module, NarrowEmbedding)
+    module.__class__ = kind
 
 
 def _summed(module: nn.Module, name: str, plan: Plan, sequence: bool) -> list[nn.Parameter]:
     """Parameters of its own that the module holds whole and of whose gradients each rank has a part."""
-    if isinstance(module, Thin):
-        return [module.weight]
-    if isinstance(module, (ColumnLinear, PackedColumn, HeadTable)) or name.endswith((".gate", ".shared_expert_gate")):
+    place, _, worn = name.partition(".adapters.")
+    if isinstance(module, (ColumnLinear, PackedColumn, HeadTable)) or name.endswith((".gate", ".shared_expert_gate")) or (worn and ends(place, plan.column + plan.row)):
         return []
     if isinstance(module, (RowLinear, PackedRow)):
         return [module.bias] if sequence and module.bias is not None else []
-    return list(module.parameters(recurse=False)) if sequence or ends(name, plan.local) else []
+    return list(module.parameters(recurse=False)) if sequence or ends(place, plan.local) else []
 
 
 def _runs(model: Model, plan: Plan) -> list[list[nn.Module]]:

@@ -27,9 +27,9 @@ def learning(job: Job) -> Callable[[str], bool]:
 class Worn:
     """What an adapter puts around a layer: called with the layer, its input and its tokens."""
 
-    def __init__(self, tape: Tape, config: Any, inputs: float, outputs: float, parameter: Callable[..., Parameter]):
-        self.tape, self.config, self.inputs, self.outputs = tape, config, inputs, outputs
-        self.make(parameter)
+    def __init__(self, body: Any, inputs: float, outputs: float):
+        self.body, self.tape, self.config, self.inputs, self.outputs = body, body.tape, body.adapter, inputs, outputs
+        self.make(body.parameter)
 
     def make(self, parameter: Callable[..., Parameter]) -> None:
         raise NotImplementedError
@@ -51,7 +51,15 @@ class Product(Worn):
         if config.method == "adalora":  # of each entry two averages
             parameter("averages", 2 * (self.a.numbers + self.b.numbers + self.rank), learns=False)
         if fixed:
-            parameter("shared", 0.0, learns=False)
+            self._share(parameter)
+
+    def _share(self, parameter: Callable[..., Parameter]) -> None:
+        """The two random matrices of all layers, as wide as the widest of them; a tensor group does not cut them."""
+        body, sides = self.body, (self.inputs, self.outputs)
+        whole = [side if side == body.shape.hidden_size else side * body.split.tensor for side in sides]
+        wider = [max(known, side) for known, side in zip(body.widest, whole, strict=True)]
+        parameter("shared", self.rank * (sum(wider) - sum(body.widest)), learns=False)
+        body.widest = wider
 
     def __call__(self, plain: Callable[[Value, float], Value], states: Value, tokens: float) -> Value:
         tape = self.tape

@@ -33,7 +33,7 @@ class Linear:
         self.weight = body.parameter(f"{place}.weight", outputs, inputs)
         self.bias = body.parameter(f"{place}.bias", outputs) if bias else None
         kind = body.wear(place)
-        self.worn = kind(self.tape, body.adapter, inputs, outputs, body.parameter) if kind else None
+        self.worn = kind(body, inputs, outputs) if kind else None
         self.quantized = body.quantized if quantized else 0.0
         if self.quantized:
             self.weight.learns, self.weight.width = False, body.quantized
@@ -58,6 +58,7 @@ class Body:
         self.above: list[Parameter] = []  # the last norm and the output
         self.inside: list[list[Parameter]] = []  # of each block
         self.blocks: list[Any] = []
+        self.widest = [0.0, 0.0]  # inputs and outputs of the matrices beside which something stands that all of them share
         self._owner = self.below
 
     def parameter(self, name: str, *sides: float, table: bool = False, learns: bool | None = None) -> Parameter:

@@ -90,9 +90,8 @@ def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
 
 
 def _thin(job: Job) -> bool:
-    """Whether an adapter is a thin product beside each matrix, which is cut as that is."""
-    config = job.adapter
-    return config.method in ("lora", "rslora") and not config.dropout and not config.decomposed and not config.starts_with_pissa and not getattr(job.shape, "experts", 0)
+    """Whether an adapter is a thin product beside each matrix, and no more."""
+    return job.adapter.method in ("lora", "rslora", "lora_plus", "pissa") and not job.adapter.decomposed
 
 
 def _divides(job: Job, ranks: int) -> bool:
@@ -106,7 +105,6 @@ def refused(job: Job, layout: Layout) -> str:
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
-        ("an adapter stands on matrices that tensor or expert would share out", job.adapter is not None and (layout.expert > 1 or (layout.tensor > 1 and not _thin(job)))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
         ("an adapter whose parts all layers share, or that looks at all of them, is not cut into stages", layout.pipeline > 1 and job.adapter is not None and (places_before(job) > 0 or job.adapter.method in ("vera", "adalora"))),
         ("a pipeline passes the rows of a step once", layout.pipeline > 1 and job.objective in ("kto", "grpo", "distillation")),
@@ -115,10 +113,11 @@ def refused(job: Job, layout: Layout) -> str:
     ]
     if shared or layout.held > 1:
         lacking += [
-            ("weights: bfloat16 that learn are not cut into pieces, and none are by heads or experts", job.weights == "bfloat16" and (job.adapter is None or layout.tensor > 1 or layout.expert > 1)),
+            ("weights: bfloat16 that learn are not cut into pieces", job.weights == "bfloat16" and job.adapter is None),
             ("the optimizer's state is not cut into pieces", job.optimizer not in SHARDABLE),
             ("precision: float16 is for replicas and shards: its scale is not agreed on between the ranks of a group", job.precision == "float16" and shared),
-            ("quantised matrices are not cut by experts, nor inside a group of weights that share a scale", job.quantization is not None and (layout.expert > 1 or not _divides(job, layout.tensor))),
+            ("quantised matrices are not cut inside a group of weights that share a scale", job.quantization is not None and not _divides(job, layout.tensor)),
+            ("beside the matrices of a shared expert a tensor group cuts thin products alone", layout.tensor > 1 and job.adapter is not None and getattr(job.shape, "shared_expert_size", 0) and not _thin(job)),
             ("adalora looks at whole matrices", job.adapter is not None and job.adapter.method == "adalora"),
             ("an average of the weights keeps them whole", job.averaged),
             ("a zero-bubble schedule runs the backward pass in two parts, which torch does not compile", job.compile and layout.pipeline > 1 and layout.schedule == "zero_bubble"),

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from luban.adapters.adapted import Wears
-from luban.adapters.lora import only_products
 from luban.adapters.method import Method
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError
@@ -23,6 +22,7 @@ from luban.parallel.legal import Parts, nearest, refusals
 from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
 from luban.parallel.tensor_packed import misfit
+from luban.parallel.tensor_worn import on_experts, unfit
 from luban.parallel.zero import WEIGHTS, DeepSpeedEngine, Zero
 from luban.training.config import OPTIMIZERS, TrainConfig
 from luban.training.engines import ENGINES
@@ -164,9 +164,7 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
         yield from _lacking_in_groups(config, model, parts)
     if config.compile is True and sharded and (parts.pipeline > 1 or config.engine != "torch"):
         yield "compile", True, "torch's compiler does not see through shards beside stages, nor through DeepSpeed's", "leave compile out, or choose layout.shard: none"
-    if quantized_layers(model) and parts.expert > 1:
-        yield "quantization", next(iter(quantized_layers(model))), "packed numbers are not cut by experts", "share out replicas, shards, context, stages or heads alone"
-    elif parts.tensor > 1 and (name := misfit(model, PLANS[model.shape.architecture], parts.tensor)):
+    if parts.tensor > 1 and (name := misfit(model, PLANS[model.shape.architecture], parts.tensor)):
         yield "quantization", name, "its inputs would be cut inside a group of weights that share a scale", "choose another layout.tensor or quantization.group_size"
     if sharded or grouped:
         yield from _lacking_in_pieces(config, model, objective, whole, grouped)
@@ -175,15 +173,15 @@ def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Par
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
     """Where ranks share rows, matrices or experts."""
     name, one = model.adapter and model.adapter.config.method, "leave layout.tensor, layout.context and layout.expert at 1"
-    if model.adapter and (parts.expert > 1 or (parts.tensor > 1 and not (only_products(model) and model.shape.architecture in PLANS and not getattr(model.shape, "experts", 0) and not _on_output(model)))):
-        yield "adapter.method", name, "it stands on matrices that are shared out, and is more than a thin product beside each, without dropout", "choose lora on matrices in blocks, or leave layout.tensor and layout.expert at 1"
+    if parts.tensor > 1 and (place := unfit(model, PLANS[model.shape.architecture])):
+        yield "adapter.method", f"{name} ({place})", "it stands elsewhere than on the matrices of blocks that are cut, or looks at whole ones", "choose lora on matrices in blocks, or leave layout.tensor at 1"
+    if parts.expert > 1 and (place := next((place for place, layer in model.named_modules() if isinstance(layer, Wears) and on_experts(place)), "")):
+        yield "adapter.targets", place, "experts are shared out", "leave adapter.targets at auto, which adapts what all tokens pass, or leave layout.expert at 1"
     if model.adapter and model.tokens_before:
         yield "adapter.method", name, "its places stand before those that are shared out", one
-    if config.weights == "bfloat16" and parts.tensor * parts.expert > 1:
-        yield "weights", config.weights, "a product that widens its matrix is not cut by heads or experts", "leave weights out, or leave layout.tensor and layout.expert at 1"
     if config.regularization.mixup:
         yield "regularization.mixup", config.regularization.mixup, "it mixes whole rows", one
-    if config.regularization.neftune:
+    if config.regularization.neftune and parts.context > 1:
         yield "regularization.neftune", config.regularization.neftune, "its noise is that of whole rows", "leave it out"
     rate = max((module.p for module in model.modules() if isinstance(module, nn.Dropout)), default=0.0)
     if parts.tensor > 1 and rate and config.layout.sequence is False:
@@ -195,12 +193,6 @@ def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Itera
 def _narrow_learn(config: TrainConfig, model: Model) -> bool:
     """Whether matrices learn that are held in bfloat16; under an adapter they stay as they are."""
     return config.weights == "bfloat16" and (not model.adapter or any(parameter.requires_grad and parameter.dtype == torch.bfloat16 for parameter in model.parameters()))
-
-
-def _on_output(model: Model) -> bool:
-    """Whether an adapter stands on the output or a table, which a tensor group cuts by tokens."""
-    plan = PLANS[model.shape.architecture]
-    return any(place == plan.output or place.endswith(plan.vocabulary) for place, module in model.named_modules() if isinstance(module, Wears))
 
 
 def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, shard: str) -> Iterator[tuple[str, Any, str, str]]:
