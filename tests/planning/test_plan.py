@@ -197,6 +197,13 @@ def test_clusters_are_read_and_unknown_devices_named():
     with pytest.raises(ConfigError, match="no number of devices"):
         cluster("eight H100")
     assert like("NVIDIA A100-SXM4-40GB", 39.4 * GIB).name == "A100-40GB" and like("NVIDIA GeForce RTX 4090", 24 * GIB).name == "RTX4090" and like("Voodoo 2", 1) is None
+    seen = {"NVIDIA H100 PCIe": "H100-PCIe", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 NVL": "H100-NVL", "NVIDIA L40": "L40", "Tesla V100-SXM2-32GB": "V100-32GB", "AMD Instinct MI250X/MI250": "MI250X"}
+    assert {name: like(name, 31.7 * GIB).name for name in seen} == seen
+    others = ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3060 Ti", "NVIDIA RTX A1000", "NVIDIA T400", "NVIDIA A100-SXM4-40GB MIG 1g.5gb")
+    assert [like(name, 8 * GIB) for name in others] == [None] * len(others)
+    die = like("AMD Instinct MI250X", 64 * GIB).die  # torch counts the halves of a package
+    assert (die.bfloat16, die.node, die.dies) == (191.5e12, 8, 1)
+    assert all(device.rate(precision) > 0 for device in DEVICES.values() for precision in ("bfloat16", "float16", "float32"))
     assert all(device.source and device.memory > 0 and max(device.bfloat16, device.float16, device.float32) > 0 and device.bandwidth > 0 and device.watts > 0 for device in DEVICES.values())
 
 

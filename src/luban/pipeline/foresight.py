@@ -51,7 +51,8 @@ def devices(count: int, local: int) -> Cluster:
 
     if torch.cuda.is_available():
         seen = torch.cuda.get_device_properties(0)
-        known = like(seen.name, seen.total_memory) or replace(PROCESSOR, kind="gpu", name=seen.name, bfloat16=1e14, float16=1e14, float32=2e13, bandwidth=1e12)
+        known = like(seen.name, seen.total_memory)
+        known = known.die if known else replace(PROCESSOR, kind="gpu", name=seen.name, bfloat16=1e14, float16=1e14, float32=2e13, bandwidth=1e12)
         return Cluster(replace(known, memory=float(seen.total_memory)), count, local)
     return Cluster(replace(PROCESSOR, memory=SHARE * available_bytes() / local), count, local)
 
