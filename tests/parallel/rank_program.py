@@ -5,6 +5,7 @@ none, states, gradients, full, twice (full with two replicas), or counts such as
 ``journeys``: a model and layouts: trained in the first, its checkpoint is read and written again in each of the others, the last of them one process; the names of tensors that arrive with other bits.
 ``draws``: ``model:layout``, trained with dropout: whether all ranks end with the same weights where they hold the same, and find the same losses again where blocks are computed again.
 ``scaled``: as ``cases``, with losses that are scaled as for float16, and in the second step a gradient that is infinite in one shard alone: that too is compared with one process.
+``early``: models, trained in replicas whose sums are of few gradients each (see the function).
 ``runs``: fields of `luban train`: the message of the error, if one ended it.
 """
 
@@ -23,6 +24,7 @@ from rank_lab import apart, train
 
 import luban
 from luban.foundation.errors import LubanError
+from luban.parallel import sums
 from luban.parallel.engine import TorchEngine
 from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.legal import Parts
@@ -81,6 +83,15 @@ def write(final: Path, engine: TorchEngine) -> None:
     checkpoints.write(final, checkpoints.snapshot(as_run(engine), "regular", False))
 
 
+def early(ranks: Ranks, name: str) -> list[float]:
+    """How far replicas in small buckets are from one process, how many buckets of a step set out before its last backward pass had ended, and how many there are."""
+    whole, sums.BUCKET_BYTES = sums.BUCKET_BYTES, 4096
+    together = train(name, layout_of(ranks, "none"))
+    sums.BUCKET_BYTES = whole
+    found = together["engine"].layout.sums
+    return [apart(train(name, Layout()), together), found.early, len(found.buckets)]
+
+
 def drawn(ranks: Ranks, name: str, said: str) -> list[float]:
     found = []
     for recompute in ("none", "full"):
@@ -107,6 +118,7 @@ def main(plan: dict[str, Any]) -> None:
     found["journeys"] = [journey(ranks, Path(plan["found"]).parent / f"journey-{number}", name, layouts) for number, (name, layouts) in enumerate(plan.get("journeys", []))]
     found["draws"] = {case: drawn(ranks, *case.split(":")) for case in plan.get("draws", [])}
     found["scaled"] = {case: differences(ranks, case, precision=torch.float16, overflow=2) for case in plan.get("scaled", [])}
+    found["early"] = {name: early(ranks, name) for name in plan.get("early", [])}
     if ranks.leads:
         Path(plan["found"]).write_text(json.dumps(found))
 

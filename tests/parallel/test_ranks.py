@@ -167,3 +167,10 @@ def compiled_alike(one: Path, runs: list[dict[str, Any]], ranks: int) -> None:
     for run in runs:
         assert differs(one, run["out"]) == []
         assert json.loads((run["out"] / "training/choices.json").read_text())["compile"] is True
+
+
+@pytest.mark.slow
+def test_sums_of_replicas_set_out_while_the_backward_pass_runs(tmp_path):
+    """In buckets of a few numbers; of a mixture each rank uses some experts, which keeps the buckets behind theirs waiting on that rank."""
+    found = follow(tmp_path, 2, [], [], early=["llama", "mixtral", "t5"])["early"]
+    assert all(apart < EXACT and (early == buckets if name != "mixtral" else early <= buckets) and buckets > 5 for name, (apart, early, buckets) in found.items()), found

@@ -25,6 +25,8 @@ class Stepper(Protocol):
 class Passes(Protocol):
     """How one micro-batch is turned into gradients: one forward and backward pass, or several (adversarial training, R-Drop)."""
 
+    once: bool  # whether there is one backward pass
+
     def begin(self, layout: Layout, batch: Batch) -> Batch:
         """The rows of a step as they are to be cut into shares and micro-batches, the same on all ranks."""
         ...
@@ -36,6 +38,8 @@ class Passes(Protocol):
 
 class OnePass:
     """One forward pass, one backward pass, of the rows as they are."""
+
+    once = True
 
     def begin(self, layout: Layout, batch: Batch) -> Batch:
         return batch

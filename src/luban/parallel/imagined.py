@@ -18,7 +18,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 
 from luban.foundation.environment import Launch
 from luban.models import moe
-from luban.parallel import engine, layouts, ranks, tensor
+from luban.parallel import engine, ranks, sums, tensor
 
 
 class ImaginedRanks(ranks.Ranks):
@@ -43,7 +43,7 @@ def imagine(size: int, rank: int = 0) -> ranks.Ranks:
 
     if size > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
-    layouts.used_somewhere = lambda parameters, group: [parameter.grad is not None for parameter in parameters]  # tensors without values cannot say it
+    sums.used_somewhere = lambda there, group: there  # tensors without values cannot say it
     moe.tally, moe.as_numbers, moe.kept_places = lambda assigned, experts: assigned.new_empty(experts), _evenly, lambda segments: None
     tensor.drawn = lambda: 0
     engine.tokens_of = lambda batch: float(batch.inputs.numel())

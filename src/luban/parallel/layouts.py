@@ -8,6 +8,7 @@ common (meshed.py).
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,12 @@ from torch import Tensor, nn
 from luban.models.base import Model
 from luban.models.tensor_files import NAMES, TYPES
 from luban.parallel.ranks import Ranks
+from luban.parallel.sums import Sums
 from luban.tokens.batch import Batch
 
 if TYPE_CHECKING:
     from luban.objectives.base import Term
     from luban.parallel.engine import TorchEngine
-
-BUCKET_BYTES = 32 << 20  # gradients that are summed in one operation
 
 
 class Layout:
@@ -192,53 +192,40 @@ class Layout:
 
 
 class Replicated(Layout):
-    """Every rank holds everything and passes its share of the rows through it; gradients are summed after the last micro-batch (data parallelism).
+    """Every rank holds everything and passes its share of the rows through it; gradients are summed in the backward pass of the last micro-batch (data parallelism).
 
     This is not torch's DistributedDataParallel, whose forward pass must be the whole loss, once, on every rank: a step here may have several passes (R-Drop, adversarial
     training) or none on a rank, and its gradient is a sum. Weights stay alike, since every rank adds the same numbers to the same weights.
     """
 
     name = "replicas"
+    sums: Sums | None = None
+
+    def learn(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]], counts: dict[str, float]) -> Iterator[dict[str, Tensor]]:
+        learning = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
+        if self.sums is None or list(map(id, self.sums.parameters)) != list(map(id, learning)):
+            if self.sums:
+                self.sums.close()
+            self.sums = Sums(learning, self.ranks.group)
+        yield from super().learn(engine, self._told(parts) if engine.passes.once else parts, counts)
+
+    def _told(self, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[Batch, bool]]:
+        for part, last in with_last(parts):
+            if last:
+                self.sums.begin()
+            yield part
 
     def sum_gradients(self, model: Model) -> None:
-        add_gradients([parameter for parameter in model.parameters() if parameter.requires_grad], self.ranks.group)
+        self.sums.end()
 
 
-@torch.no_grad()
-def add_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Sum the gradients, or this rank's parts of them, over a group of ranks that hold the same parameters; one that none of them used stays absent."""
-    gradients = []
-    for parameter, uses in zip(parameters, used_somewhere(parameters, group), strict=True):
-        if uses and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-        if uses:
-            gradients.append(local(parameter.grad))
-    sums = [(bucket, flat, dist.all_reduce(flat, group=group, async_op=True)) for bucket in _buckets(gradients) for flat in [torch.cat([gradient.reshape(-1) for gradient in bucket])]]
-    for bucket, flat, operation in sums:
-        operation.wait()
-        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def used_somewhere(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> list[int]:
-    """How many ranks of the group have a gradient of each."""
-    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
-    dist.all_reduce(used, group=group)
-    return used.tolist()
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one type, of about BUCKET_BYTES each."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.nbytes > BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+def with_last(parts: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    """Each of some things, and whether it is the last."""
+    waiting = list(itertools.islice(parts, 1))
+    while waiting:
+        following = list(itertools.islice(parts, 1))
+        yield waiting[0], not following
+        waiting = following
 
 
 # ---- tensors that are held in shards -------------------------------------------------------------------------------

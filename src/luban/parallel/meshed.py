@@ -30,12 +30,13 @@ from luban.models.moe import Experts
 from luban.models.tensor_files import NAMES, TYPES
 from luban.parallel.context import cut_sequence
 from luban.parallel.experts import share_out
-from luban.parallel.layouts import Layout, add_gradients, empty_copy, local, places_of, whole
+from luban.parallel.layouts import Layout, empty_copy, local, places_of, whole, with_last
 from luban.parallel.legal import Parts
 from luban.parallel.pipelined import Line, turns
 from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
 from luban.parallel.stages import cut_into_stages, rank_of, stages_of
+from luban.parallel.sums import add_gradients
 from luban.parallel.tensor import cut_matrices
 from luban.tokens.batch import Batch
 
@@ -257,14 +258,11 @@ class Meshed(Layout):
     def _at_the_last(model: Model, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[Batch, bool]]:
         """The micro-batches; what is gathered stays and no gradient is summed until the last of them."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        waiting = next(parts, None)
-        while waiting is not None:
-            following = next(parts, None)
+        for part, last in with_last(parts):
             for module in shards:
-                module.set_requires_gradient_sync(following is None, recurse=False)
-                module.set_reshard_after_backward(following is None, recurse=False)
-            yield waiting
-            waiting = following
+                module.set_requires_gradient_sync(last, recurse=False)
+                module.set_reshard_after_backward(last, recurse=False)
+            yield part
 
     def score(self, engine: TorchEngine, parts: Iterator[tuple[Batch, bool]]) -> Iterator[tuple[dict[str, Term], bool]]:
         return super().score(engine, parts) if self.line is None else self.line.score(engine, parts)

@@ -128,9 +128,13 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
     tokens = job.rows * job.sequence_length / layout.context
     link = min(device.link, device.network) if layout.tensor > cluster.node else device.link
     inside = layout.tensor * layout.context
-    waits = hidden = 0.0
+    waits = hidden = last = 0.0  # what hides behind the step's work, and behind its last backward pass
     if layout.replicas > 1 and layout.shard == "none":
-        waits += _ring(learning * habits.reduced * 2, layout.replicas, _between(cluster, inside, layout.replicas))
+        moved = _ring(learning * habits.reduced * 2, layout.replicas, _between(cluster, inside, layout.replicas))
+        if inside * layout.pipeline * layout.expert == 1:
+            last += moved
+        else:
+            waits += moved
     if layout.shards > 1 and layout.shard != "none":
         held = layout.shards * layout.context
         band = _between(cluster, layout.tensor, held)
@@ -151,8 +155,9 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
     if layout.pipeline > 1:
         streams = 2 if shape.kind == "encoder_decoder" else 1
         waits += 2 * rounds * streams * tokens * shape.hidden_size * job.compute / device.network
-    exposed = max(0.0, hidden - HIDDEN * work) if device.kind != "cpu" else hidden
-    return waits + exposed
+    if device.kind == "cpu":
+        return waits + hidden + last
+    return waits + max(0.0, hidden - HIDDEN * work) + max(0.0, last - HIDDEN * work * 2 / 3 / rounds)
 
 
 def _ring(size: float, ranks: int, bandwidth: float) -> float:

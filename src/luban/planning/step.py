@@ -22,6 +22,8 @@ BODIES: dict[str, type[Body]] = {
 CHUNK_LOGITS, CHUNK_TOKENS, DEVICE_CHUNK_LOGITS = 1 << 25, 256, 1 << 28  # of luban.objectives.losses, which needs torch to be read
 BATCH_BYTES = 32  # a token of a step's batch: three int64, a float32 and an int32
 
+IN_FLIGHT = 128 * 2**20  # bytes of gradients that are summed over replicas at once (parallel.sums)
+
 
 class Step:
     """A device's part of a step. ``stage`` counts the stages of a pipeline from its input."""
@@ -309,10 +311,10 @@ class Step:
     # ---- ranks ----------------------------------------------------------------------------------------------------------
 
     def _reduce_all(self) -> None:
-        """Gradients of replicas are summed after the last micro-batch, each in a copy (parallel.layouts.Replicated)."""
+        """Gradients of replicas are summed in the last backward pass, some of them at once, in copies (parallel.sums)."""
         if self.layout.replicas > 1 and self.shards is None:
             size = sum(parameter.gradient.size for parameter in self.parameters if parameter.gradient is not None)
-            flat = self.tape.storage(size / self.job.habits.gradients * self.job.habits.reduced, 1, "communication")
+            flat = self.tape.storage(min(IN_FLIGHT, size / self.job.habits.gradients * self.job.habits.reduced), 1, "communication")
             del flat
 
 

@@ -111,6 +111,8 @@ class Mixup(OnePass):
 class _Adversary(OnePass):
     """Base of the methods that move the embeddings."""
 
+    once = False
+
     def __init__(self, config: AdversarialConfig):
         self.config = config
 

@@ -29,6 +29,7 @@ class Rechecked:
     """Passes that are made twice at the steps that are due; and the hook that knows which are. The gradients that stay are those of the first time."""
 
     section = "other"
+    once = False
 
     def __init__(self, run: Run, config: GuardsConfig, folder: Path):
         self.passes: Passes = run.engine.passes
