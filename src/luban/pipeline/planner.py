@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from luban.foundation.artifacts import is_artifact, open_artifact
 from luban.foundation.config import Source, build
+from luban.foundation.console import say
 from luban.foundation.errors import ConfigError, DataError, nearest
 from luban.foundation.messages import t
 from luban.foundation.paths import named_files
@@ -20,9 +21,11 @@ from luban.models.shape import ShapeConfig
 from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
 from luban.pipeline.recipe import Recipe, Stage, read_recipe
 from luban.planning import dial
+from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, may_be_own
-from luban.training.config import TrainConfig
+from luban.planning.step import BODIES
+from luban.training.config import LayoutConfig, TrainConfig
 
 BYTES_A_TOKEN = 3.5  # of text in a vocabulary that is not made yet
 VOCABULARY = 32000  # where nothing says how large it will be
@@ -52,7 +55,7 @@ def planned(what: Path, overrides: list[str], cluster: Cluster, shape: str = "")
     recipe = read_recipe(what, overrides)
     found = list(_of_recipe(recipe, cluster, shape))
     if not found:
-        raise ConfigError("{recipe} has no train stage", "", "there is nothing to plan", recipe=what)
+        raise ConfigError("{recipe} has no train stage that can be planned", "", "there is nothing to plan", recipe=what)
     return found
 
 
@@ -70,6 +73,9 @@ def _of_recipe(recipe: Recipe, cluster: Cluster, shape: str) -> Iterator[Planned
         facts = _facts(recipe, stage, assumed)
         found = _shape(recipe, stage, shapes, facts, assumed, shape)
         shapes[stage.name] = found
+        if found.architecture not in BODIES:
+            say("{stage} is not planned: {architecture} is recurrent, or runs through transformers, and the arithmetic knows neither", stage=stage.name, architecture=found.architecture)
+            continue
         yield _planned(stage.name, stage.config, found, cluster, facts.get("tokens"), assumed)
 
 
@@ -79,7 +85,19 @@ def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch
         epoch = 1e9 if learned in ON_TEXT else 5e7
         if config.length.unit == "epochs":
             assumed.append(t("{count} tokens of data, which are not here to be counted", count=f"{epoch:.0e}"))
-    return Planned(name, job_of(config, shape, cluster, epoch), config, assumed)
+    job = job_of(config, shape, cluster, epoch)
+    room = shape.maximum_positions - places_before(job)
+    if job.sequence_length > room:
+        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=job.sequence_length, maximum=room)
+    if config.engine == "deepspeed":
+        assumed.append(t("DeepSpeed's ZeRO as torch's shards, and nothing offloaded"))
+    return Planned(name, replace(job, written=_written(config.layout)), config, assumed)
+
+
+def _written(asked: LayoutConfig) -> tuple[tuple[str, Any], ...]:
+    """What a recipe says of its layout, and does not leave open."""
+    known = asked.explicit()
+    return tuple((name, known[name]) for name in ("pipeline", "replicas", "context", "tensor", "expert", "shard", "schedule", "stages_per_rank") if known.get(name, "auto") != "auto")
 
 
 def _learned(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from luban.models.counts import parameters
 from luban.planning.devices import Cluster
 from luban.planning.job import Job
 from luban.planning.margins import Margin
-from luban.planning.search import Candidate, advice, devices_needed, disk_bytes, other_needs, search
+from luban.planning.search import Candidate, advice, check_written, devices_needed, disk_bytes, other_needs, search
 
 
 @dataclass
@@ -59,6 +59,8 @@ class Plan:
 def make_plan(name: str, job: Job, cluster: Cluster, margin: Margin, *, price: float = 0.0, fixed: bool = False, assumed: list[str] | None = None) -> Plan:
     """Look for the best layouts; where none fits, for what to change."""
     candidates = search(job, cluster, margin, fixed)
+    if job.written and not candidates:
+        check_written(job, cluster)
     best = [one for one in candidates if one.fits][:3]
     others = [(one, _why(one, best, cluster, margin)) for one in candidates if one not in best]
     changes = [] if best else advice(job, cluster, margin)
@@ -98,6 +100,7 @@ def show(plan: Plan, most_others: int = 6) -> None:
         _show_others(plan, most_others)
     else:
         _show_changes(plan)
+        _show_others(plan, most_others)
 
 
 def _show_best(plan: Plan) -> None:
@@ -122,6 +125,9 @@ def _show_best(plan: Plan) -> None:
     ]  # fmt: skip
     table("", ["", *(t("best") if number == 0 else f"{number + 1}." for number in range(len(plan.best)))], rows)
     first = figures[0]
+    if plan.cluster.device.kind in ("npu", "tpu"):
+        say("Luban does not train on such devices: this is arithmetic alone")
+        return
     say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}" for name, value in first["layout"].items()) + "}", recompute=first["recompute"], rows=first["micro_batch_rows"])
 
 
@@ -155,5 +161,7 @@ def _show_changes(plan: Plan) -> None:
             each = plan.figures(one)
             rows.append([change, one.layout.text(), f"{bytes_text(each['memory']['total'])} ±{plan.margin.memory:.0%}", count_text(float(f"{each['tokens_per_second']:.3g}")), _range(each["seconds"], plan.margin.time)])
         table(t("what would fit"), [t("change"), t("layout"), t("memory of a device at the most"), t("tokens a second"), t("time in all")], rows)
+    if not plan.others:
+        say("a step has {rows} rows, which {count} devices cannot share: raise batch_tokens, or name fewer", rows=plan.job.step_rows, count=plan.cluster.count)
     if plan.needed:
         say("as it is, it fits on {count} of these devices", count=plan.needed)

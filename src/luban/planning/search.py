@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from luban.foundation.errors import ConfigError
+from luban.foundation.messages import t
+from luban.models.counts import parameters
 from luban.models.recompute_plan import MODES
-from luban.parallel.legal import Parts, as_tuple, legal_layouts
+from luban.parallel.legal import Parts, as_tuple, legal_layouts, nearest, refusals
 from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
@@ -63,15 +67,44 @@ def memory_of(job: Job, layout: Layout, stage: int | None = None) -> Memory:
 
 
 def layouts(job: Job, cluster: Cluster) -> Iterator[Layout]:
-    """What the shape and Luban allow on so many devices, and what is worth a look: matrices are shared inside a node, sequences where they are long."""
-    found: dict[Layout, None] = {}
-    for parts in legal_layouts(job.shape, cluster.count, job.sequence_length):
-        if parts.tensor > cluster.node or parts.pipeline > min(MOST_PIPELINE, job.shape.depth) or (parts.context > 1 and job.sequence_length < LONG):
+    """What the shape and Luban allow on so many devices, and what is worth a look: matrices are shared inside a node, sequences where they are long. What the recipe says of its layout
+    stays as it is."""
+    written, found = dict(job.written), {}
+    sizes = {name: written[name] for name in ("pipeline", "replicas", "context", "tensor", "expert") if name in written}
+    each = stages_of(job, written)
+    for parts in legal_layouts(job.shape, cluster.count, job.sequence_length, each, **sizes):
+        if "tensor" not in written and parts.tensor > cluster.node or parts.pipeline > min(MOST_PIPELINE, job.shape.depth) or ("context" not in written and parts.context > 1 and job.sequence_length < LONG):
             continue
         if parts.data * parts.context > 1 and parts.data > job.step_rows:
             continue
-        found |= dict.fromkeys(_of_parts(cluster, parts))
+        for layout in _of_parts(cluster, parts):
+            if written.get("shard", layout.shard) == layout.shard or layout.held == 1:
+                piped = {"schedule": written.get("schedule", "1f1b"), "stages_per_rank": each} if layout.pipeline > 1 else {}
+                found[replace(layout, **piped)] = None
     yield from found
+
+
+def stages_of(job: Job, written: dict[str, Any]) -> int:
+    """Stages that each process of a pipeline holds (luban.training.layout.stages_per_rank)."""
+    schedule, wanted = written.get("schedule", "1f1b"), written.get("stages_per_rank", "auto")
+    if wanted != "auto":
+        return wanted
+    return 1 if schedule == "1f1b" or written.get("pipeline", 1) == 1 or (schedule == "zero_bubble" and job.shape.depth < 2 * written["pipeline"]) else 2
+
+
+def check_written(job: Job, cluster: Cluster) -> None:
+    """ConfigError where what the recipe says of its layout is none of so many devices, with the nearest that are."""
+    written = dict(job.written)
+    sizes = {name: written.get(name, 1) for name in ("pipeline", "context", "tensor", "expert")}
+    stages, data = stages_of(job, written), max(1, cluster.count // (sizes["pipeline"] * sizes["context"] * sizes["tensor"]))
+    replicas = written.get("replicas", 1)
+    parts = Parts(**sizes, replicas=replicas, shards=max(1, data // replicas))
+    close = nearest(job.shape, parts, cluster.count, job.sequence_length, stages)
+    nearby = t("the nearest layouts of {ranks} processes: {layouts}", ranks=cluster.count, layouts="; ".join(one.text for one in close))
+    for field, count, why, values in refusals(job.shape, parts, job.sequence_length, stages):
+        raise ConfigError("layout.{field}: {count} does not fit the model: {reason}", "", "{nearest}", field=field, count=count, reason=t(why, **values), nearest=nearby)
+    if parts.ranks != cluster.count:
+        raise ConfigError("layout: {parts} is no layout of {ranks} processes", "their numbers do not multiply up to it", "{nearest}", parts=parts.text, ranks=cluster.count, nearest=nearby)
 
 
 def _of_parts(cluster: Cluster, parts: Parts) -> Iterator[Layout]:
@@ -96,7 +129,7 @@ def _thin(job: Job) -> bool:
 
 def _divides(job: Job, ranks: int) -> bool:
     """Whether so many ranks can share out the inputs of the matrices that take heads and inner widths as inputs."""
-    inner, heads = as_tuple(getattr(job.shape, "inner_sizes", job.shape.feed_forward_size)), job.shape.heads * job.shape.head_dim
+    inner, heads = as_tuple(getattr(job.shape, "inner_sizes", job.shape.feed_forward_size)), job.shape.heads * (getattr(job.shape, "head_dim", None) or job.shape.hidden_size // job.shape.heads)
     return all(job.quantization.divides(inputs, ranks) for inputs in (heads, *inner))
 
 
@@ -105,6 +138,7 @@ def refused(job: Job, layout: Layout) -> str:
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
+        ("engine: deepspeed cuts over all processes, and knows no other groups", job.engine == "deepspeed" and (shared or layout.pipeline > 1 or (layout.replicas > 1 and layout.held > 1))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
         ("an adapter whose parts all layers share, or that looks at all of them, is not cut into stages", layout.pipeline > 1 and job.adapter is not None and (places_before(job) > 0 or job.adapter.method in ("vera", "adalora"))),
         ("a pipeline passes the rows of a step once", layout.pipeline > 1 and job.objective in ("kto", "grpo", "distillation")),
@@ -143,7 +177,7 @@ def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, want
                 break
     known = {one.layout for one in found}
     others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (bool(one.why), one.speed.step if one.speed else float("inf")))
-    return [*found, *(tried[one.layout].asked(one) if number < ASKED else one for number, one in enumerate(others))]
+    return [*found, *(tried[one.layout].asked(one) if number < ASKED or _parts(one.layout) == 1 else one for number, one in enumerate(others))]
 
 
 def _parts(layout: Layout) -> int:
@@ -166,7 +200,7 @@ class _Trial:
         self.jobs = {} if self.why else {(layout, mode, count): replace(job, recompute=mode, rows=count) for mode in modes for count in rows}
         self.speeds = {key: speed(one, layout, cluster) for key, one in self.jobs.items()}
         self.full: dict[str, int] = {}  # of each mode, rows that are too many
-        self.least: Memory | None = None  # of what did not fit
+        self.least: Candidate | None = None  # of what did not fit the one that takes the least
 
     def check(self, key: Key) -> Candidate | None:
         """The candidate of these settings, if it fits."""
@@ -177,8 +211,8 @@ class _Trial:
         if self.margin.upper(memory.total) <= self.cluster.device.memory:
             return Candidate(self.layout, self.jobs[key], memory, self.speeds[key])
         self.full[mode] = min(rows, self.full.get(mode, rows))
-        if self.least is None or memory.total < self.least.total:
-            self.least = memory
+        if self.least is None or memory.total < self.least.memory.total:
+            self.least = Candidate(self.layout, self.jobs[key], memory, None)
         return None
 
     def loser(self) -> Candidate:
@@ -187,7 +221,7 @@ class _Trial:
             return Candidate(self.layout, self.job, None, None, self.why)
         open_keys = [key for key in self.speeds if not any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1]))]
         if not open_keys:
-            return Candidate(self.layout, self.job, self.least, None)
+            return self.least or Candidate(self.layout, self.job, None, None)
         key = min(open_keys, key=lambda one: self.speeds[one].step)
         return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
 
@@ -196,7 +230,7 @@ class _Trial:
         if loser.why or loser.speed is None:
             return loser
         smallest = min(self.jobs, key=lambda key: (-MODES.index(key[1]) if key[1] in MODES else 0, key[2]))
-        return loser if self.check(smallest) else replace(loser, memory=self.least, speed=None)
+        return loser if self.check(smallest) else self.least
 
 
 def _rows(job: Job, layout: Layout) -> list[int]:
@@ -266,13 +300,12 @@ def other_needs(job: Job, layout: Layout) -> dict[str, float]:
     step.tape.recording = step.tape.training = False
     step.forward()
     evaluation = step.account.peak
-    numbers = sum(parameter.numbers for parameter in step.parameters)
-    widths = sum(parameter.numbers * parameter.width for parameter in step.parameters) * layout.tensor * layout.pipeline
+    brought = sum(parameter.numbers for parameter in step.parameters if parameter.learns) * layout.tensor * layout.pipeline if job.adapter is not None else 0.0
     largest = max(parameter.numbers for parameter in step.parameters)
     learning = sum(parameter.numbers for parameter in step.parameters if parameter.learns)
     states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held
-    whole = 4.0 * numbers * layout.tensor * layout.pipeline
-    needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": (whole if layout.devices > 1 else widths) + 8.0 * largest}
+    whole = 4.0 * (brought or parameters(job.shape)["total"])  # of an adapter only what it brought is written
+    needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": whole + 8.0 * largest}
     if job.adapter is not None:
         needs["merge"] = 12.0 * largest  # a matrix at a time: the base's, what the adapter adds, the sum
     return needs

@@ -75,6 +75,9 @@ class CheckpointConfig(Config):
     behind: bool | Auto = field("auto", "Copy the state and write it while the steps go on; auto: where the copy takes no more than a quarter of the free memory.", role="machine")
 
 
+AnyOptimizer = Annotated[OptimizerConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]  # optimizer: muon
+
+
 class ValidationConfig(Config):
     """How held-out text is scored during training."""
 
@@ -217,7 +220,7 @@ class TrainConfig(Config):
     batch_examples: PositiveInt | Auto = field("auto", "Examples a step, for objectives on labelled examples (batch_tokens is for those on text); auto is 32.", unit="examples")
     micro_batch_rows: PositiveInt | Literal["auto", "fit"] = field("auto", "Rows in one forward pass; this does not change the result of a step. fit tries in a process of its own how many the memory holds.", unit="rows", role="machine")
     packing: Literal["auto", "concatenate", "best_fit", "none"] = field("auto", "How documents fill rows: concatenate cuts one at a row's end and goes on in the next; best_fit keeps a document whole where it fits; none gives each a row of its own. auto: concatenate for causal, best_fit for the others, which do not know concatenate.")
-    optimizer: OptimizerConfig = field(OptimizerConfig(), "The optimizer.")
+    optimizer: AnyOptimizer = field(OptimizerConfig(), "The optimizer.")
     schedule: ScheduleConfig = field(ScheduleConfig(), "The learning rate over the run.")
     gradient_clip: NonNegativeFloat | Auto = field("auto", "Largest gradient norm; larger ones are scaled down; 0 never clips. auto: 1, and 0 with engine: layerwise, which never holds all gradients.")
     regularization: RegularizationConfig = field(RegularizationConfig(), "What makes small data go further: dropout, freezing, averaging, R-Drop, mixup, adversarial training.")
