@@ -67,7 +67,13 @@ def printed(home: Path, *arguments: str) -> str:
     """What --dry-run says."""
     found = CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"])
     assert found.exit_code == 0, found.exception or found.output
-    return found.output
+    return found.stdout
+
+
+def said_by(home: Path, *arguments: str) -> str:
+    """What --dry-run says beside it."""
+    found = CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False)
+    return found.stderr
 
 
 def written(home: Path, *arguments: str) -> dict:
@@ -145,7 +151,7 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
         (["--cluster", "8xH100", "--nodes", "3", "--rendezvous", "a:1"], "8 devices on 3 machines"),
         (["--cluster", "8 H100"], "no number of devices"),
         (["--cluster", "8xH100", "--nodes", "2"], "must know where to meet"),
-        (["--cluster", "8xH100", "--image", "x"], "image: unknown key"),
+        (["--cluster", "8xH100", "--image", "x"], "image: torchrun has no such option\nwhy: it is one of kubernetes"),
         (["--with", "kubernetes", "--cluster", "8xH100"], "image: a value is required"),
         (["--with", "mpi", "--cluster", "8xH100", "--nodes", "2"], "2 machines and 0 hosts"),
         (["--cluster", "2xcpu", "base.lenght=3"], "unknown"),
@@ -154,6 +160,33 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
 def test_what_cannot_be_launched_is_refused(home, arguments, said):
     with pytest.raises(ConfigError, match=said):
         CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("with: [slurm]\n", r"settings.yaml:1: with: there is no launcher called \['slurm'\]"),
+        ("nodes: 2\nwith: slrum\n", "settings.yaml:2: with: there is no launcher called 'slrum'"),
+        ("- with\n- slurm\n", "settings.yaml: settings are a mapping of options to values"),
+        ("", "settings are a mapping of options to values\nwhy: the file is empty"),
+        ("with: slurm\nimage: x\n", "settings.yaml:2: image: slurm has no such option"),
+        ("nodes: [\n", "settings.yaml:2: not valid YAML"),
+        ("1: 2\n", "settings.yaml:1: 1"),
+        (None, "--settings: there is no file"),
+    ],
+)
+def test_settings_that_are_none_are_refused_as_settings(home, tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as refused:
+        said_by(home, "--settings", str(tmp_path / "settings.yaml"))
+    assert "luban new" not in str(refused.value)
+
+
+def test_help_of_an_option_that_several_launchers_have_tells_each():
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=100000).output.split())
+    assert "slurm: Memory of each machine as Slurm writes it, such as 200G. [default: empty] kubernetes: Memory of a pod as Kubernetes writes it, such as 200Gi." in text
+    assert "slurm: More options of sbatch, each as on its command line. [default: []] mpi: More options of mpirun" in text
 
 
 @pytest.mark.parametrize(("text", "count", "kind", "gigabytes"), [("8xA100-80GB", 8, "A100-80GB", 80), ("64xH100", 64, "H100", 0), ("1xRTX4090", 1, "RTX4090", 0), ("2xcpu-24GB", 2, "cpu-24GB", 24)])

@@ -33,12 +33,18 @@ def _fields() -> dict[str, Any]:
     return found
 
 
+def _owners(name: str) -> list[str]:
+    """The launchers that have a field."""
+    return [launcher for launcher, cls in LAUNCHERS.items() if name in cls.model_fields]
+
+
 def _options() -> list[click.Option]:
     made = []
     for name, info in _fields().items():
-        option = make_option(name, info)
-        owners = [launcher for launcher, cls in LAUNCHERS.items() if name in cls.model_fields]
-        option.help = (option.help or "") if len(owners) == len(LAUNCHERS) else f"{', '.join(owners)}: {option.help}"
+        option, said = make_option(name, info), {}
+        for launcher in _owners(name):
+            said.setdefault(make_option(name, LAUNCHERS[launcher].model_fields[name]).help, []).append(launcher)
+        option.help = " ".join(text if len(owners) == len(LAUNCHERS) else f"{', '.join(owners)}: {text}" for text, owners in said.items())
         made.append(option)
     return made
 
@@ -68,17 +74,35 @@ def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings
 
 def _config(chosen: str | None, settings: Path | None, given: dict[str, tuple[str, ...]]) -> tuple[str, Any]:
     """The launcher's name and config, from the settings file and, before it, the options."""
-    from luban.foundation.yaml_files import read_yaml
-
-    plain, lines = read_yaml(settings) if settings else ({}, {})
-    name = chosen or plain.pop("with", "torchrun")
-    if settings and chosen and plain.pop("with", chosen) != chosen:
-        raise ConfigError("{file} is for another launcher than --with {name}", "", "leave --with out, or take other settings", file=settings, name=chosen)
-    if name not in LAUNCHERS:
-        raise ConfigError("with: there is no launcher called {name!r}", "", "one of: {known}", name=name, known=", ".join(LAUNCHERS))
+    plain, lines = _read_settings(settings) if settings else ({}, {})
+    source = Source(str(settings) if settings else "", lines)
+    written = plain.pop("with", chosen or "torchrun")
+    if not isinstance(written, str) or written not in LAUNCHERS:
+        raise ConfigError("{where}: there is no launcher called {name!r}", "", "one of: {known}", where=source.at("with"), name=written, known=", ".join(LAUNCHERS))
+    name = chosen or written
+    if written != name:
+        raise ConfigError("{file} is for another launcher than --with {name}", "", "leave --with out, or take other settings", file=settings, name=name)
     known = _fields()
     plain |= {field: value_of(field, known[field], texts) for field, texts in given.items() if texts}
-    return name, build(LAUNCHERS[name], plain, Source(str(settings) if settings else "", lines))
+    for field in plain:
+        owners = _owners(field)
+        if owners and name not in owners:
+            raise ConfigError("{where}: {name} has no such option", "it is one of {owners}", "leave it out, or choose --with {owner}", where=source.at(field), name=name, owners=", ".join(owners), owner=owners[0])
+    return name, build(LAUNCHERS[name], plain, source)
+
+
+def _read_settings(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    from luban.foundation.yaml_files import read_yaml
+
+    form = "write options of luban launch by name, one a line, such as with: slurm and nodes: 2"
+    if not file.is_file():
+        raise ConfigError("--settings: there is no file {file}", "", form, file=file)
+    try:
+        return read_yaml(file)
+    except ConfigError as error:
+        if not error.fix.startswith("luban new"):
+            raise
+        raise ConfigError("{file}: settings are a mapping of options to values", error.why, form, file=file) from None  # and no recipe
 
 
 def _devices() -> Any:
