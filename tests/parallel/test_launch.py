@@ -155,6 +155,10 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
         (["--with", "kubernetes", "--cluster", "8xH100"], "image: a value is required"),
         (["--with", "mpi", "--cluster", "8xH100", "--nodes", "2"], "2 machines and 0 hosts"),
         (["--cluster", "2xcpu", "base.lenght=3"], "unknown"),
+        (["--cluster", "16xbanana"], "no device is called 'banana'"),
+        (["--with", "slurm", "--cluster", "8xA100-81GB"], "did you mean A100-80GB"),
+        (["--cluster", "2xcpu", "--until", "nosuch"], "--until: there is no stage called 'nosuch'"),
+        (["--with", "slurm", "--cluster", "this"], "cluster: auto means this machine"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(home, arguments, said):
@@ -193,6 +197,40 @@ def test_help_of_an_option_that_several_launchers_have_tells_each():
 def test_devices(text, count, kind, gigabytes):
     found = Devices.parse(text)
     assert (found.count, found.kind, found.gigabytes, found.processors) == (count, kind, gigabytes, kind.startswith("cpu"))
+
+
+def test_what_the_recipe_is_made_for_is_what_is_launched(home, monkeypatch):
+    """Where nothing else is said, as luban plan has it."""
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(1, "cpu"))
+    made_for = ["cluster=16xa100-80gb"]
+    script = printed(home, *made_for, "--with", "slurm", "--nodes", "2")
+    assert "#SBATCH --gpus-per-node=8\n" in script and "#SBATCH --nodes=2\n" in script
+    assert "cluster: 16xa100-80gb, which the recipe is made for" in said_by(home, *made_for, "--with", "slurm", "--nodes", "2")
+    said = said_by(home, *made_for, "--with", "slurm")
+    assert "16xA100-80GB on one machine, where 8 are usual: for several machines say --nodes 2" in said
+    assert "--nproc-per-node 3 " in printed(home, *made_for, "--cluster", "3xcpu") and "made for" not in said_by(home, *made_for, "--cluster", "3xcpu")
+    assert "--nproc-per-node 1 " in printed(home, "cluster=this") and "--nproc-per-node 1 " in printed(home, *made_for, "--cluster", "this")
+
+
+def test_the_names_of_devices_are_the_planners(home):
+    assert "--accelerators 8 " in printed(home, "--with", "ray", "--cluster", "8xgpu-48GB")  # or none of them
+    assert "TPU-v5e: training does not look for such devices" in said_by(home, "--with", "ray", "--cluster", "8xTPU-v5e")
+
+
+def test_ranks_are_not_started_on_a_machine_without_their_devices(home, monkeypatch):
+    """Nothing is: execvp would end this test."""
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(1, "cpu"))
+    refused = [([], "8 A100-80GB on each machine, and this one has no GPU"), (["--with", "mpi"], "no GPU"), (["--nodes", "2", "--rendezvous", "a:1"], "4 A100-80GB on each machine")]
+    for options, said in refused:
+        with pytest.raises(ConfigError, match=said) as error:
+            CliRunner().invoke(command, [str(home / "recipe.yaml"), "--cluster", "8xA100-80GB", *options], catch_exceptions=False)
+        assert "--cluster 8xcpu" in str(error.value)
+        assert said in said_by(home, "--cluster", "8xA100-80GB", *options)
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(2, "NVIDIA-L4"))
+    with pytest.raises(ConfigError, match="4 L4 on each machine, and this one has 2"):
+        CliRunner().invoke(command, [str(home / "recipe.yaml"), "cluster=4xL4"], catch_exceptions=False)
+    assert "each machine" not in said_by(home, "--cluster", "2xL4") + said_by(home, "--cluster", "4xcpu")
+    assert "each machine" not in said_by(home, "--with", "mpi", "--cluster", "8xL4", "--hosts", "a")  # they start there
 
 
 def test_ray_job_is_started_with_what_it_reads(home):

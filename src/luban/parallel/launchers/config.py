@@ -11,7 +11,7 @@ from luban.foundation.durations import TimeSpan
 class LauncherConfig(Config):
     """What every launcher is told."""
 
-    cluster: str = field("auto", "Devices in all, such as 16xA100-80GB or 4xcpu; auto takes those of this machine, where that is what runs.", role="machine")
+    cluster: str = field("auto", "Devices in all, such as 16xA100-80GB or 4xcpu, and 16xgpu or 16xgpu-48GB for what the table of devices has not; auto, or this, takes those of this machine, where that is what runs. Left out, it is what the recipe is made for.", role="machine")
     nodes: int = field(1, "Machines that the devices are on, each with as many.", role="machine", ge=1)
     processes_per_node: Auto | int = field("auto", "Ranks on each machine; auto starts one a device.", role="machine")
     python: str = field("auto", "The Python that runs Luban there; auto takes this one, and python in containers.", role="machine")
