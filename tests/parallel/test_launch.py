@@ -63,16 +63,16 @@ def waits(run):
 """
 
 
-def printed(home: Path, *arguments: str) -> str:
+def printed(home: Path, *arguments: str, recipe: str = "") -> str:
     """What --dry-run says."""
-    found = CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"])
+    found = CliRunner().invoke(command, [recipe or str(home / "recipe.yaml"), *arguments, "--dry-run"])
     assert found.exit_code == 0, found.exception or found.output
     return found.stdout
 
 
-def said_by(home: Path, *arguments: str) -> str:
+def said_by(home: Path, *arguments: str, recipe: str = "") -> str:
     """What --dry-run says beside it."""
-    found = CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False)
+    found = CliRunner().invoke(command, [recipe or str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False)
     return found.stderr
 
 
@@ -125,14 +125,70 @@ def test_kubernetes_manifest_fits_the_schema_of_its_resource(home, operator, kin
         assert {name: replica["replicas"] for name, replica in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1, "Worker": 1}
 
 
-def test_skypilot_task(home):
-    options = ["--with", "skypilot", "--cluster", "16xA100-80GB", "--nodes", "2", "--infra", "aws", "--spot", "true", "--python", "luban_python", "--pass-environment", "WANDB_API_KEY"]
-    text = printed(home, ODD, *options)
+def test_skypilot_task(home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ["--with", "skypilot", "--cluster", "16xA100-80GB", "--nodes", "2", "--infra", "aws", "--spot", "true", "--python", "luban_python", "--pass-environment", "WANDB_API_KEY", "--setup", "true"]
+    text = printed(home, ODD, *options, recipe="recipe.yaml")
     task = yaml.safe_load(text)
     assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "A100-80GB:8" and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     words = words_of(task["run"], "luban_python", SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2", SKYPILOT_TASK_ID="t-1")
-    assert words[words.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500" and words[-4:] == ["luban", "run", str(home / "recipe.yaml"), ODD]
+    assert words[words.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500" and words[-4:] == ["luban", "run", "recipe.yaml", ODD]
     assert text.splitlines()[-1].startswith("# sky jobs launch --name tiny --secret WANDB_API_KEY ")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),  # as `sky show-gpus -a` lists them; of TPUs v4 and v5p have two cores a chip, and are named by cores (https://cloud.google.com/tpu/docs/v5p: 2x2x1, 4 chips, is v5p-8)
+    [
+        ("8xA100-40GB", "A100:8"), ("8xA100-80GB", "A100-80GB:8"), ("8xA100", "A100-80GB:8"), ("8xV100-16GB", "V100:8"), ("8xV100-32GB", "V100-32GB:8"), ("8xA800-80GB", "A800:8"),
+        ("8xH100", "H100:8"), ("8xH100-PCIe", "H100:8"), ("8xH100-NVL", "H100-NVL:8"), ("1x4090", "RTX4090:1"), ("8xMI300X", "MI300X:8"), ("8xgpu-48GB", "48GB:8"), ("4xcpu", None),
+        ("8xTPU-v5e", "tpu-v5litepod-8"), ("8xTPU-v6e", "tpu-v6e-8"), ("4xTPU-v4", "tpu-v4-8"), ("4xtpu-v5p", "tpu-v5p-8"),
+    ],
+)  # fmt: skip
+def test_skypilot_gets_its_own_names_of_devices(home, monkeypatch, ours, theirs):
+    monkeypatch.chdir(home)
+    options = ["--with", "skypilot", "--cluster", ours, "--setup", "true"]
+    task = yaml.safe_load(printed(home, *options, recipe="recipe.yaml"))
+    assert task["resources"].get("accelerators") == theirs
+    assert ("SkyPilot has no H100-PCIe: H100 is asked for" in said_by(home, *options, recipe="recipe.yaml")) is ("PCIe" in ours)
+
+
+def test_what_is_sent_to_the_machines_holds_the_recipe_and_luban(home, monkeypatch):
+    monkeypatch.chdir(home)
+    sky = ["--with", "skypilot", "--cluster", "8xH100"]
+    for options in ([*sky, "--setup", "true"], ["--with", "ray", "--cluster", "8xH100", "--upload", "true"]):
+        for recipe in (str(home / "recipe.yaml"), f"../{home.name}/recipe.yaml"):
+            with pytest.raises(ConfigError, match="recipe.yaml will not be on the machines"):
+                said_by(home, *options, recipe=recipe)
+    assert said_by(home, *sky, "--setup", "true", "--storage", f"{{{home}: s3://mine}}") == ""  # the bucket has it
+    assert said_by(home, "--with", "ray", "--cluster", "8xH100") == ""  # they see it under the same name
+    with pytest.raises(ConfigError, match="nothing installs Luban on the new machines"):
+        said_by(home, *sky, recipe="recipe.yaml")
+    with pytest.raises(ConfigError, match="SkyPilot must know which GPUs"):
+        said_by(home, "--with", "skypilot", "--cluster", "8xgpu", "--setup", "true", recipe="recipe.yaml")
+    (home / "sent").mkdir()
+    (home / "sent" / "pyproject.toml").touch()
+    shutil.copy(home / "recipe.yaml", home / "sent" / "recipe.yaml")
+    monkeypatch.chdir(home / "sent")
+    assert yaml.safe_load(printed(home, *sky, recipe="recipe.yaml"))["setup"] == "pip install ."
+
+
+def test_pods_that_may_not_find_the_recipe_are_told_of(home, monkeypatch):
+    monkeypatch.chdir(home)
+    pods = ["--with", "kubernetes", "--cluster", "8xH100", "--image", "x"]
+    assert f"{home / 'recipe.yaml'} is not below /work" in said_by(home, *pods, "--claim", "mine")
+    assert said_by(home, *pods, "--claim", "mine", recipe="recipe.yaml") == said_by(home, *pods, "--claim", "mine", "--folder", str(home)) == ""
+    assert "what the run writes goes with them" in said_by(home, *pods, recipe="recipe.yaml")
+
+
+def test_slurm_gives_a_task_the_cores_of_its_ranks(home):
+    slurm = ["--with", "slurm", "--cluster", "16xH100", "--nodes", "2"]
+    assert "the 8 ranks of a machine share as many cores" in said_by(home, *slurm)
+    assert said_by(home, *slurm, "--options=--cpus-per-gpu=8") == said_by(home, *slurm, "--cores-per-process", "12") == ""
+    script = printed(home, *slurm, "--cores-per-process", "12")
+    assert "#SBATCH --cpus-per-task=96\n" in script
+    for cores in ("96", ""):
+        heard = re.sub(r"^srun .*$", 'srun "${SRUN_CPUS_PER_TASK-none}"', script, flags=re.MULTILINE)
+        assert words_of(heard, "srun", SLURM_JOB_ID="31415", SLURM_CPUS_PER_TASK=cores) == [cores or "none"]
 
 
 def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypatch, tmp_path):
@@ -155,6 +211,8 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
         (["--with", "kubernetes", "--cluster", "8xH100"], "image: a value is required"),
         (["--with", "mpi", "--cluster", "8xH100", "--nodes", "2"], "2 machines and 0 hosts"),
         (["--cluster", "2xcpu", "base.lenght=3"], "unknown"),
+        (["--cluster", "2xcpu", "--rendezvous", "nonsense"], "'nonsense' is no HOST:PORT"),
+        (["--cluster", "2xcpu", "--rendezvous", "a:70000"], "is no HOST:PORT"),
         (["--cluster", "16xbanana"], "no device is called 'banana'"),
         (["--with", "slurm", "--cluster", "8xA100-81GB"], "did you mean A100-80GB"),
         (["--cluster", "2xcpu", "--until", "nosuch"], "--until: there is no stage called 'nosuch'"),

@@ -82,7 +82,7 @@ class SkypilotConfig(LauncherConfig):
     managed: bool = field(True, "Let SkyPilot watch the job and start it again where machines are lost (sky jobs launch); else sky launch.", role="machine")
     storage: dict[str, str] = field({}, "Buckets to mount, folder: address, such as /data: s3://my-bucket; the run's folder must lie in one to outlive its machine.", role="machine")
     pass_environment: list[str] = field([], "Names of environment variables that the ranks get from here; their values are never printed or written.", role="machine")
-    setup: list[str] = field(["pip install luban"], "Lines of shell that prepare a new machine.", role="machine")
+    setup: list[str] = field(["pip install ."], "Lines of shell that prepare a new machine, in the folder that was sent there; the default installs Luban's code from it.", role="machine")
 
 
 LAUNCHERS: dict[str, type[LauncherConfig]] = {
