@@ -92,7 +92,8 @@ def _config(chosen: str | None, settings: Path | None, given: dict[str, tuple[st
     for field in plain:
         owners = _owners(field)
         if owners and name not in owners:
-            raise ConfigError("{where}: {name} has no such option", "it is one of {owners}", "leave it out, or choose --with {owner}", where=source.at(field), name=name, owners=", ".join(owners), owner=owners[0])
+            values = {"where": source.at(field), "name": name, "owners": ", ".join(owners), "owner": owners[0]}
+            raise ConfigError("{where}: {name} has no such option", "it is one of {owners}", "leave it out, or choose --with {owner}", **values)
     return name, build(LAUNCHERS[name], plain, source)
 
 

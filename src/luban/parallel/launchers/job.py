@@ -65,7 +65,8 @@ class Job:
     def refuse_elsewhere(self, *folders: str) -> None:
         """ConfigError where machines that get a copy of the working folder would not find the recipe."""
         if not self.recipe_is_in(*folders):
-            raise ConfigError("{path} will not be on the machines", "they get {folder}, under a name of their own", "put the recipe into that folder, and give its path from there", path=self.arguments[0], folder=self.folder)
+            fix = "put the recipe into that folder, and give its path from there"
+            raise ConfigError("{path} will not be on the machines", "they get {folder}, under a name of their own", fix, path=self.arguments[0], folder=self.folder)
 
     @property
     def label(self) -> str:

@@ -21,7 +21,8 @@ def launching(job: Job, config: SkypilotConfig) -> Launching:
     file = job.written / "skypilot.yaml"
     job.refuse_elsewhere(*config.storage)
     if "setup" not in config.model_fields_set and not (job.folder / "pyproject.toml").exists():
-        raise ConfigError("nothing installs Luban on the new machines", "`pip install .` in {folder} needs a pyproject.toml", "start in a folder that has Luban's code, or say how: --setup 'pip install ./luban.whl'", folder=job.folder)
+        fix = "start in a folder that has Luban's code, or say how: --setup 'pip install ./luban.whl'"
+        raise ConfigError("nothing installs Luban on the new machines", "`pip install .` in {folder} needs a pyproject.toml", fix, folder=job.folder)
     command = agent(job, interpreter(config, "python"), config.restarts, Shell('"$first:29500"'), Shell('"$SKYPILOT_TASK_ID"'))
     resources: dict[str, Any] = {"accelerators": accelerators(job.devices, job.devices.count // job.nodes), "infra": config.infra, "use_spot": config.spot}
     if config.managed:
