@@ -63,11 +63,16 @@ def waits(run):
 """
 
 
-def printed(home: Path, *arguments: str) -> str:
+def printed(home: Path, *arguments: str, recipe: str = "") -> str:
     """What --dry-run says."""
-    found = CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"])
+    found = CliRunner().invoke(command, [recipe or str(home / "recipe.yaml"), *arguments, "--dry-run"])
     assert found.exit_code == 0, found.exception or found.output
-    return found.output
+    return found.stdout
+
+
+def said_by(home: Path, *arguments: str, recipe: str = "") -> str:
+    """What --dry-run says beside it."""
+    return CliRunner().invoke(command, [recipe or str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False).stderr
 
 
 def written(home: Path, *arguments: str) -> dict:
@@ -119,14 +124,70 @@ def test_kubernetes_manifest_fits_the_schema_of_its_resource(home, operator, kin
         assert {name: replica["replicas"] for name, replica in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1, "Worker": 1}
 
 
-def test_skypilot_task(home):
-    options = ["--with", "skypilot", "--cluster", "16xA100-80GB", "--nodes", "2", "--infra", "aws", "--spot", "true", "--python", "luban_python", "--pass-environment", "WANDB_API_KEY"]
-    text = printed(home, ODD, *options)
+def test_skypilot_task(home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ["--with", "skypilot", "--cluster", "16xA100-80GB", "--nodes", "2", "--infra", "aws", "--spot", "true", "--python", "luban_python", "--pass-environment", "WANDB_API_KEY", "--setup", "true"]
+    text = printed(home, ODD, *options, recipe="recipe.yaml")
     task = yaml.safe_load(text)
     assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "A100-80GB:8" and task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     words = words_of(task["run"], "luban_python", SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2", SKYPILOT_TASK_ID="t-1")
-    assert words[words.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500" and words[-4:] == ["luban", "run", str(home / "recipe.yaml"), ODD]
+    assert words[words.index("--rdzv-endpoint") + 1] == "10.0.0.1:29500" and words[-4:] == ["luban", "run", "recipe.yaml", ODD]
     assert text.splitlines()[-1].startswith("# sky jobs launch --name tiny --secret WANDB_API_KEY ")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),  # as `sky show-gpus -a` lists them; of TPUs v4 and v5p have two cores a chip, and are named by cores (https://cloud.google.com/tpu/docs/v5p: 2x2x1, 4 chips, is v5p-8)
+    [
+        ("8xA100-40GB", "A100:8"), ("8xA100-80GB", "A100-80GB:8"), ("8xA100", "A100-80GB:8"), ("8xV100-16GB", "V100:8"), ("8xV100-32GB", "V100-32GB:8"), ("8xA800-80GB", "A800:8"),
+        ("8xH100", "H100:8"), ("8xH100-PCIe", "H100:8"), ("8xH100-NVL", "H100-NVL:8"), ("1x4090", "RTX4090:1"), ("8xMI300X", "MI300X:8"), ("8xgpu-48GB", "48GB:8"), ("4xcpu", None),
+        ("8xTPU-v5e", "tpu-v5litepod-8"), ("8xTPU-v6e", "tpu-v6e-8"), ("4xTPU-v4", "tpu-v4-8"), ("4xtpu-v5p", "tpu-v5p-8"),
+    ],
+)  # fmt: skip
+def test_skypilot_gets_its_own_names_of_devices(home, monkeypatch, ours, theirs):
+    monkeypatch.chdir(home)
+    options = ["--with", "skypilot", "--cluster", ours, "--setup", "true"]
+    task = yaml.safe_load(printed(home, *options, recipe="recipe.yaml"))
+    assert task["resources"].get("accelerators") == theirs
+    assert ("SkyPilot has no H100-PCIe: H100 is asked for" in said_by(home, *options, recipe="recipe.yaml")) is ("PCIe" in ours)
+
+
+def test_what_is_sent_to_the_machines_holds_the_recipe_and_luban(home, monkeypatch):
+    monkeypatch.chdir(home)
+    sky = ["--with", "skypilot", "--cluster", "8xH100"]
+    for options in ([*sky, "--setup", "true"], ["--with", "ray", "--cluster", "8xH100", "--upload", "true"]):
+        for recipe in (str(home / "recipe.yaml"), f"../{home.name}/recipe.yaml"):
+            with pytest.raises(ConfigError, match="recipe.yaml will not be on the machines"):
+                said_by(home, *options, recipe=recipe)
+    assert said_by(home, *sky, "--setup", "true", "--storage", f"{{{home}: s3://mine}}") == ""  # the bucket has it
+    assert said_by(home, "--with", "ray", "--cluster", "8xH100") == ""  # they see it under the same name
+    with pytest.raises(ConfigError, match="nothing installs Luban on the new machines"):
+        said_by(home, *sky, recipe="recipe.yaml")
+    with pytest.raises(ConfigError, match="SkyPilot must know which GPUs"):
+        said_by(home, "--with", "skypilot", "--cluster", "8xgpu", "--setup", "true", recipe="recipe.yaml")
+    (home / "sent").mkdir()
+    (home / "sent" / "pyproject.toml").touch()
+    shutil.copy(home / "recipe.yaml", home / "sent" / "recipe.yaml")
+    monkeypatch.chdir(home / "sent")
+    assert yaml.safe_load(printed(home, *sky, recipe="recipe.yaml"))["setup"] == "pip install ."
+
+
+def test_pods_that_may_not_find_the_recipe_are_told_of(home, monkeypatch):
+    monkeypatch.chdir(home)
+    pods = ["--with", "kubernetes", "--cluster", "8xH100", "--image", "x"]
+    assert f"{home / 'recipe.yaml'} is not below /work" in said_by(home, *pods, "--claim", "mine")
+    assert said_by(home, *pods, "--claim", "mine", recipe="recipe.yaml") == said_by(home, *pods, "--claim", "mine", "--folder", str(home)) == ""
+    assert "what the run writes goes with them" in said_by(home, *pods, recipe="recipe.yaml")
+
+
+def test_slurm_gives_a_task_the_cores_of_its_ranks(home):
+    slurm = ["--with", "slurm", "--cluster", "16xH100", "--nodes", "2"]
+    assert "the 8 ranks of a machine share as many cores" in said_by(home, *slurm)
+    assert said_by(home, *slurm, "--options=--cpus-per-gpu=8") == said_by(home, *slurm, "--cores-per-process", "12") == ""
+    script = printed(home, *slurm, "--cores-per-process", "12")
+    assert "#SBATCH --cpus-per-task=96\n" in script
+    for cores in ("96", ""):
+        heard = re.sub(r"^srun .*$", 'srun "${SRUN_CPUS_PER_TASK-none}"', script, flags=re.MULTILINE)
+        assert words_of(heard, "srun", SLURM_JOB_ID="31415", SLURM_CPUS_PER_TASK=cores) == [cores or "none"]
 
 
 def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypatch, tmp_path):
@@ -145,10 +206,16 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
         (["--cluster", "8xH100", "--nodes", "3", "--rendezvous", "a:1"], "8 devices on 3 machines"),
         (["--cluster", "8 H100"], "no number of devices"),
         (["--cluster", "8xH100", "--nodes", "2"], "must know where to meet"),
-        (["--cluster", "8xH100", "--image", "x"], "image: unknown key"),
+        (["--cluster", "8xH100", "--image", "x"], "image: torchrun has no such option\nwhy: it is one of kubernetes"),
         (["--with", "kubernetes", "--cluster", "8xH100"], "image: a value is required"),
         (["--with", "mpi", "--cluster", "8xH100", "--nodes", "2"], "2 machines and 0 hosts"),
         (["--cluster", "2xcpu", "base.lenght=3"], "unknown"),
+        (["--cluster", "2xcpu", "--rendezvous", "nonsense"], "'nonsense' is no HOST:PORT"),
+        (["--cluster", "2xcpu", "--rendezvous", "a:70000"], "is no HOST:PORT"),
+        (["--cluster", "16xbanana"], "no device is called 'banana'"),
+        (["--with", "slurm", "--cluster", "8xA100-81GB"], "did you mean A100-80GB"),
+        (["--cluster", "2xcpu", "--until", "nosuch"], "--until: there is no stage called 'nosuch'"),
+        (["--with", "slurm", "--cluster", "this"], "cluster: auto means this machine"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(home, arguments, said):
@@ -156,10 +223,70 @@ def test_what_cannot_be_launched_is_refused(home, arguments, said):
         CliRunner().invoke(command, [str(home / "recipe.yaml"), *arguments, "--dry-run"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("with: [slurm]\n", r"settings.yaml:1: with: there is no launcher called \['slurm'\]"),
+        ("nodes: 2\nwith: slrum\n", "settings.yaml:2: with: there is no launcher called 'slrum'"),
+        ("- with\n- slurm\n", "settings.yaml: settings are a mapping of options to values"),
+        ("", "settings are a mapping of options to values\nwhy: the file is empty"),
+        ("with: slurm\nimage: x\n", "settings.yaml:2: image: slurm has no such option"),
+        ("nodes: [\n", "settings.yaml:2: not valid YAML"),
+        ("1: 2\n", "settings.yaml:1: 1"),
+        (None, "--settings: there is no file"),
+    ],
+)
+def test_settings_that_are_none_are_refused_as_settings(home, tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as refused:
+        said_by(home, "--settings", str(tmp_path / "settings.yaml"))
+    assert "luban new" not in str(refused.value)
+
+
+def test_help_of_an_option_that_several_launchers_have_tells_each():
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=100000).output.split())
+    assert "slurm: Memory of each machine as Slurm writes it, such as 200G. [default: empty] kubernetes: Memory of a pod as Kubernetes writes it, such as 200Gi." in text
+    assert "slurm: More options of sbatch, each as on its command line. [default: []] mpi: More options of mpirun" in text
+
+
 @pytest.mark.parametrize(("text", "count", "kind", "gigabytes"), [("8xA100-80GB", 8, "A100-80GB", 80), ("64xH100", 64, "H100", 0), ("1xRTX4090", 1, "RTX4090", 0), ("2xcpu-24GB", 2, "cpu-24GB", 24)])
 def test_devices(text, count, kind, gigabytes):
     found = Devices.parse(text)
     assert (found.count, found.kind, found.gigabytes, found.processors) == (count, kind, gigabytes, kind.startswith("cpu"))
+
+
+def test_what_the_recipe_is_made_for_is_what_is_launched(home, monkeypatch):
+    """Where nothing else is said, as luban plan has it."""
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(1, "cpu"))
+    made_for = ["cluster=16xa100-80gb"]
+    assert "#SBATCH --gpus-per-node=8\n" in printed(home, *made_for, "--with", "slurm", "--nodes", "2")
+    assert "cluster: 16xa100-80gb, which the recipe is made for" in said_by(home, *made_for, "--with", "slurm", "--nodes", "2")
+    said = said_by(home, *made_for, "--with", "slurm")
+    assert "16xA100-80GB on one machine, where 8 are usual: for several machines say --nodes 2" in said
+    assert "--nproc-per-node 3 " in printed(home, *made_for, "--cluster", "3xcpu") and "made for" not in said_by(home, *made_for, "--cluster", "3xcpu")
+    assert "--nproc-per-node 1 " in printed(home, "cluster=this") and "--nproc-per-node 1 " in printed(home, *made_for, "--cluster", "this")
+
+
+def test_the_names_of_devices_are_the_planners(home):
+    assert "--accelerators 8 " in printed(home, "--with", "ray", "--cluster", "8xgpu-48GB")  # or none of them
+    assert "TPU-v5e: training does not look for such devices" in said_by(home, "--with", "ray", "--cluster", "8xTPU-v5e")
+
+
+def test_ranks_are_not_started_on_a_machine_without_their_devices(home, monkeypatch):
+    """Nothing is: execvp would end this test."""
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(1, "cpu"))
+    refused = [([], "8 A100-80GB on each machine, and this one has no GPU"), (["--with", "mpi"], "no GPU"), (["--nodes", "2", "--rendezvous", "a:1"], "4 A100-80GB on each machine")]
+    for options, said in refused:
+        with pytest.raises(ConfigError, match=said) as error:
+            CliRunner().invoke(command, [str(home / "recipe.yaml"), "--cluster", "8xA100-80GB", *options], catch_exceptions=False)
+        assert "--cluster 8xcpu" in str(error.value)
+        assert said in said_by(home, "--cluster", "8xA100-80GB", *options)
+    monkeypatch.setattr("luban.cli.launch._devices", lambda: Devices(2, "NVIDIA-L4"))
+    with pytest.raises(ConfigError, match="4 L4 on each machine, and this one has 2"):
+        CliRunner().invoke(command, [str(home / "recipe.yaml"), "cluster=4xL4"], catch_exceptions=False)
+    assert "each machine" not in said_by(home, "--cluster", "2xL4") + said_by(home, "--cluster", "4xcpu")
+    assert "each machine" not in said_by(home, "--with", "mpi", "--cluster", "8xL4", "--hosts", "a")  # they start there
 
 
 def test_ray_job_is_started_with_what_it_reads(home):

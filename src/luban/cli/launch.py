@@ -33,24 +33,35 @@ def _fields() -> dict[str, Any]:
     return found
 
 
+def _owners(name: str) -> list[str]:
+    """The launchers that have a field."""
+    return [launcher for launcher, cls in LAUNCHERS.items() if name in cls.model_fields]
+
+
 def _options() -> list[click.Option]:
     made = []
     for name, info in _fields().items():
-        option = make_option(name, info)
-        owners = [launcher for launcher, cls in LAUNCHERS.items() if name in cls.model_fields]
-        option.help = (option.help or "") if len(owners) == len(LAUNCHERS) else f"{', '.join(owners)}: {option.help}"
+        option, said = make_option(name, info), {}
+        for launcher in _owners(name):
+            said.setdefault(make_option(name, LAUNCHERS[launcher].model_fields[name]).help, []).append(launcher)
+        option.help = " ".join(text if len(owners) == len(LAUNCHERS) else f"{', '.join(owners)}: {text}" for text, owners in said.items())
         made.append(option)
     return made
 
 
 def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings: Path | None, out: Path | None, until: str | None, dry_run: bool, **given: tuple[str, ...]) -> None:
     from luban.parallel.launchers.job import make_job
-    from luban.pipeline.recipe import read_recipe
+    from luban.pipeline.recipe import check_until, read_recipe
 
     name, config = _config(chosen, settings, given)
     made = read_recipe(recipe, list(overrides), out)
+    check_until(made, until)
+    config = _with_cluster(config, made.cluster, name)
     arguments = (str(recipe), *overrides, *(("--out", str(out)) if out else ()), *(("--until", until) if until else ()))
-    job = make_job(config, made.name, arguments, Path.cwd(), made.out.resolve() / ".launch", _devices() if name in ("torchrun", "mpi") else None)
+    here = _devices() if name in ("torchrun", "mpi") else None
+    job = make_job(config, made.name, arguments, Path.cwd(), made.out.resolve() / ".launch", here)
+    if here and not getattr(config, "hosts", []):
+        _refuse_missing(job, here, dry_run)
     launching = importlib.import_module(f"luban.parallel.launchers.{name}").launching(job, config)
     if dry_run:
         for file, text in launching.files.items():
@@ -68,17 +79,77 @@ def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings
 
 def _config(chosen: str | None, settings: Path | None, given: dict[str, tuple[str, ...]]) -> tuple[str, Any]:
     """The launcher's name and config, from the settings file and, before it, the options."""
-    from luban.foundation.yaml_files import read_yaml
-
-    plain, lines = read_yaml(settings) if settings else ({}, {})
-    name = chosen or plain.pop("with", "torchrun")
-    if settings and chosen and plain.pop("with", chosen) != chosen:
-        raise ConfigError("{file} is for another launcher than --with {name}", "", "leave --with out, or take other settings", file=settings, name=chosen)
-    if name not in LAUNCHERS:
-        raise ConfigError("with: there is no launcher called {name!r}", "", "one of: {known}", name=name, known=", ".join(LAUNCHERS))
+    plain, lines = _read_settings(settings) if settings else ({}, {})
+    source = Source(str(settings) if settings else "", lines)
+    written = plain.pop("with", chosen or "torchrun")
+    if not isinstance(written, str) or written not in LAUNCHERS:
+        raise ConfigError("{where}: there is no launcher called {name!r}", "", "one of: {known}", where=source.at("with"), name=written, known=", ".join(LAUNCHERS))
+    name = chosen or written
+    if written != name:
+        raise ConfigError("{file} is for another launcher than --with {name}", "", "leave --with out, or take other settings", file=settings, name=name)
     known = _fields()
     plain |= {field: value_of(field, known[field], texts) for field, texts in given.items() if texts}
-    return name, build(LAUNCHERS[name], plain, Source(str(settings) if settings else "", lines))
+    for field in plain:
+        owners = _owners(field)
+        if owners and name not in owners:
+            values = {"where": source.at(field), "name": name, "owners": ", ".join(owners), "owner": owners[0]}
+            raise ConfigError("{where}: {name} has no such option", "it is one of {owners}", "leave it out, or choose --with {owner}", **values)
+    return name, build(LAUNCHERS[name], plain, source)
+
+
+def _read_settings(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    from luban.foundation.yaml_files import read_yaml
+
+    form = "write options of luban launch by name, one a line, such as with: slurm and nodes: 2"
+    if not file.is_file():
+        raise ConfigError("--settings: there is no file {file}", "", form, file=file)
+    try:
+        return read_yaml(file)
+    except ConfigError as error:
+        if not error.fix.startswith("luban new"):
+            raise
+        raise ConfigError("{file}: settings are a mapping of options to values", error.why, form, file=file) from None  # and no recipe
+
+
+def _with_cluster(config: Any, made_for: str, name: str) -> Any:
+    """The config with its devices called as the planner's table calls them: those that were given, else what the recipe is made for."""
+    from luban.foundation.console import say, warn
+    from luban.parallel.launchers.job import Devices
+    from luban.planning.devices import cluster
+
+    text = config.cluster
+    if made_for and "cluster" not in config.model_fields_set:
+        text = made_for
+        say("cluster: {cluster}, which the recipe is made for; --cluster says otherwise", cluster=text)
+    if text in ("auto", "this"):
+        return config.updated(cluster="auto")
+    asked = Devices.parse(text if text[:1].isdigit() else f"1x{text}")
+    if asked.name.lower() == "gpu":
+        return config.updated(cluster=f"{asked.count}x{asked.kind}")
+    known = cluster(f"{asked.count}x{asked.kind}")
+    if known.device.kind in ("npu", "tpu"):
+        warn("{device}: training does not look for such devices, and its ranks compute on the processors beside them", device=known.device.name)
+    usual = max(8, known.device.node)
+    if "nodes" not in config.model_fields_set and known.device.kind != "cpu" and known.count > usual and name not in ("torchrun", "mpi"):
+        warn("{cluster} on one machine, where {usual} are usual: for several machines say --nodes {nodes}", cluster=known.text, usual=usual, nodes=-(-known.count // usual))
+    return config.updated(cluster=known.text)
+
+
+def _refuse_missing(job: Any, here: Any, dry_run: bool) -> None:
+    """Of ranks that start here each needs a device here: else they would train on the processor, or share what there is. ConfigError; where nothing is started a line."""
+    from luban.foundation.console import warn
+
+    count = 0 if here.processors else here.count
+    if job.devices.processors or job.devices.count // job.nodes <= count:
+        return
+    missing = ConfigError(
+        "cluster: {each} {kind} on each machine, and this one has {here}" if count else "cluster: {each} {kind} on each machine, and this one has no GPU",
+        "the ranks would start here", "--cluster {ranks}xcpu for as many on the processor, --cluster auto for what is here, or --with what reaches the cluster",
+        each=job.devices.count // job.nodes, kind=job.devices.kind, here=here.count, ranks=job.processes_per_node * job.nodes,
+    )  # fmt: skip
+    if not dry_run:
+        raise missing
+    warn(missing.what, **missing.values)
 
 
 def _devices() -> Any:

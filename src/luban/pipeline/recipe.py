@@ -32,7 +32,7 @@ class RecipeConfig(Config):
     seed: int = config_field(1, "Seed of everything random in the run.")
     out: str = config_field("runs/{name}", "Folder of the run; a relative one starts at the recipe's folder.", role="machine")
     values: dict[str, Any] = config_field({}, "What is named once and written `$name` in stages: the paths and sizes that are changed first.")
-    cluster: str = config_field("", "What it is made for, such as 8xA100-80GB: what `luban plan` and `luban check --rehearse` take where nothing else is said.", role="machine")
+    cluster: str = config_field("", "What it is made for, such as 8xA100-80GB: what `luban plan`, `luban launch` and `luban check --rehearse` take where nothing else is said.", role="machine")
     tune: TuneConfig | None = config_field(None, "How `luban tune` searches for the values that the stages leave open; a run does not look at it.", role="machine")
     stages: dict[str, Any] = config_field(..., "Named stages, in the order they run; each has a `kind`.", min_length=1)
 
@@ -133,6 +133,13 @@ def make_recipe(plain: dict[str, Any], folder: Path, default_name: str, source: 
         raise ConfigError("{where}: a {kind} stage must be the last one, and there can be only one", where=source.at(f"stages.{terminal[0]}"), kind=stages[terminal[0]].kind.name)
     where = out if out is not None else folder / Path(head.out.replace("{name}", name)).expanduser()
     return Recipe(name, head.seed, folder, where, stages, plain, source.file, head.cluster)
+
+
+def check_until(recipe: Recipe, until: str | None) -> None:
+    """ConfigError where the stage to stop after is none of the recipe's."""
+    if until is not None and until not in recipe.stages:
+        guess = nearest(until, recipe.stages)
+        raise ConfigError("--until: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", name=until, guess=guess, known=", ".join(recipe.stages))
 
 
 def _override(plain: dict[str, Any], text: str) -> None:

@@ -38,13 +38,13 @@ from luban.foundation.console import heading, say, seconds_text
 from luban.foundation.custom import is_custom
 from luban.foundation.durations import Duration
 from luban.foundation.environment import launch
-from luban.foundation.errors import ConfigError, DataError, nearest
+from luban.foundation.errors import ConfigError, DataError
 from luban.foundation.hardware import machine, peak_bytes
 from luban.foundation.messages import t
 from luban.foundation.paths import named_files, without_part
 from luban.pipeline.card import print_summary, write_card
 from luban.pipeline.inventory import ASIDE
-from luban.pipeline.recipe import Recipe, Stage
+from luban.pipeline.recipe import Recipe, Stage, check_until
 from luban.planning.resolve import resolve
 
 MARK, MADE_OF = ".stage", ".stage.json"  # in an unfinished stage: its fingerprint, and what that is of
@@ -73,9 +73,7 @@ def run_recipe(recipe: Recipe, *, wait: bool = False, until: str | None = None, 
     if (ranks := _ranks()) is not None and not ranks.leads:
         return _follow(recipe, ranks)
 
-    if until is not None and until not in recipe.stages:
-        guess = nearest(until, recipe.stages)
-        raise ConfigError("--until: there is no stage called {name!r}", "", "did you mean {guess}?" if guess else "stages: {known}", name=until, guess=guess, known=", ".join(recipe.stages))
+    check_until(recipe, until)
     begun = time.monotonic()
     artifacts: dict[str, Artifact] = {}
     terminal: Stage | None = None

@@ -11,7 +11,7 @@ from luban.foundation.durations import TimeSpan
 class LauncherConfig(Config):
     """What every launcher is told."""
 
-    cluster: str = field("auto", "Devices in all, such as 16xA100-80GB or 4xcpu; auto takes those of this machine, where that is what runs.", role="machine")
+    cluster: str = field("auto", "Devices in all, such as 16xA100-80GB or 4xcpu, and 16xgpu or 16xgpu-48GB for what the table of devices has not; auto, or this, takes those of this machine, where that is what runs. Left out, it is what the recipe is made for.", role="machine")
     nodes: int = field(1, "Machines that the devices are on, each with as many.", role="machine", ge=1)
     processes_per_node: Auto | int = field("auto", "Ranks on each machine; auto starts one a device.", role="machine")
     python: str = field("auto", "The Python that runs Luban there; auto takes this one, and python in containers.", role="machine")
@@ -82,7 +82,7 @@ class SkypilotConfig(LauncherConfig):
     managed: bool = field(True, "Let SkyPilot watch the job and start it again where machines are lost (sky jobs launch); else sky launch.", role="machine")
     storage: dict[str, str] = field({}, "Buckets to mount, folder: address, such as /data: s3://my-bucket; the run's folder must lie in one to outlive its machine.", role="machine")
     pass_environment: list[str] = field([], "Names of environment variables that the ranks get from here; their values are never printed or written.", role="machine")
-    setup: list[str] = field(["pip install luban"], "Lines of shell that prepare a new machine.", role="machine")
+    setup: list[str] = field(["pip install ."], "Lines of shell that prepare a new machine, in the folder that was sent there; the default installs Luban's code from it.", role="machine")
 
 
 LAUNCHERS: dict[str, type[LauncherConfig]] = {

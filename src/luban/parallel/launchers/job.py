@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -55,6 +56,17 @@ class Job:
     devices: Devices
     nodes: int
     processes_per_node: int
+
+    def recipe_is_in(self, *folders: str) -> bool:
+        """Whether the recipe's path, as it was typed, stays below the working folder or leads into one of ``folders`` of the machines."""
+        path = PurePosixPath(posixpath.normpath(self.arguments[0]))
+        return any(path.is_relative_to(folder) for folder in folders) if path.is_absolute() else path.parts[:1] != ("..",)
+
+    def refuse_elsewhere(self, *folders: str) -> None:
+        """ConfigError where machines that get a copy of the working folder would not find the recipe."""
+        if not self.recipe_is_in(*folders):
+            fix = "put the recipe into that folder, and give its path from there"
+            raise ConfigError("{path} will not be on the machines", "they get {folder}, under a name of their own", fix, path=self.arguments[0], folder=self.folder)
 
     @property
     def label(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from luban.foundation.console import warn
 from luban.foundation.errors import Interrupted
 from luban.parallel.launchers.config import KubernetesConfig
 from luban.parallel.launchers.job import Job, Launching, agent, interpreter, yaml_text
@@ -18,6 +19,10 @@ RANKS = "ranks"  # the group of pods in a JobSet
 
 def launching(job: Job, config: KubernetesConfig) -> Launching:
     file = job.written / "kubernetes.yaml"
+    if not job.recipe_is_in(config.folder):
+        warn("{path} is not below {folder}, where the pods work: they find it only if their image has it", path=job.arguments[0], folder=config.folder)
+    if not config.claim:
+        warn("without --claim the pods have what their image has, and what the run writes goes with them")
     manifest = {"jobset": jobset, "pytorchjob": pytorchjob}[config.operator](job, config)
     return Launching(["kubectl", "apply", "-f", str(file)], "kubectl", {file: yaml_text(manifest)})
 

@@ -7,6 +7,8 @@ from luban.parallel.launchers.job import Job, Launching, interpreter
 
 
 def launching(job: Job, config: RayConfig) -> Launching:
+    if config.upload:
+        job.refuse_elsewhere()
     accelerators = 0 if job.devices.processors else job.processes_per_node
     sizes = ["--nodes", str(job.nodes), "--processes-per-node", str(job.processes_per_node), "--accelerators", str(accelerators), "--restarts", str(config.restarts)]
     folder = ["--working-dir", str(job.folder)] if config.upload else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from luban.foundation.console import warn
 from luban.foundation.errors import ConfigError, Interrupted
 from luban.parallel.launchers.config import SlurmConfig
 from luban.parallel.launchers.job import Job, Launching, Shell, agent, interpreter, joined
@@ -12,7 +13,8 @@ SCRIPT = """\
 #!/bin/bash
 {options}
 cd {folder} || exit 1
-{setup}port=$((20000 + SLURM_JOB_ID % 10000))  # this script runs on the first machine of the job: there they meet
+{setup}if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi  # since Slurm 22.05 srun does not take it over itself
+port=$((20000 + SLURM_JOB_ID % 10000))  # this script runs on the first machine of the job: there they meet
 srun --kill-on-bad-exit=0 {command}
 status=$?
 if [ "$status" -eq {again} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
@@ -22,6 +24,8 @@ exit "$status"
 
 def launching(job: Job, config: SlurmConfig) -> Launching:
     file = job.written / "slurm.sh"
+    if job.processes_per_node > 1 and not config.cores_per_process and not any(option.startswith(("-c", "--cpus-per-", "--exclusive")) for option in config.options):
+        warn("the {count} ranks of a machine share as many cores as the partition gives a task, which may be one: --cores-per-process 8 says how many each has", count=job.processes_per_node)
     command = agent(job, interpreter(config), config.restarts, Shell('"$(hostname):$port"'), Shell('"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'))
     text = SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in _options(job, config)),
