@@ -22,7 +22,7 @@ from luban.models.quantization_config import QuantizationConfig
 from luban.planning.devices import DEVICES, cluster, like
 from luban.planning.job import Habits, Job, Layout
 from luban.planning.margins import Margin, add, margin_of, read
-from luban.planning.search import advice, devices_needed, disk_bytes, layouts, memory_of, other_needs, refused, search
+from luban.planning.search import advice, check_written, devices_needed, disk_bytes, layouts, memory_of, other_needs, refused, search
 from luban.planning.shadow import Account, Tape
 from luban.planning.speed import speed
 from luban.planning.step import BODIES, Step, share
@@ -222,6 +222,33 @@ def test_the_best_layouts_are_legal_fit_and_are_the_fastest():
     assert best[0].speed.step <= 1.05 * min(brute)
     whole = next(one for one in found if one.layout == Layout(replicas=8))
     assert not whole.fits and whole.memory.total > devices.device.memory  # 16 bytes a parameter are more than 80 GB
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "t5", "bart", "marian", "qwen3_moe"])
+def test_every_family_is_planned(architecture):
+    fields = {"architecture": architecture, "layers": 4, "hidden_size": 256, "heads": 4, "vocabulary_size": 4000, "maximum_positions": 512}
+    shape = build(family_of(architecture).shape, fields).resolved()
+    job = Job(shape, 512, 64, 1, 1e8, precision="bfloat16", device="gpu", source_length=512 if shape.kind == "encoder_decoder" else 0)
+    assert [one for one in search(job, cluster("4xRTX3060"), SURE, wanted=1) if one.fits]
+
+
+def test_a_written_layout_is_the_one_that_is_planned():
+    job = Job(preset("llama-2-7b"), 2048, 32, 1, 1e9, precision="bfloat16", device="gpu", written=(("pipeline", 4), ("tensor", 2), ("schedule", "zero_bubble")))
+    found = search(job, cluster("8xH100"), SURE)
+    assert [one.layout for one in found] == [Layout(tensor=2, pipeline=4, schedule="zero_bubble", stages_per_rank=2)] and found[0].fits
+    check_written(job, cluster("8xH100"))
+    for written, said in (((("tensor", 5),), "layout.tensor: 5 does not fit the model: heads is 32"), ((("tensor", 2), ("pipeline", 3)), "is no layout of 8 processes")):
+        with pytest.raises(ConfigError, match=said) as error:
+            check_written(replace(job, written=written), cluster("8xH100"))
+        assert "the nearest layouts of 8 processes: " in error.value.text()
+    offered = search(replace(job, engine="deepspeed", written=()), cluster("8xH100"), SURE)
+    assert all(one.layout.tensor == one.layout.pipeline == 1 for one in offered if one.fits)
+
+
+def test_the_least_that_does_not_fit_is_said_with_its_settings():
+    job = Job(preset("llama-2-7b"), 2048, 512, 1, 1e9, precision="bfloat16", device="gpu")
+    (one,) = search(job, cluster("RTX4090"), SURE)
+    assert not one.fits and one.job.recompute == "full" and one.memory.total == memory_of(one.job, one.layout).total
 
 
 def test_where_nothing_fits_something_gentle_is_said():

@@ -51,7 +51,9 @@ def _options() -> list[click.Option]:
 
 def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings: Path | None, out: Path | None, until: str | None, dry_run: bool, **given: tuple[str, ...]) -> None:
     from luban.parallel.launchers.job import make_job
+    from luban.pipeline.planner import check_layouts
     from luban.pipeline.recipe import check_until, read_recipe
+    from luban.planning.devices import cluster
 
     name, config = _config(chosen, settings, given)
     made = read_recipe(recipe, list(overrides), out)
@@ -62,6 +64,7 @@ def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings
     job = make_job(config, made.name, arguments, Path.cwd(), made.out.resolve() / ".launch", here)
     if here and not getattr(config, "hosts", []):
         _refuse_missing(job, here, dry_run)
+    check_layouts(made, cluster(f"{job.processes_per_node * job.nodes}xcpu"))
     launching = importlib.import_module(f"luban.parallel.launchers.{name}").launching(job, config)
     if dry_run:
         for file, text in launching.files.items():

@@ -20,14 +20,15 @@ from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.foresight import devices
 from luban.pipeline.implied import READS
-from luban.pipeline.planner import job_of
+from luban.pipeline.planner import job_of, written
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.remembered import PROCESS
 from luban.pipeline.runner import plan
+from luban.planning.devices import Cluster, cluster
 from luban.planning.job import Layout
 from luban.planning.margins import margin_of
 from luban.planning.resolve import resolve_train, train_facts
-from luban.planning.search import memory_of
+from luban.planning.search import check_written, memory_of, search
 from luban.tokenizer.algorithms import automatic_vocabulary_size
 from luban.training.config import OPTIMIZERS
 
@@ -165,9 +166,11 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
     rows = max(1, 2048 // config.sequence_length) if isinstance(config.micro_batch_rows, str) else config.micro_batch_rows
     need, share = _memory(shape, rows, config)
+    if recipe.cluster not in ("", "this", "auto"):
+        yield _on_cluster(stage.name, config, cluster(recipe.cluster))
     yield Tick(
-        need * (1 + share) < memory_bytes,
-        t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, {memory} ±{share:.0%} of memory", stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need), share=share),
+        need * (1 + share) < memory_bytes or bool(recipe.cluster),
+        t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, {memory} ±{share:.0%} of memory in one process here, which has {room}", room=bytes_text(memory_bytes), stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need), share=share),
     )
     tokens = steps * in_step * (config.sequence_length if task else 1)
     yield _closed_form(stage.name, shape, config, tokens)
@@ -179,6 +182,21 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         yield Tick(True, t("{stage}: not probed, for {inputs} is not made yet", stage=stage.name, inputs=", ".join(unmade))) if unmade else _probed(stage.name, config, work)
     if config.objective_name == "instruction":
         yield from _template(recipe, stage)
+
+
+def _on_cluster(name: str, config: Any, there: Cluster) -> Tick:
+    """What a stage takes on the devices that the recipe is made for, with its micro-batch and its layout as far as it says them."""
+    job = replace(job_of(config, config.shape, there), written=written(config.layout))
+    check_written(job, there)
+    margin = margin_of(there.device.kind, there.device.name)
+    try:
+        best = search(job, there, margin, fixed=isinstance(config.micro_batch_rows, int), wanted=1)
+    except LubanError as error:
+        return Tick(True, t("{stage}: not planned for {cluster}: {why}", stage=name, cluster=there.text, why=error.text()))
+    if not best or not best[0].fits:
+        return Tick(False, t("{stage}: nothing that is tried fits on {cluster}; luban plan says what to change", stage=name, cluster=there.text))
+    one = best[0]
+    return Tick(True, t("{stage}: on {cluster} {layout} takes {need} ±{share:.0%} of {room} a device", stage=name, cluster=there.text, layout=one.layout.text(), need=bytes_text(one.memory.total * margin.ratio), share=margin.memory, room=bytes_text(there.device.memory)))
 
 
 def _resolved(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fresh: set[str]) -> tuple[Any, Work]:

@@ -11,7 +11,7 @@ from typing import Any
 from luban.foundation.artifacts import is_artifact, open_artifact
 from luban.foundation.config import Source, build
 from luban.foundation.console import say
-from luban.foundation.errors import ConfigError, DataError, nearest
+from luban.foundation.errors import ConfigError, DataError, LubanError, nearest
 from luban.foundation.messages import t
 from luban.foundation.paths import named_files
 from luban.foundation.yaml_files import apply_override, parse_override
@@ -24,6 +24,7 @@ from luban.planning import dial
 from luban.planning.adapting import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, may_be_own
+from luban.planning.search import check_written
 from luban.planning.step import BODIES
 from luban.training.config import LayoutConfig, TrainConfig
 
@@ -59,6 +60,20 @@ def planned(what: Path, overrides: list[str], cluster: Cluster, shape: str = "")
     return found
 
 
+def check_layouts(recipe: Recipe, there: Cluster) -> None:
+    """ConfigError where a train stage's layout, as the recipe writes it, is none of so many devices; stages whose shape nobody knows yet are passed over."""
+    shapes: dict[str, Any] = {}
+    for stage in recipe.stages.values():
+        if stage.kind.name == "train":
+            facts = _facts(recipe, stage, [])
+            try:
+                shapes[stage.name] = shape = _shape(recipe, stage, shapes, facts, [], "")
+            except LubanError:
+                continue
+            if said := written(stage.config.layout):
+                check_written(replace(job_of(stage.config, shape, there, facts.get("tokens") or 1e9), written=said), there)
+
+
 def made_for(what: Path, overrides: list[str]) -> str:
     """The cluster that a recipe names; empty for one that names none, and for a preset."""
     return read_recipe(what, overrides).cluster if what.exists() else ""
@@ -91,10 +106,10 @@ def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=job.sequence_length, maximum=room)
     if config.engine == "deepspeed":
         assumed.append(t("DeepSpeed's ZeRO as torch's shards, and nothing offloaded"))
-    return Planned(name, replace(job, written=_written(config.layout)), config, assumed)
+    return Planned(name, replace(job, written=written(config.layout)), config, assumed)
 
 
-def _written(asked: LayoutConfig) -> tuple[tuple[str, Any], ...]:
+def written(asked: LayoutConfig) -> tuple[tuple[str, Any], ...]:
     """What a recipe says of its layout, and does not leave open."""
     known = asked.explicit()
     return tuple((name, known[name]) for name in ("pipeline", "replicas", "context", "tensor", "expert", "shard", "schedule", "stages_per_rank") if known.get(name, "auto") != "auto")

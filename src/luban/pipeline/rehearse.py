@@ -89,7 +89,8 @@ def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, cou
     yield Tick(near, t("{stage}: a rank held {peak} at the most ({parts}), in the {moment}; arithmetic says {reckoned}, {apart:+.1%}", stage=name, peak=bytes_text(found["peak_bytes"]), parts=parts, moment=t(found["at"]), reckoned=bytes_text(reckoned), apart=-apart / (1 + apart)))
     margin = margin_of(there.device.kind, there.device.name)
     need = memory_of(job, layout, stage).total * margin.ratio
-    yield Tick(margin.upper(need / margin.ratio) <= there.device.memory, t("{stage}: on {device} {need} ±{share:.0%} of {room}, with its larger parts of logits and its driver", stage=name, device=there.device.name, need=bytes_text(need), share=margin.memory, room=bytes_text(there.device.memory)))
+    said = "{stage}: on {device} {need} ±{share:.0%} of {room}" if there.device.kind == "cpu" else "{stage}: on {device} {need} ±{share:.0%} of {room}, with its larger parts of logits and its driver"
+    yield Tick(margin.upper(need / margin.ratio) <= there.device.memory, t(said, stage=name, device=there.device.name, need=bytes_text(need), share=margin.memory, room=bytes_text(there.device.memory)))
 
 
 def layout_of(asked: Any, shard: str, ranks: int, stages: int = 1) -> Layout:
