@@ -144,7 +144,10 @@ def choose(counted: Counted, cluster: Cluster, margin: Margin, budget: Budget, l
     while few_rows and enough > 1 and isinstance(_choice(few_rows[0], counted, unique, _fewer(cluster, enough), margin, budget, law), Job):
         enough //= 2
     if not every and few_rows:
-        raise ConfigError("no depth of the dial can be shared out over {cluster}", "a step on so little text has fewer rows than there are devices", "name fewer devices, such as --cluster {enough}x{name}, or more text", cluster=cluster.text, enough=enough, name=cluster.device.name)
+        raise ConfigError(
+            "no depth of the dial can be shared out over {cluster}", "a step on so little text has fewer rows than there are devices", "name fewer devices, such as --cluster {enough}x{name}, or more text",
+            cluster=cluster.text, enough=enough, name=cluster.device.name,
+        )  # fmt: skip
     if not every:
         raise ConfigError("no depth of the dial fits on {cluster}", "", "name more devices, or larger ones", cluster=cluster.text)
     best = min(every, key=lambda one: _rank(one, budget, law, unique))
@@ -211,7 +214,10 @@ def show(chosen: Chosen) -> None:
     if beyond := [depth for depth in chosen.too_large if depth > chosen.every[-1].depth]:
         say("depth {depth} and more do not fit there", depth=beyond[0])
     if chosen.few_rows and (near[0] is chosen.every[0] or chosen.few_rows[-1] > near[0].depth):
-        say("depths left out, as their step has fewer rows than there are devices: {depths}; --cluster {enough}x{name} would do for depth {first}", depths=", ".join(map(str, chosen.few_rows)), first=chosen.few_rows[0], enough=chosen.enough, name=chosen.cluster.device.name)
+        say(
+            "depths left out, as their step has fewer rows than there are devices: {depths}; --cluster {enough}x{name} would do for depth {first}",
+            depths=", ".join(map(str, chosen.few_rows)), first=chosen.few_rows[0], enough=chosen.enough, name=chosen.cluster.device.name,
+        )  # fmt: skip
     for line in warnings(chosen):
         warn("{line}", line=line)
 
@@ -228,7 +234,10 @@ def warnings(chosen: Chosen) -> Iterator[str]:
     if chosen.cluster.device.kind not in TRAINS_ON:
         yield t("Luban does not train on {device}: this is arithmetic alone, to compare devices by", device=chosen.cluster.device.name)
     if asked and max(asked / size, size / asked) > FAR:
-        yield t("{asked} parameters were asked for; of the depths {low} to {high} that can be had there the nearest has {size}. For others give the train stage a shape, such as shape: llama-2-70b, or begin with luban new 7b/pretrain", asked=count_text(asked), low=chosen.every[0].depth, high=chosen.every[-1].depth, size=count_text(size))
+        yield t(
+            "{asked} parameters were asked for; of the depths {low} to {high} that can be had there the nearest has {size}. For others give the train stage a shape, such as shape: llama-2-70b, or begin with luban new 7b/pretrain",
+            asked=count_text(asked), low=chosen.every[0].depth, high=chosen.every[-1].depth, size=count_text(size),
+        )  # fmt: skip
     if epochs > MANY_EPOCHS:
         yield t("the data is read {epochs:.1f} times: up to {many} times repeated text is worth about as much as new text, from there on less and less (Muennighoff et al. 2023, arXiv:2305.16264); more text would do more than more time", epochs=epochs, many=MANY_EPOCHS)
     if chosen.spare:

@@ -121,7 +121,8 @@ def allowed(shape: BaseShapeConfig, config: TrainConfig, objective: Objective, c
 
 def _lacks(config: TrainConfig, model: Model, objective: Objective, trial: Trial) -> Iterator[tuple[str, Any, str, str]]:
     parts = trial.parts
-    shared = {"pipeline": parts.pipeline, "tensor": parts.tensor, "context": parts.context, "expert": parts.expert, "shard": trial.shard, "sequence": trial.sequence, "schedule": trial.schedule, "stages_per_rank": trial.stages}
+    shared = {name: getattr(parts, name) for name in ("pipeline", "tensor", "context", "expert")}
+    shared |= {"shard": trial.shard, "sequence": trial.sequence, "schedule": trial.schedule, "stages_per_rank": trial.stages}
     config = config.model_copy(update={"layout": config.layout.model_copy(update=shared)})
     if parts.pipeline > 1:
         yield from _lacking_in_stages(config, model, objective, trial.shard)
@@ -208,7 +209,10 @@ def compare_layouts(shape: BaseShapeConfig, optimizer: str, counts: Sequence[int
     """What came of every layout of ``counts`` ranks, or of those that are chosen, for the tiny form of a shape. Starts as many processes as the largest count; LubanError with what they said where they did not get through."""
     small = tiny_shape(shape)
     chosen = {count: trials(small, count) for count in counts} if chosen is None else chosen
-    plan = {"shape": {name: value for name, value in small.model_dump().items() if value is not None}, "optimizer": optimizer, "ranks": sorted(chosen), "trials": {count: [asdict(trial) for trial in each] for count, each in chosen.items()}}
+    plan = {
+        "shape": {name: value for name, value in small.model_dump().items() if value is not None}, "optimizer": optimizer, "ranks": sorted(chosen),
+        "trials": {count: [asdict(trial) for trial in each] for count, each in chosen.items()},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="luban-layouts-") as folder:
         file, results = Path(folder) / "plan.json", Path(folder) / "found.json"
         file.write_text(json.dumps(plan), encoding="utf-8")
