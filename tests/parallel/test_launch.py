@@ -27,7 +27,7 @@ from luban.foundation.errors import ConfigError
 from luban.parallel import ray_job
 from luban.parallel.launchers.job import Devices
 from luban.training.log import deterministic, read_log
-from luban.training.stragglers import slow_ranks
+from luban.training.stragglers import say_slow, slow_ranks
 
 AGENT = ["-m", "luban.parallel.launchers.agent"]
 ODD = "base.samples.prompts=[\"it's $HOME; `x`\"]"  # an override that a shell would like to change
@@ -332,10 +332,26 @@ def test_a_launchers_environment_is_understood(monkeypatch, name):
         ([0.001, 0.009], [1e9, 1e9], []),  # milliseconds are noise
         ([1.0, 1.0, 1.0], [9e9, 4e9, 9e9], [1]),  # weights are gathered all the time: all need as long
         ([2.0, 1.0, 2.0, 1.0, 1.0], [9e9] * 5, [0, 2]),
+        ([0.009, 0.02], [9e9, 4e9], []),  # a product that was disturbed costs so short a step nothing
+        ([0.2, 0.2], [9e9, 4e9], [1]),
     ],
 )
 def test_who_is_slow(seconds, speeds, slow):
     assert [facts["rank"] for facts in slow_ranks(seconds, speeds)] == slow
+
+
+@pytest.mark.parametrize(
+    ("seconds", "speeds", "words"),
+    [
+        ([0.1, 0.3], [None, None], "rank 1 is slow: 300 ms of its own work a step, where the others need 100 ms and wait for it"),
+        ([0.05, 0.09], [9e9, 4e9], "rank 1 is slow: it computes 44% of what the others do in the same time"),  # 1.8 times as long, and yet too little to be named for
+        ([1.0, 2.54], [9e9, 9e9], "rank 1 is slow: 2.5s of its own work a step, where the others need 1.0s and wait for it"),
+    ],
+)
+def test_a_slow_rank_is_named_for_what_it_was_found_by(seconds, speeds, words, capsys):
+    (facts,) = slow_ranks(seconds, speeds)
+    say_slow(f"rank {facts['rank']}", facts)
+    assert words in " ".join("".join(capsys.readouterr()).split())
 
 
 # ---- real runs -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from luban.foundation.config import build
 from luban.foundation.errors import ConfigError
 from luban.models.families import family_of
 from luban.parallel.legal import Parts, legal_layouts, nearest, refusals
+from luban.pipeline import check_layouts
 from luban.training import layout_parity
+from luban.training.config import TrainConfig
 
 JOURNEYS = [["llama", ["tensor2", "none", "full", "context2,full"]], ["qwen3_moe", ["expert2", "tensor2", "expert2,full", "none"]]]
 
@@ -69,6 +71,44 @@ def test_check_compares_the_layouts_of_a_recipe_and_fails_where_one_is_off(tmp_p
     assert "✗" in lines["tensor: 2"]
     for line in lines.values():  # float64 holds
         assert max(map(float, line.split()[-5:-3])) <= 1e-9
+
+
+ELEMENTS, WHOLE = {"shards: 2, shard: full", "shards: 2, shard: gradients", "shards: 2, shard: states"}, {"one process", "replicas: 2"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "there", "field"),
+    [
+        ("llama", {"optimizer": {"name": "adafactor"}}, {*WHOLE, "pipeline: 2, schedule: 1f1b"}, "optimizer.name"),
+        ("llama", {"regularization": {"average": "exponential"}}, WHOLE, "regularization.average"),
+        ("llama", {"engine": "layerwise"}, {"one process"}, "engine"),
+        ("luban-lstm", {}, WHOLE, "shape.architecture"),
+        ("llama", {}, {*WHOLE, *ELEMENTS, "tensor: 2", "context: 2", "pipeline: 2, schedule: 1f1b"}, None),
+    ],
+)
+def test_layouts_that_training_refuses_are_not_compared(architecture, fields, there, field):
+    config = build(TrainConfig, {"data": "text", **fields})
+    chosen, refused = layout_parity.allowed(shape_of(architecture), config, layout_parity.Words(), (1, 2))
+    texts = {trial.text for trials in chosen.values() for trial in trials}
+    assert there <= texts and {name for name, _, _ in refused} >= ({field} if field else set())
+    assert not texts & {text for each in refused.values() for text in each} and (texts & ELEMENTS == (ELEMENTS if field is None else set()))
+
+
+def test_check_names_the_optimizer_that_ran_and_what_was_left_out(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(tmp_path, optimizer={"name": "adafactor"}), sort_keys=False))
+    ran = []
+
+    def compare(shape, optimizer, counts, chosen):
+        ran.append((optimizer, [trial.text for trial in chosen[2]]))
+        return [layout_parity.Outcome(text, 2, *({"float64": 0.0, "float32": 0.0} for _ in range(2))) for text in ran[-1][1]]
+
+    monkeypatch.setattr(check_layouts, "compare_layouts", compare)
+    ended = CliRunner().invoke(cli, ["check", str(tmp_path / "recipe.yaml"), "--layouts", "--ranks", "1,2"], env={"COLUMNS": "400"})
+    assert ended.exit_code == 0, ended.output
+    ((optimizer, texts),) = ran
+    said = " ".join(ended.output.split())
+    assert optimizer == "adafactor" and "llama with adafactor" in said and not ELEMENTS & set(texts)
+    assert "not tried, as training refuses optimizer.name: adafactor there (its state is of whole matrices" in said and said.count("shards: 2, shard: full") == 1
 
 
 SHAPES = {

@@ -16,9 +16,10 @@ from tiny import WORDS
 import luban
 from luban.cli.main import cli
 from luban.foundation.errors import ConfigError, DataError
+from luban.models.counts import parameters
 from luban.models.shape import ShapeConfig
-from luban.pipeline import counting
-from luban.pipeline.budget import SPENT, Budget, choose, make_budget
+from luban.pipeline import budget, counting
+from luban.pipeline.budget import DEPTHS, SPENT, Budget, choose, make_budget, show, warnings
 from luban.pipeline.counting import Counted, count
 from luban.planning import dial
 from luban.planning.devices import cluster
@@ -28,6 +29,7 @@ from luban.planning.margins import Margin
 SHAKESPEARE = Path(luban.__file__).parent / "recipes/quickstart/data/shakespeare.txt"
 SURE = Margin(0.05, 0.4)
 PLENTY = Counted(1, 1, 1 << 20, 4e10, 32000, 4.0)  # ten billion tokens
+LITTLE = Counted(1, 1, 1 << 20, 1.1e6, 3072, 3.4)  # a play's worth
 
 
 def write_words(folder: Path, size: int) -> Path:
@@ -113,6 +115,44 @@ def test_tokens_and_parameters_decide_the_other():
     assert fewer.parameters < by_tokens.parameters
 
 
+@pytest.mark.parametrize("vocabulary", [3072, 32000, 65536])
+def test_seven_billion_parameters_are_on_the_dial(vocabulary):
+    sizes = {depth: parameters(dial.shape_of_depth(depth, vocabulary, ShapeConfig()))["total"] for depth in DEPTHS}
+    assert [depth for depth, size in sizes.items() if 6.6e9 < size < 7.4e9] == [54]
+
+
+def test_a_size_that_is_asked_for_is_met_or_said(monkeypatch):
+    monkeypatch.setattr(budget, "DEPTHS", DEPTHS[-6:])
+    seven, seventy = (choose(LITTLE, cluster("8xA100-80GB"), SURE, Budget(parameters=size), HOFFMANN) for size in (7e9, 7e10))
+    assert 6.5e9 < seven.best.parameters < 7.5e9 and not any("asked for" in line for line in warnings(seven))
+    assert seventy.best.depth == DEPTHS[-1] and "70B parameters were asked for" in next(warnings(seventy))
+
+
+def test_too_few_rows_are_told_from_too_little_memory(capsys):
+    """A step that leaves devices without a row says nothing of deeper models, whose matrices or layers may be shared out."""
+    chosen = choose(LITTLE, cluster("64xH100"), SURE, Budget(seconds=3600.0), HOFFMANN)
+    assert chosen.few_rows and not chosen.too_large and chosen.every[-1].depth > chosen.few_rows[0]
+    show(chosen)
+    assert "do not fit there" not in (said := "".join(capsys.readouterr())) and f"--cluster {chosen.enough}xH100 would do for depth {chosen.few_rows[0]}" in " ".join(said.split())
+    enough = choose(LITTLE, cluster(f"{chosen.enough}xH100"), SURE, Budget(seconds=3600.0), HOFFMANN)
+    assert chosen.few_rows[0] in [one.depth for one in enough.every]
+    with pytest.raises(ConfigError) as caught:
+        choose(LITTLE, cluster("512xH100"), SURE, Budget(seconds=3600.0), HOFFMANN)
+    assert "fewer rows" in caught.value.text() and "fewer devices" in caught.value.text()
+    with pytest.raises(ConfigError) as caught:
+        choose(LITTLE, cluster("1xcpu-0.01GB"), SURE, Budget(seconds=3600.0), HOFFMANN)
+    assert "larger ones" in caught.value.text()
+    large = choose(LITTLE, cluster("8xT4"), SURE, Budget(parameters=7e9), HOFFMANN)
+    assert large.too_large[0] > large.best.depth
+    show(large)
+    assert f"depth {large.too_large[0]} and more do not fit there" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["TPU-v4", "Ascend-910B"])
+def test_devices_that_are_not_trained_on_are_named(name):
+    assert f"Luban does not train on {name}" in next(warnings(choose(PLENTY, cluster(f"8x{name}"), SURE, Budget(tokens=1e8), HOFFMANN)))
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [((1, 2, None, None, 1), "2 budgets"), ((None, None, None, None, 1), "0 budgets"), ((None, 5, None, None, 0), "--price"), ((None, None, "lots", None, 0), "300M"), ((None, None, None, "-3M", 0), "above zero")],
@@ -124,7 +164,7 @@ def test_a_budget_is_one_number(asked, words):
     assert make_budget(None, None, "2.5B", None, 0, 8).tokens == 2.5e9 and make_budget(None, None, None, "125m", 0, 8).parameters == 1.25e8
 
 
-@pytest.mark.parametrize("depth", range(1, 49))
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_every_depth_of_the_dial_is_a_shape(depth):
     shape = dial.shape_of_depth(depth, 1000, ShapeConfig())
     assert shape.heads % shape.key_value_heads == 0

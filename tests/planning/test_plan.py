@@ -19,6 +19,7 @@ from luban.models.counts import flops_per_token, parameters
 from luban.models.families import family_of
 from luban.models.presets import PRESETS, preset
 from luban.models.quantization_config import QuantizationConfig
+from luban.planning import devices
 from luban.planning.devices import DEVICES, cluster, like
 from luban.planning.job import Habits, Job, Layout
 from luban.planning.margins import Margin, add, margin_of, read
@@ -205,6 +206,26 @@ def test_clusters_are_read_and_unknown_devices_named():
     assert (die.bfloat16, die.node, die.dies) == (191.5e12, 8, 1)
     assert all(device.rate(precision) > 0 for device in DEVICES.values() for precision in ("bfloat16", "float16", "float32"))
     assert all(device.source and device.memory > 0 and max(device.bfloat16, device.float16, device.float32) > 0 and device.bandwidth > 0 and device.watts > 0 for device in DEVICES.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "words"),
+    [
+        ("-3xA100-80GB", None, "'-3xA100-80GB' is no number"), ("eight H100", None, "'eight H100' is no number"), ("0xH100", None, "'0xH100' is no number"), ("2xcpu-24", None, "did you mean cpu-24GB?"),
+        ("8xcpu-0GB", None, "'8xcpu-0GB' has no memory"), ("8xcpu-0.0 GB", None, "has no memory"), ("8xA100-0GB", None, "has no memory"), ("7xH100", 3, "7 devices in nodes of 3"),
+    ],
+)  # fmt: skip
+def test_clusters_that_cannot_be_are_refused_as_they_were_typed(text, node, words):
+    with pytest.raises(ConfigError) as caught:
+        cluster(text, node)
+    assert words in caught.value.text()
+
+
+def test_auto_is_this_machine_and_nodes_are_filled(monkeypatch):
+    monkeypatch.setattr(devices, "here", lambda: "this machine")
+    assert cluster("auto") == cluster(" this ") == "this machine"
+    assert [cluster(text, node).node for text, node in (("6xH100", 3), ("2xH100", 8), ("12xH100", None))] == [3, 2, 8]
+    assert cluster("4090").device.name == "RTX4090" and cluster("2 x cpu-0.5GB").device.memory == GIB / 2
 
 
 # ---- the search --------------------------------------------------------------------------------------------------------

@@ -16,15 +16,18 @@ from luban.pipeline.counting import Counted
 from luban.pipeline.planner import job_of
 from luban.planning import dial
 from luban.planning.devices import Cluster
+from luban.planning.job import Job
 from luban.planning.law import MANY_EPOCHS, Law
 from luban.planning.margins import Margin
 from luban.planning.report import Plan, make_plan
 from luban.planning.search import Candidate, search
 from luban.training.config import TrainConfig
 
-DEPTHS = (*range(1, 13), *range(14, 34, 2), 36, 40, 48)
+DEPTHS = (*range(1, 13), *range(14, 34, 2), 36, 40, 44, 48, 52, 54, 56, 60, 64)
 SPENT = 0.95  # of a budget of time: the rest is for curating, validation and checkpoints
 OPTIMIZER = "muon"
+TRAINS_ON = ("cpu", "gpu")  # kinds of devices (docs/devices.md)
+FAR = 1.5  # times as many parameters as were asked for, or as few, are worth a word
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Chosen:
     budget: Budget
     law: Law
     too_large: list[int]  # depths that fit on no layout
+    few_rows: list[int]  # depths whose step has too few rows for so many devices
+    enough: int  # devices, for which the first of those has rows
 
     @property
     def spare(self) -> bool:
@@ -113,17 +118,20 @@ class Chosen:
         def one(choice: Choice) -> dict[str, Any]:
             return {"depth": choice.depth, "parameters": choice.parameters, "tokens": round(choice.tokens), "epochs": choice.epochs, "law_loss": choice.loss, "seconds": choice.seconds, "tokens_per_second": choice.candidate.speed.tokens_per_second}
 
-        return {"best": one(self.best), "every": [one(choice) for choice in self.every], "data": {**asdict(self.counted), "tokens": round(self.counted.tokens), "train_tokens": round(self.unique)}, "cluster": self.cluster.text, "law": asdict(self.law), "too_large": self.too_large, "time_margin": self.margin.time}
+        return {"best": one(self.best), "every": [one(choice) for choice in self.every], "data": {**asdict(self.counted), "tokens": round(self.counted.tokens), "train_tokens": round(self.unique)}, "cluster": self.cluster.text, "law": asdict(self.law), "too_large": self.too_large, "few_rows": self.few_rows, "time_margin": self.margin.time}
 
 
 def choose(counted: Counted, cluster: Cluster, margin: Margin, budget: Budget, law: Law) -> Chosen:
     """The depth that the law likes best within the budget. ConfigError where none fits on the cluster."""
     held_out = float(f"{min(0.02, max(1e-4, 2e6 / counted.text_bytes)):.1g}")
     unique = counted.tokens * (1 - 2 * held_out)
-    every, too_large, worse = [], [], 0
+    every, too_large, few_rows, worse = [], [], [], 0
     for depth in DEPTHS:
         made = _choice(depth, counted, unique, cluster, margin, budget, law)
-        if made is None:
+        if isinstance(made, Job):
+            if _lacks_rows(made, cluster, margin):
+                few_rows.append(depth)
+                continue
             too_large.append(depth)
             if len(too_large) == 2:  # deeper ones do not fit either
                 break
@@ -132,10 +140,30 @@ def choose(counted: Counted, cluster: Cluster, margin: Margin, budget: Budget, l
         every.append(made)
         if worse == 4:  # past the best: deeper ones read too little
             break
+    enough = cluster.count
+    while few_rows and enough > 1 and isinstance(_choice(few_rows[0], counted, unique, _fewer(cluster, enough), margin, budget, law), Job):
+        enough //= 2
+    if not every and few_rows:
+        raise ConfigError(
+            "no depth of the dial can be shared out over {cluster}", "a step on so little text has fewer rows than there are devices", "name fewer devices, such as --cluster {enough}x{name}, or more text",
+            cluster=cluster.text, enough=enough, name=cluster.device.name,
+        )  # fmt: skip
     if not every:
         raise ConfigError("no depth of the dial fits on {cluster}", "", "name more devices, or larger ones", cluster=cluster.text)
     best = min(every, key=lambda one: _rank(one, budget, law, unique))
-    return Chosen(best, every, counted, unique, held_out, cluster, margin, budget, law, too_large)
+    return Chosen(best, every, counted, unique, held_out, cluster, margin, budget, law, too_large, few_rows, enough)
+
+
+def _fewer(cluster: Cluster, count: int) -> Cluster:
+    return replace(cluster, count=count, node=min(count, cluster.node))
+
+
+def _lacks_rows(job: Job, cluster: Cluster, margin: Margin) -> bool:
+    """Whether a job that fits on no layout would, if its step had a row for each device."""
+    if job.step_rows >= cluster.count:
+        return False
+    found = search(replace(job, step_rows=cluster.count), cluster, margin, wanted=1)
+    return bool(found) and found[0].fits
 
 
 def _rank(choice: Choice, budget: Budget, law: Law, unique: float) -> float:
@@ -146,17 +174,18 @@ def _rank(choice: Choice, budget: Budget, law: Law, unique: float) -> float:
     return max(choice.parameters / wanted, wanted / choice.parameters)
 
 
-def _choice(depth: int, counted: Counted, unique: float, cluster: Cluster, margin: Margin, budget: Budget, law: Law) -> Choice | None:
-    """What a depth comes to; None where it fits on no layout. Speed depends on the batch, and that on the tokens, so both are settled in two rounds."""
+def _choice(depth: int, counted: Counted, unique: float, cluster: Cluster, margin: Margin, budget: Budget, law: Law) -> Choice | Job:
+    """What a depth comes to, or the job that fits on no layout. Speed depends on the batch, and that on the tokens, so both are settled in two rounds."""
     shape = dial.shape_of_depth(depth, counted.vocabulary, ShapeConfig())
     size = parameters(shape)["total"]
     tokens = budget.tokens or law.best_tokens(size)
     for _ in range(2):
         tokens = max(min(tokens, law.most_epochs * unique), 4.0 * shape.maximum_positions)
         config = _config(depth, tokens, shape)
-        found = search(job_of(config, shape, cluster, unique), cluster, margin, wanted=1)
+        job = job_of(config, shape, cluster, unique)
+        found = search(job, cluster, margin, wanted=1)
         if not found or not found[0].fits:
-            return None
+            return job
         if budget.seconds is not None:
             tokens = SPENT * budget.seconds * found[0].speed.tokens_per_second
     tokens = max(min(tokens, law.most_epochs * unique), float(config.batch_tokens))
@@ -182,8 +211,13 @@ def show(chosen: Chosen) -> None:
     near = [one for one in chosen.every if abs(chosen.every.index(one) - chosen.every.index(best)) <= 4]
     rows = [[("→ " if one is best else "") + str(one.depth), count_text(one.parameters), count_text(one.tokens), f"{one.epochs:.2g}", f"{one.tokens / one.parameters:.3g}", seconds_text(one.seconds), f"{one.loss:.3f}"] for one in near]
     table(t("depths of the dial on {cluster}", cluster=chosen.cluster.text), [t("depth"), t("parameters"), t("tokens"), t("epochs"), t("tokens a parameter"), t("time"), t("law")], rows)
-    if chosen.too_large:
-        say("depth {depth} and more do not fit there", depth=chosen.too_large[0])
+    if beyond := [depth for depth in chosen.too_large if depth > chosen.every[-1].depth]:
+        say("depth {depth} and more do not fit there", depth=beyond[0])
+    if chosen.few_rows and (near[0] is chosen.every[0] or chosen.few_rows[-1] > near[0].depth):
+        say(
+            "depths left out, as their step has fewer rows than there are devices: {depths}; --cluster {enough}x{name} would do for depth {first}",
+            depths=", ".join(map(str, chosen.few_rows)), first=chosen.few_rows[0], enough=chosen.enough, name=chosen.cluster.device.name,
+        )  # fmt: skip
     for line in warnings(chosen):
         warn("{line}", line=line)
 
@@ -196,7 +230,14 @@ def how_counted(counted: Counted) -> str:
 
 def warnings(chosen: Chosen) -> Iterator[str]:
     """What to think about before such a run."""
-    epochs = chosen.best.epochs
+    epochs, asked, size = chosen.best.epochs, chosen.budget.parameters, chosen.best.parameters
+    if chosen.cluster.device.kind not in TRAINS_ON:
+        yield t("Luban does not train on {device}: this is arithmetic alone, to compare devices by", device=chosen.cluster.device.name)
+    if asked and max(asked / size, size / asked) > FAR:
+        yield t(
+            "{asked} parameters were asked for; of the depths {low} to {high} that can be had there the nearest has {size}. For others give the train stage a shape, such as shape: llama-2-70b, or begin with luban new 7b/pretrain",
+            asked=count_text(asked), low=chosen.every[0].depth, high=chosen.every[-1].depth, size=count_text(size),
+        )  # fmt: skip
     if epochs > MANY_EPOCHS:
         yield t("the data is read {epochs:.1f} times: up to {many} times repeated text is worth about as much as new text, from there on less and less (Muennighoff et al. 2023, arXiv:2305.16264); more text would do more than more time", epochs=epochs, many=MANY_EPOCHS)
     if chosen.spare:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from luban.foundation.console import say, table
+from luban.foundation.custom import is_custom
 from luban.foundation.errors import ConfigError
 from luban.foundation.messages import t
+from luban.objectives.base import load_objective
 from luban.pipeline.check import train_configs
 from luban.pipeline.recipe import Recipe
-from luban.training.layout_parity import TOLERANCES, Outcome, compare_layouts
+from luban.training.layout_parity import TOLERANCES, Outcome, allowed, compare_layouts
 
 
 def parse_ranks(text: str) -> list[int]:
@@ -27,13 +29,19 @@ def check_layouts(recipe: Recipe, counts: Sequence[int]) -> bool:
     """Print a matrix of differences for each train stage; whether all are within their bounds. Stages of one family are compared once."""
     passed, known = True, {}
     for name, config in train_configs(recipe):
-        key = (config.shape.architecture, config.optimizer.name)
+        objective = load_objective(str(recipe.path_of(config.objective)) if isinstance(config.objective, str) and is_custom(config.objective) else config.objective)
+        chosen, refused = allowed(config.shape, config, objective, counts)
+        for (field, value, why), texts in refused.items():
+            say("{stage}: not tried, as training refuses {field}: {value} there ({why}): {layouts}", stage=name, field=field, value=value, why=t(why), layouts="; ".join(texts))
+        key = (config.shape.architecture, config.optimizer.name, str(chosen))
         if key in known:
             say("{stage}: {architecture} with {optimizer}, as {other}", stage=name, architecture=key[0], optimizer=key[1], other=known[key])
             continue
         known[key] = name
-        say("{stage}: starting {count} processes for the layouts of {ranks}; this takes minutes", stage=name, count=max(counts), ranks=", ".join(map(str, counts)))
-        found = compare_layouts(config.shape, config.optimizer.name, counts)
+        if not chosen:
+            continue
+        say("{stage}: starting {count} processes for the layouts of {ranks}; this takes minutes", stage=name, count=max(chosen), ranks=", ".join(map(str, counts)))
+        found = compare_layouts(config.shape, config.optimizer.name, counts, chosen)
         passed &= all(outcome.passed for outcome in found)
         title = t("{stage}: {architecture} with {optimizer}, ten steps of a tiny model in each layout; the largest difference from one process", stage=name, architecture=key[0], optimizer=key[1])
         table(title, [t("layout"), t("processes"), *(f"{t(figure)}\n{kind}" for kind in TOLERANCES for figure in ("loss", "norm")), ""], _rows(found))

@@ -108,11 +108,17 @@ class Cluster:
 
 
 def cluster(text: str, node: int | None = None, network: float | None = None) -> Cluster:
-    """What ``8xA100-80GB`` means. ``node`` and ``network`` (bytes a second a device) take the place of the table's. ConfigError, with the nearest name, for a device that is not known."""
-    if text.strip() == "this":
+    """What ``8xA100-80GB`` means; ``this`` and ``auto`` are the machine at hand. ``node`` and ``network`` (bytes a second a device) take the place of the table's. ConfigError, with the nearest
+    name, for a device that is not known, and for nodes that the devices do not fill."""
+    if text.strip().lower() in ("this", "auto"):
         return here()
-    asked = Devices.parse(text if re.match(r"\s*\d+\s*x", text, re.IGNORECASE) else f"1x{text}")
+    if re.search(r"-0+(\.0*)?\s*GB\s*$", text, re.IGNORECASE):
+        raise ConfigError("cluster: {text!r} has no memory", "", "say how much each device has, such as 2xcpu-24GB", text=text)
+    alone = re.fullmatch(r"\s*\w[\w.-]*\s*", text) and not re.match(r"\s*\d+\s*x", text, re.IGNORECASE)  # one device, whose number is left out
+    asked = Devices.parse(f"1x{text.strip()}" if alone else text)
     count, device = asked.count, _named(asked.kind)
+    if node and node < count and count % node:
+        raise ConfigError("cluster: {count} devices in nodes of {node}", "each node has as many", "change --node or --cluster", count=count, node=node)
     if network:
         device = replace(device, network=network)
     return Cluster(device, count, min(count, node or device.node))
@@ -125,10 +131,14 @@ def _named(name: str) -> Device:
     plain = SHORT.get(plain, plain)
     if plain in DEVICES:
         return DEVICES[plain]
-    guess = nearest(plain, [*DEVICES, *SHORT])
+    if re.match(r"cpu(?![a-z])", plain):
+        size = re.search(r"\d+(\.\d+)?", plain)
+        guess = f"cpu-{size[0] if size else 16}GB"
+    elif guess := nearest(plain, [*DEVICES, *SHORT]):
+        guess = DEVICES[SHORT.get(guess, guess)].name
     raise ConfigError(
         "cluster: no device is called {name!r}", "", "did you mean {guess}?" if guess else "there are: {known}, cpu-16GB and this",
-        name=name, guess=DEVICES[SHORT.get(guess, guess)].name if guess else "", known=", ".join(device.name for device in DEVICES.values()),
+        name=name, guess=guess, known=", ".join(device.name for device in DEVICES.values()),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from luban.parallel.layouts import Layout, Replicated
 from luban.parallel.legal import Parts, legal_layouts
 from luban.parallel.ranks import Ranks, here
 from luban.tokens.batch import Batch
-from luban.training.config import OptimizerConfig
-from luban.training.layout import ELEMENTWISE
+from luban.training.config import OptimizerConfig, TrainConfig
+from luban.training.layout import _lacking, _lacking_in_stages
 from luban.training.optimizers import Optimizers
 
 STEPS, ROWS, LENGTH, MICRO_ROWS, CLIP, RATE = 10, (4, 3, 1, 2), 16, 2, 0.5, 1e-3
@@ -101,6 +101,34 @@ def trials(shape: BaseShapeConfig, ranks: int) -> list[Trial]:
     return found
 
 
+Refused = tuple[str, str, str]  # field, its value, why as a template
+
+
+def allowed(shape: BaseShapeConfig, config: TrainConfig, objective: Objective, counts: Sequence[int]) -> tuple[dict[int, list[Trial]], dict[Refused, list[str]]]:
+    """The trials of each count that a training by ``config`` may take, and the others under what refuses them (luban.training.layout)."""
+    small = tiny_shape(shape)
+    model = build_model(small)
+    found: dict[int, list[Trial]] = {}
+    refused: dict[Refused, list[str]] = {}
+    for count in sorted(set(counts)):
+        for trial in trials(small, count):
+            if count > 1 and (lacks := next(_lacks(config, model, objective, trial), None)):
+                refused.setdefault((lacks[0], str(lacks[1]), lacks[2]), []).append(trial.text)
+            else:
+                found.setdefault(count, []).append(trial)
+    return found, refused
+
+
+def _lacks(config: TrainConfig, model: Model, objective: Objective, trial: Trial) -> Iterator[tuple[str, Any, str, str]]:
+    parts = trial.parts
+    shared = {name: getattr(parts, name) for name in ("pipeline", "tensor", "context", "expert")}
+    shared |= {"shard": trial.shard, "sequence": trial.sequence, "schedule": trial.schedule, "stages_per_rank": trial.stages}
+    config = config.model_copy(update={"layout": config.layout.model_copy(update=shared)})
+    if parts.pipeline > 1:
+        yield from _lacking_in_stages(config, model, objective, trial.shard)
+    yield from _lacking(config, model, objective, parts, trial.shard != "none")
+
+
 # ---- on each rank -----------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +191,7 @@ def run(plan: dict[str, Any]) -> list[Outcome]:
     found = []
     for count in plan["ranks"]:
         ranks = Ranks() if count == 1 else everyone if count == everyone.size else everyone.block(count)
-        for trial in trials(shape, count):
+        for trial in (Trial(**{**plain, "parts": Parts(**plain["parts"])}) for plain in plan["trials"][str(count)]):
             outcome = Outcome(trial.text, count, {}, {})
             for kind in TOLERANCES:
                 known, tried = alone(kind), train(shape, plan["optimizer"], layout_of(trial, ranks), kind)
@@ -177,14 +205,18 @@ def run(plan: dict[str, Any]) -> list[Outcome]:
 # ---- from outside -----------------------------------------------------------------------------------------------------
 
 
-def compare_layouts(shape: BaseShapeConfig, optimizer: str, counts: Sequence[int] = (1, 2, 4)) -> list[Outcome]:
-    """What came of every layout of ``counts`` ranks for the tiny form of a shape. Starts as many processes as the largest count; LubanError with what they said where they did not get through."""
+def compare_layouts(shape: BaseShapeConfig, optimizer: str, counts: Sequence[int] = (1, 2, 4), chosen: dict[int, list[Trial]] | None = None) -> list[Outcome]:
+    """What came of every layout of ``counts`` ranks, or of those that are chosen, for the tiny form of a shape. Starts as many processes as the largest count; LubanError with what they said where they did not get through."""
     small = tiny_shape(shape)
-    plan = {"shape": {name: value for name, value in small.model_dump().items() if value is not None}, "optimizer": optimizer if optimizer in ELEMENTWISE else "adamw", "ranks": sorted(set(counts))}
+    chosen = {count: trials(small, count) for count in counts} if chosen is None else chosen
+    plan = {
+        "shape": {name: value for name, value in small.model_dump().items() if value is not None}, "optimizer": optimizer, "ranks": sorted(chosen),
+        "trials": {count: [asdict(trial) for trial in each] for count, each in chosen.items()},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="luban-layouts-") as folder:
         file, results = Path(folder) / "plan.json", Path(folder) / "found.json"
         file.write_text(json.dumps(plan), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(max(counts)), "-m", __spec__.name, str(file), str(results)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(max(chosen)), "-m", __spec__.name, str(file), str(results)]
         ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if not results.exists():
             said = [line for line in ended.stderr.splitlines() if "Error" in line]

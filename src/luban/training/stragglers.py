@@ -15,6 +15,7 @@ from luban.training.run import Run
 SLOW_TIMES = 1.5  # of what the others need
 SLOW_SECONDS = 0.05  # and so much longer a step
 SLOW_SPEED = 0.5  # of the others' in a large matrix product
+SPEED_SECONDS = 0.02  # that a step must lose by it at the least
 LEAST_STEPS = 4
 LOOKS = 3  # of speeds, of which the best counts
 
@@ -42,12 +43,24 @@ class Stragglers:
         self.speeds.append(measured_peak_flops(device, run.engine.precision))
         found = ranks.everyone([own, max(self.speeds[-LOOKS:]) if len(self.speeds) >= LOOKS else None])  # what else runs on the machine makes single ones too low
         for facts in slow_ranks(*map(list, zip(*found, strict=True))) if ranks.leads else ():
-            who, own, usual = named(ranks, [facts["rank"]]), seconds_text(facts["seconds"]), seconds_text(facts["others"])
-            if facts["seconds"] > SLOW_TIMES * facts["others"]:
-                warn("{rank} is slow: {own} of its own work a step, where the others need {usual} and wait for it", rank=who, own=own, usual=usual)
-            else:
-                warn("{rank} is slow: it computes {share:.0%} of what the others do in the same time", rank=who, share=facts["speed"])
+            say_slow(named(ranks, [facts["rank"]]), facts)
             self.events.add("straggler", run.step, **facts)
+
+
+def say_slow(who: str, facts: dict[str, Any]) -> None:
+    """Warn of a rank, by that for which :func:`slow_ranks` named it."""
+    if _works_longer(facts["seconds"], facts["others"]):
+        warn("{rank} is slow: {own} of its own work a step, where the others need {usual} and wait for it", rank=who, own=_span(facts["seconds"]), usual=_span(facts["others"]))
+    else:
+        warn("{rank} is slow: it computes {share:.0%} of what the others do in the same time", rank=who, share=facts["speed"])
+
+
+def _works_longer(own: float, usual: float) -> bool:
+    return own > SLOW_TIMES * usual and own - usual > SLOW_SECONDS
+
+
+def _span(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else seconds_text(seconds)
 
 
 def slow_ranks(seconds: list[float], speeds: list[float | None]) -> list[dict[str, Any]]:
@@ -56,6 +69,6 @@ def slow_ranks(seconds: list[float], speeds: list[float | None]) -> list[dict[st
     for rank, own in enumerate(seconds):
         usual = statistics.median(seconds[:rank] + seconds[rank + 1 :])
         speed = 1.0 if None in speeds else speeds[rank] / statistics.median(speeds[:rank] + speeds[rank + 1 :])
-        if (own > SLOW_TIMES * usual and own - usual > SLOW_SECONDS) or speed < SLOW_SPEED:
+        if _works_longer(own, usual) or (speed < SLOW_SPEED and own * (1 - speed) > SPEED_SECONDS):
             found.append({"rank": rank, "seconds": round(own, 4), "others": round(usual, 4), "speed": round(speed, 3)})
     return found
