@@ -73,7 +73,7 @@ def test_adapters_stand_beside_experts_that_are_shared_out_or_cut(tmp_path):
     mixture, plain = ({"model": str(tmp_path / name)} for name in ("qwen2_moe", "mixtral"))
     trainings = {
         "lora": mixture, "houlsby": mixture | {"adapter": {"method": "houlsby"}}, "vera": plain | {"adapter": {"method": "vera"}}, "dora": plain | {"adapter": {"method": "dora"}},
-        "narrow": mixture | {"weights": "bfloat16"}, "nf4": plain | {"quantization": {"format": "nf4", "group_size": 8}},
+        "narrow": mixture | {"weights": "bfloat16"}, "nf4": plain | {"quantization": {"format": "nf4", "group_size": 16}},
     }  # fmt: skip
     for number, (layouts, ranks) in enumerate((([{"tensor": 2}, {"expert": 2}, {"expert": 2, "shard": "full"}], 2), ([{"tensor": 2, "expert": 2}, {"expert": 2, "context": 2}, {"expert": 2, "pipeline": 2}], 4))):
         (tmp_path / f"ranks-{number}").mkdir()

@@ -46,9 +46,9 @@ def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks
     stages = stages_per_rank(config, model)
     parts = choose_parts(config, model, ranks.size, shard, stages)
     shard = shard if parts.held > 1 else "none"
-    for field, value, why, advice in _lacking_in_stages(config, model, objective, shard) if parts.pipeline > 1 else ():
+    for field, value, why, advice in lacking_in_stages(config, model, objective, shard) if parts.pipeline > 1 else ():
         raise ConfigError("{field}: {value} cannot be trained in a pipeline of {ranks} processes", why, advice, field=field, value=value, ranks=parts.pipeline)
-    for field, value, why, advice in _lacking(config, model, objective, parts, shard != "none"):
+    for field, value, why, advice in lacking_of(config, model, objective, parts, shard != "none"):
         raise ConfigError("{field}: {value} cannot be trained by {ranks} processes with layout.shard: {shard}", why, advice, field=field, value=value, ranks=ranks.size, shard=shard, known=", ".join(ELEMENTWISE))
     if parts == Parts(replicas=ranks.size):
         say("{ranks} processes, each with a whole model (layout.shard: none)", ranks=ranks.size)
@@ -71,7 +71,7 @@ def _zero(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks,
     once = ranks.size if shard == "none" else 1  # how many times the weights are held
     if config.layout.replicas not in ("auto", once):
         raise ConfigError("layout.replicas: {replicas} with engine: deepspeed", "ZeRO cuts over all processes", "leave layout.replicas out, or set engine: torch", replicas=config.layout.replicas)
-    lacking = [*_lacking(config, model, objective, Parts(replicas=ranks.size), stage == WEIGHTS)]
+    lacking = [*lacking_of(config, model, objective, Parts(replicas=ranks.size), stage == WEIGHTS)]
     if quantized_layers(model) and stage != WEIGHTS:
         lacking.append(("quantization", next(iter(quantized_layers(model))), "packed numbers are not cut into shards", "leave it out, or set engine: torch"))
     for field, value in (("adapter.method", model.adapter and model.adapter.config.method), ("regularization.freeze", config.regularization.freeze)):
@@ -108,7 +108,7 @@ def _settled(config: TrainConfig, model: Model, objective: Objective, ranks: Ran
     made = config.updated(layout={**asked.explicit(), **chosen})
     if chosen.get("shard", "none") != "none":
         parts = choose_parts(made, model, ranks.size, made.layout.shard, stages_per_rank(made, model))
-        if lacking := next(_lacking(made, model, objective, parts, True), None):
+        if lacking := next(lacking_of(made, model, objective, parts, True), None):
             say("layout.shard: none, though the planner finds too little memory for it: shards do not go together with {field}: {value}", field=lacking[0], value=lacking[1])
             return config.updated(layout={**asked.explicit(), "shard": "none"})
     return made
@@ -152,7 +152,7 @@ def _shard(config: TrainConfig, model: Model, device: torch.device) -> str:
     return "full" if held > FILLED * torch.cuda.get_device_properties(device).total_memory else "none"
 
 
-def _lacking(config: TrainConfig, model: Model, objective: Objective, parts: Parts, sharded: bool) -> Iterator[tuple[str, Any, str, str]]:
+def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: Parts, sharded: bool) -> Iterator[tuple[str, Any, str, str]]:
     """(field, its value, why not, advice) of each thing that several processes cannot do."""
     whole = "choose layout.shard: none"
     if reason := ENGINES[config.engine].lacks.get("ranks"):
@@ -195,7 +195,7 @@ def _narrow_learn(config: TrainConfig, model: Model) -> bool:
     return config.weights == "bfloat16" and (not model.adapter or any(parameter.requires_grad and parameter.dtype == torch.bfloat16 for parameter in model.parameters()))
 
 
-def _lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, shard: str) -> Iterator[tuple[str, Any, str, str]]:
+def lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, shard: str) -> Iterator[tuple[str, Any, str, str]]:
     """Where each rank holds some of the layers, and the micro-batches of a step pass through them once."""
     rules, one = config.regularization, "leave layout.pipeline at 1"
     if shard == "states":

@@ -32,7 +32,7 @@ from luban.parallel.legal import Parts, legal_layouts
 from luban.parallel.ranks import Ranks, here
 from luban.tokens.batch import Batch
 from luban.training.config import OptimizerConfig, TrainConfig
-from luban.training.layout import _lacking, _lacking_in_stages
+from luban.training.layout import lacking_in_stages, lacking_of
 from luban.training.optimizers import Optimizers
 
 STEPS, ROWS, LENGTH, MICRO_ROWS, CLIP, RATE = 10, (4, 3, 1, 2), 16, 2, 0.5, 1e-3
@@ -125,8 +125,8 @@ def _lacks(config: TrainConfig, model: Model, objective: Objective, trial: Trial
     shared |= {"shard": trial.shard, "sequence": trial.sequence, "schedule": trial.schedule, "stages_per_rank": trial.stages}
     config = config.model_copy(update={"layout": config.layout.model_copy(update=shared)})
     if parts.pipeline > 1:
-        yield from _lacking_in_stages(config, model, objective, trial.shard)
-    yield from _lacking(config, model, objective, parts, trial.shard != "none")
+        yield from lacking_in_stages(config, model, objective, trial.shard)
+    yield from lacking_of(config, model, objective, parts, trial.shard != "none")
 
 
 # ---- on each rank -----------------------------------------------------------------------------------------------------
