@@ -50,7 +50,18 @@ def planned(what: Path, overrides: list[str], cluster: Cluster, shape: str = "")
         plain: dict[str, Any] = {"data": "text"}
         for text in overrides:
             apply_override(plain, *parse_override(text))
-        return [_planned(str(what), build(TrainConfig, plain, Source("plan")), preset(str(what)), cluster, None, [])]
+        for field in ("shape", "depth"):
+            if field in plain:
+                raise ConfigError("{field} beside the preset {name}, which is a shape", "", "leave it out, or write a recipe", field=field, name=what)
+        found, assumed = preset(str(what)), []
+        if found.vocabulary_size == "auto":
+            found, assumed = found.updated(vocabulary_size=VOCABULARY), [t("a vocabulary of {count} tokens", count=VOCABULARY)]
+        if found.architecture not in BODIES:
+            raise ConfigError("{stage} is not planned: {architecture} is recurrent, or runs through transformers, and the arithmetic knows neither", stage=what, architecture=found.architecture)
+        config = build(TrainConfig, plain, Source("plan"))
+        if config.quantization and not config.adapter:
+            raise ConfigError("quantization is for a base that stays as it is", "rounded weights cannot learn", "add adapter: lora, or leave quantization out")
+        return [_planned(str(what), config, found.resolved(), cluster, None, assumed)]
     if not what.exists() and not what.suffix and len(what.parts) == 1 and (guess := nearest(str(what), PRESETS)):
         raise ConfigError("{what} is neither a recipe nor a preset", "", "did you mean {guess}?", what=what, guess=guess)
     recipe = read_recipe(what, overrides)
@@ -104,6 +115,8 @@ def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch
     room = shape.maximum_positions - places_before(job)
     if job.sequence_length > room:
         raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=job.sequence_length, maximum=room)
+    if config.batch_tokens != "auto" and config.batch_tokens < job.sequence_length:
+        raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=config.batch_tokens, sequence=job.sequence_length)
     if config.engine == "deepspeed":
         assumed.append(t("DeepSpeed's ZeRO as torch's shards, and nothing offloaded"))
     return Planned(name, replace(job, written=written(config.layout)), config, assumed)

@@ -107,7 +107,7 @@ def _show_best(plan: Plan) -> None:
     figures = [plan.figures(one) for one in plan.best]
     rows = [
         [t("layout"), *(one.layout.text() for one in plan.best)],
-        [t("recompute, micro-batch, accumulation"), *(f"{each['recompute']}, {each['micro_batch_rows']}, {each['accumulation']}" for each in figures)],
+        [t("recompute, micro-batch, accumulation"), *(f"{_recompute(each['recompute'])}, {each['micro_batch_rows']}, {each['accumulation']}" for each in figures)],
         *([t(name), *(bytes_text(each["memory"][name]) for each in figures)] for name in ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "communication", "reserved") if any(each["memory"][name] for each in figures)),
         [t("memory of a device at the most"), *(f"{bytes_text(each['memory']['total'])} ±{plan.margin.memory:.0%}" for each in figures)],
         [t("which is in the"), *(t(each["memory"]["at"]) for each in figures)],
@@ -128,7 +128,11 @@ def _show_best(plan: Plan) -> None:
     if plan.cluster.device.kind in ("npu", "tpu"):
         say("Luban does not train on such devices: this is arithmetic alone")
         return
-    say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}" for name, value in first["layout"].items()) + "}", recompute=first["recompute"], rows=first["micro_batch_rows"])
+    say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}" for name, value in first["layout"].items()) + "}", recompute=_recompute(first["recompute"]), rows=first["micro_batch_rows"])
+
+
+def _recompute(mode: str | int) -> str:
+    return mode if isinstance(mode, str) else bytes_text(mode)
 
 
 def _bound(each: dict[str, Any]) -> str:
@@ -153,7 +157,7 @@ def _show_others(plan: Plan, most: int) -> None:
 def _show_changes(plan: Plan) -> None:
     closest = min((one for one, _ in plan.others if one.memory), key=lambda one: one.memory.total, default=None)
     if closest is not None:
-        say("nothing fits. The least, {layout} with recompute: {recompute} and {rows} rows, takes {need} of {room}", layout=closest.layout.text(), recompute=closest.job.recompute, rows=closest.job.rows, need=bytes_text(plan.margin.upper(closest.memory.total)), room=bytes_text(plan.cluster.device.memory))
+        say("nothing fits. The least, {layout} with recompute: {recompute} and {rows} rows, takes {need} of {room}", layout=closest.layout.text(), recompute=_recompute(closest.job.recompute), rows=closest.job.rows, need=bytes_text(plan.margin.upper(closest.memory.total)), room=bytes_text(plan.cluster.device.memory))
         table("", [t("of that"), ""], [[t(name), bytes_text(size)] for name, size in closest.memory.parts.items() if size])
     if plan.changes:
         rows = []
