@@ -181,7 +181,7 @@ def test_an_illegal_layout_is_refused_with_the_nearest_legal_ones():
 def test_what_groups_cannot_do_is_refused_by_name():
     two = {"layout": {"tensor": 2}}
     refused = {
-        "regularization.neftune: 5.0": {"regularization": {"neftune": 5.0}, **two},
+        "regularization.neftune: 5.0": {"regularization": {"neftune": 5.0}, "layout": {"context": 2}},
         "optimizer.name: adafactor": {"optimizer": {"name": "adafactor"}, "layout": {"context": 2}},
         "precision: float16": {"precision": "float16", **two},
         "objective: ": {"model": "bert/alike", **two},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from luban.foundation.errors import ConfigError
@@ -23,6 +24,7 @@ from luban.training.config import OPTIMIZERS
 RESERVED = 0.7 * 2**30  # what a device's driver and libraries hold before a tensor is made
 SHARDABLE = ("adamw", "lion", "sgd", "muon")  # optimizers whose state can be cut into shards
 ASKED = 10  # losers of which it is asked whether they would fit at all
+BEYOND = "its weights, gradients and states alone do not fit"
 MOST_PIPELINE, LONG = 16, 8192  # more stages are not tried; below so many tokens a sequence is not shared out
 
 
@@ -163,7 +165,7 @@ def refused(job: Job, layout: Layout) -> str:
 def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, wanted: int = 3) -> list[Candidate]:
     """The fastest layouts that fit, each with what suits it best, then the others, each with why it loses. ``fixed`` keeps the job's recompute and rows.
 
-    Speed is known in microseconds and memory in milliseconds, so memory is asked in the order of speed, until ``wanted`` layouts are found.
+    Speed is known in microseconds and memory in milliseconds, so memory is asked in the order of speed, until ``wanted`` layouts are found. One alone comes without the others.
     """
     tried = {layout: _Trial(job, layout, cluster, margin, fixed) for layout in layouts(job, cluster)}
     order = sorted((key for trial in tried.values() for key in trial.speeds), key=lambda key: (tried[key[0]].speeds[key].step * (1 + 0.02 * _parts(key[0])), key[1:]))
@@ -175,8 +177,10 @@ def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, want
             found.append(made)
             if len(found) == wanted:
                 break
+    if wanted == 1:
+        return found
     known = {one.layout for one in found}
-    others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (bool(one.why), one.speed.step if one.speed else float("inf")))
+    others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (one.why not in ("", BEYOND), one.speed.step if one.speed else float("inf")))
     return [*found, *(tried[one.layout].asked(one) if number < ASKED or _parts(one.layout) == 1 else one for number, one in enumerate(others))]
 
 
@@ -202,9 +206,18 @@ class _Trial:
         self.full: dict[str, int] = {}  # of each mode, rows that are too many
         self.least: Candidate | None = None  # of what did not fit the one that takes the least
 
+    @cached_property
+    def beyond(self) -> bool:
+        """Whether weights, gradients and states alone are more than a device has, whatever the settings."""
+        step = Step(self.job, self.layout)
+        gradients = sum(parameter.numbers * parameter.gradient_width for parameter in step.parameters if parameter.learns) / self.layout.held if self.job.engine == "torch" else 0.0
+        return self.margin.upper(step.account.total + gradients) > self.cluster.device.memory
+
     def check(self, key: Key) -> Candidate | None:
         """The candidate of these settings, if it fits."""
         _, mode, rows = key
+        if self.beyond:
+            return None
         if any(rows >= most for easier, most in self.full.items() if MODES.index(easier) >= MODES.index(mode)) if mode in MODES else False:
             return None
         memory = memory_of(self.jobs[key], self.layout)
@@ -219,6 +232,8 @@ class _Trial:
         """The settings that are fastest here and may fit; without speed, where none of those that were asked did."""
         if self.why:
             return Candidate(self.layout, self.job, None, None, self.why)
+        if self.beyond:
+            return Candidate(self.layout, self.job, None, None, BEYOND)
         open_keys = [key for key in self.speeds if not any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1]))]
         if not open_keys:
             return self.least or Candidate(self.layout, self.job, None, None)
@@ -227,9 +242,11 @@ class _Trial:
 
     def asked(self, loser: Candidate) -> Candidate:
         """The loser, once it is known whether its smallest settings fit at all."""
-        if loser.why or loser.speed is None:
+        if loser.why not in ("", BEYOND) or (loser.speed is None and not loser.why):
             return loser
         smallest = min(self.jobs, key=lambda key: (-MODES.index(key[1]) if key[1] in MODES else 0, key[2]))
+        if self.beyond:
+            return Candidate(self.layout, self.jobs[smallest], memory_of(self.jobs[smallest], self.layout), None)
         return loser if self.check(smallest) else self.least
 
 
@@ -253,9 +270,7 @@ def advice(job: Job, cluster: Cluster, margin: Margin) -> list[tuple[str, Candid
     """What to change so that something fits, the gentlest change first: a recipe's override, and what it leads to."""
     found = []
     for change, changed in _changes(job):
-        options = [one for one in search(replace(changed, rows=1), cluster, margin) if one.fits]
-        if options:
-            found.append((change, options[0]))
+        found += [(change, one) for one in search(replace(changed, rows=1), cluster, margin, wanted=1)]
         if len(found) == 3:
             break
     return found
@@ -283,8 +298,7 @@ def devices_needed(job: Job, cluster: Cluster, margin: Margin, most: int = 4096)
     """The fewest devices of that kind, doubled from one, on which the job fits."""
     count = 1
     while count <= most:
-        found = search(job, replace(cluster, count=count, node=min(count, cluster.device.node)), margin, wanted=1)
-        if found and found[0].fits:  # where there are more devices than a step has rows, there may be no layout
+        if search(job, replace(cluster, count=count, node=min(count, cluster.device.node)), margin, wanted=1):
             return count
         count *= 2
     return None

@@ -22,7 +22,6 @@ from luban.parallel.legal import Parts, nearest, refusals
 from luban.parallel.plans import PLANS
 from luban.parallel.ranks import Ranks
 from luban.parallel.tensor_packed import misfit
-from luban.parallel.tensor_worn import on_experts, unfit
 from luban.parallel.zero import WEIGHTS, DeepSpeedEngine, Zero
 from luban.training.config import OPTIMIZERS, TrainConfig
 from luban.training.engines import ENGINES
@@ -172,6 +171,8 @@ def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: P
 
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
     """Where ranks share rows, matrices or experts."""
+    from luban.parallel.tensor_worn import on_experts, unfit  # which takes torch's tensors of several processes
+
     name, one = model.adapter and model.adapter.config.method, "leave layout.tensor, layout.context and layout.expert at 1"
     if parts.tensor > 1 and (place := unfit(model, PLANS[model.shape.architecture])):
         yield "adapter.method", f"{name} ({place})", "it stands elsewhere than on the matrices of blocks that are cut, or looks at whole ones", "choose lora on matrices in blocks, or leave layout.tensor at 1"
