@@ -51,7 +51,7 @@ class Sums:
 
     def begin(self) -> None:
         """The next backward pass is the last one of the step."""
-        self.sent, self.open = 0, True
+        self.sent, self.open, self.sending = 0, True, _Sending(self.group)  # of a step that was given up nothing is waited for
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 

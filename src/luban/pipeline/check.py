@@ -166,10 +166,11 @@ def _training(recipe: Recipe, stage: Stage, known: dict[str, dict[str, Any]], fr
         steps = config.length.steps(in_step, train_facts(stage.config, work).get("train_tokens", 1_000_000))
     rows = max(1, 2048 // config.sequence_length) if isinstance(config.micro_batch_rows, str) else config.micro_batch_rows
     need, share = _memory(shape, rows, config)
-    if recipe.cluster not in ("", "this", "auto"):
+    elsewhere = recipe.cluster not in ("", "this", "auto")
+    if elsewhere:
         yield _on_cluster(stage.name, config, cluster(recipe.cluster))
     yield Tick(
-        need * (1 + share) < memory_bytes or bool(recipe.cluster),
+        need * (1 + share) < memory_bytes or elsewhere,
         t("{stage}: {parameters} parameters, {steps} steps of {count} {unit}, {memory} ±{share:.0%} of memory in one process here, which has {room}", room=bytes_text(memory_bytes), stage=stage.name, parameters=count_text(parameters(shape)["total"]), steps=steps, count=in_step, unit=t(unit), memory=bytes_text(need), share=share),
     )
     tokens = steps * in_step * (config.sequence_length if task else 1)
