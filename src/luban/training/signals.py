@@ -8,6 +8,7 @@ from types import FrameType
 
 from luban.foundation.console import say
 from luban.foundation.durations import TimeSpan
+from luban.foundation.environment import launch
 from luban.foundation.errors import Interrupted
 from luban.training.run import Run
 
@@ -35,6 +36,8 @@ class StopSignals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that was not set by Python
+        if self.previous and error[0] is not None and launch().world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks those that are left to leave, and they say first what is wrong
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
