@@ -130,7 +130,7 @@ def _with_cluster(config: Any, made_for: str, name: str) -> Any:
     if asked.name.lower() == "gpu":
         return config.updated(cluster=f"{asked.count}x{asked.kind}")
     known = cluster(f"{asked.count}x{asked.kind}")
-    if known.device.kind in ("npu", "tpu"):
+    if not known.device.trains:
         warn("{device}: training does not look for such devices, and its ranks compute on the processors beside them", device=known.device.name)
     usual = max(8, known.device.node)
     if "nodes" not in config.model_fields_set and known.device.kind != "cpu" and known.count > usual and name not in ("torchrun", "mpi"):

@@ -57,7 +57,7 @@ def for_budget(data: list[Path], cluster_text: str, node: int | None, network: f
     from luban.foundation.artifacts import write_bytes
     from luban.foundation.console import say
     from luban.foundation.errors import ConfigError
-    from luban.pipeline.budget import TRAINS_ON, choose, make_budget, show
+    from luban.pipeline.budget import choose, make_budget, show
     from luban.pipeline.counting import count
     from luban.pipeline.planned_recipe import recipe_text
     from luban.planning.devices import cluster
@@ -78,6 +78,6 @@ def for_budget(data: list[Path], cluster_text: str, node: int | None, network: f
     show_plan(chosen.plan(price))
     say("✓ {file} is yours. Next:", file=write)
     say("  luban check {file} --no-dry-batch", file=write)
-    if devices.device.kind in TRAINS_ON:
+    if devices.device.trains:
         say("  luban scaling {file} --tokens proportional", file=write)
         say("  luban run {file}", file=write)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from luban.models.base import Model
+from luban.models.products import here
 from luban.models.tensor_files import NAMES, TYPES
 from luban.parallel.ranks import Ranks
 from luban.parallel.sums import Sums
@@ -238,7 +239,7 @@ def in_shards(tensor: Tensor | None) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; a view."""
-    return tensor.to_local() if in_shards(tensor) else tensor
+    return here(tensor)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from luban.training.config import TrainConfig
 DEPTHS = (*range(1, 13), *range(14, 34, 2), 36, 40, 44, 48, 52, 54, 56, 60, 64)
 SPENT = 0.95  # of a budget of time: the rest is for curating, validation and checkpoints
 OPTIMIZER = "muon"
-TRAINS_ON = ("cpu", "gpu")  # kinds of devices (docs/devices.md)
 FAR = 1.5  # times as many parameters as were asked for, or as few, are worth a word
 
 
@@ -231,7 +230,7 @@ def how_counted(counted: Counted) -> str:
 def warnings(chosen: Chosen) -> Iterator[str]:
     """What to think about before such a run."""
     epochs, asked, size = chosen.best.epochs, chosen.budget.parameters, chosen.best.parameters
-    if chosen.cluster.device.kind not in TRAINS_ON:
+    if not chosen.cluster.device.trains:
         yield t("Luban does not train on {device}: this is arithmetic alone, to compare devices by", device=chosen.cluster.device.name)
     if asked and max(asked / size, size / asked) > FAR:
         yield t(

@@ -42,6 +42,11 @@ class Device:
         return getattr(self, precision) or self.float32 or self.bfloat16
 
     @property
+    def trains(self) -> bool:
+        """Whether Luban trains on such devices (docs/devices.md)."""
+        return self.kind in ("cpu", "gpu")
+
+    @property
     def die(self) -> Device:
         """What torch counts as one device."""
         parts = {name: getattr(self, name) / self.dies for name in ("memory", "bfloat16", "float16", "float32", "bandwidth", "link", "network", "watts")}

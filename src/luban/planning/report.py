@@ -125,7 +125,7 @@ def _show_best(plan: Plan) -> None:
     ]  # fmt: skip
     table("", ["", *(t("best") if number == 0 else f"{number + 1}." for number in range(len(plan.best)))], rows)
     first = figures[0]
-    if plan.cluster.device.kind in ("npu", "tpu"):
+    if not plan.cluster.device.trains:
         say("Luban does not train on such devices: this is arithmetic alone")
         return
     say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}" for name, value in first["layout"].items()) + "}", recompute=_recompute(first["recompute"]), rows=first["micro_batch_rows"])

@@ -17,7 +17,7 @@ from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
 from luban.planning.margins import Margin
 from luban.planning.shadow import Account
-from luban.planning.speed import Speed, speed
+from luban.planning.speed import Speed, head_width, speed
 from luban.planning.step import Step
 from luban.training.config import OPTIMIZERS
 
@@ -131,7 +131,7 @@ def _thin(job: Job) -> bool:
 
 def _divides(job: Job, ranks: int) -> bool:
     """Whether so many ranks can share out the inputs of the matrices that take heads and inner widths as inputs."""
-    inner, heads = as_tuple(getattr(job.shape, "inner_sizes", job.shape.feed_forward_size)), job.shape.heads * (getattr(job.shape, "head_dim", None) or job.shape.hidden_size // job.shape.heads)
+    inner, heads = as_tuple(getattr(job.shape, "inner_sizes", job.shape.feed_forward_size)), job.shape.heads * head_width(job.shape)
     return all(job.quantization.divides(inputs, ranks) for inputs in (heads, *inner))
 
 

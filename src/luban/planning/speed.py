@@ -94,14 +94,14 @@ def _traffic(job: Job, layout: Layout) -> float:
     wide, narrow = job.habits.stream, job.compute
     layers = shape.depth
     stream = 16.0 * shape.hidden_size * wide + 6.0 * shape.hidden_size * narrow  # two norms, two sums, in both directions
-    inside = (10.0 * shape.heads * _head(shape) + 12.0 * inner) * narrow / layout.tensor
+    inside = (10.0 * shape.heads * head_width(shape) + 12.0 * inner) * narrow / layout.tensor
     logits = 0.0 if job.head_outputs else 5.0 * shape.vocabulary_size * job.scored * (narrow + 4.0) / layout.tensor
     scores = 24.0 * shape.heads * job.sequence_length / layout.tensor if job.habits.plain_attention else 0.0  # made, scaled, normalised, dropped and their gradients
     fused = 0.5 if job.compile else 1.0
     return tokens * (layers * ((stream + inside) * fused + scores) + logits * layout.pipeline * fused)
 
 
-def _head(shape: Any) -> int:
+def head_width(shape: Any) -> int:
     """Width of a head of attention."""
     return getattr(shape, "head_dim", None) or shape.hidden_size // shape.heads
 
@@ -152,7 +152,7 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
         layers = shape.depth / layout.pipeline
         waits += rounds * layers * (8 * _ring(tokens * shape.hidden_size * job.compute, layout.tensor, link) + 8 * LATENCY)
     if layout.context > 1:
-        keys = 2 * getattr(shape, "key_value_heads", shape.heads) * _head(shape) * job.rows * job.sequence_length * job.compute
+        keys = 2 * getattr(shape, "key_value_heads", shape.heads) * head_width(shape) * job.rows * job.sequence_length * job.compute
         waits += rounds * shape.depth / layout.pipeline * 3 * _ring(keys, layout.context, _between(cluster, layout.tensor, layout.context))
     if layout.expert > 1:
         sent = tokens * shape.experts_per_token * shape.hidden_size * job.compute
