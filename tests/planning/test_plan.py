@@ -171,6 +171,41 @@ def test_replicas_send_twice_their_gradients():
     assert known.network == pytest.approx(2 * 4 * parameters(job.shape)["total"] * 7 / 8 / device.device.network)
 
 
+def test_updates_move_the_bytes_that_are_counted_for_them():
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from luban.planning.updates import moved_bytes
+    from luban.training.adafactor import Adafactor
+    from luban.training.adamw_8bit import AdamW8bit
+    from luban.training.lion import Lion
+    from luban.training.sgd import SGD
+
+    class Traffic(TorchDispatchMode):
+        """Bytes of what operations read and make; views make nothing, and results that are written where an argument lies were counted with the results."""
+
+        total = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+            made = function(*arguments, **(settings or {}))
+            if not function.is_view and not function.__name__.startswith(("empty", "detach", "_unsafe_view")):
+                self.total += sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves((arguments, settings, made)) if isinstance(tensor, torch.Tensor))
+            return made
+
+    for weights in (torch.float32, torch.bfloat16):
+        for name, momentum, make in (("adafactor", 0.0, Adafactor), ("adafactor", 0.9, Adafactor), ("lion", 0.0, Lion), ("sgd", 0.0, SGD), ("sgd", 0.9, SGD), ("adamw_8bit", 0.0, AdamW8bit)):
+            weight = torch.nn.Parameter(torch.randn(512, 512).to(weights))
+            weight.grad_dtype = torch.float32
+            weight.grad = torch.randn(512, 512)
+            optimizer = make([weight], 1e-3, **({"momentum": momentum} if name in ("adafactor", "sgd") else {}))
+            optimizer.step()
+            with Traffic() as traffic:
+                optimizer.step()
+            job = Job(preset("gpt2"), 128, 1, optimizer=name, momentum=momentum, weights=str(weights).removeprefix("torch."), engine="layerwise", device="gpu")
+            assert moved_bytes(job) - 4 == pytest.approx(traffic.total / weight.numel(), rel=0.04), (name, momentum, weights)  # the norm's four are the engine's
+
+
 # ---- published figures -----------------------------------------------------------------------------------------------
 
 

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban.foundation.artifacts import is_artifact, open_artifact
 from luban.foundation.config import Source, build
 from luban.foundation.console import say
 from luban.foundation.errors import ConfigError, DataError, LubanError, nearest
 from luban.foundation.messages import t
-from luban.foundation.paths import named_files
 from luban.foundation.yaml_files import apply_override, parse_override
 from luban.models.config_json import read_shape
 from luban.models.presets import PRESETS, preset
 from luban.models.shape import ShapeConfig
 from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
+from luban.pipeline.expected import expected
 from luban.pipeline.recipe import Recipe, Stage, read_recipe
 from luban.planning import dial
 from luban.planning.adapting import places_before
@@ -28,7 +27,6 @@ from luban.planning.search import check_written
 from luban.planning.step import BODIES
 from luban.training.config import LayoutConfig, TrainConfig
 
-BYTES_A_TOKEN = 3.5  # of text in a vocabulary that is not made yet
 VOCABULARY = 32000  # where nothing says how large it will be
 GENERATING = ("translation", "summarization", "generation")
 SCORED = {"masked": 0.15, "span_corruption": 0.2}
@@ -76,7 +74,7 @@ def check_layouts(recipe: Recipe, there: Cluster) -> None:
     shapes: dict[str, Any] = {}
     for stage in recipe.stages.values():
         if stage.kind.name == "train":
-            facts = _facts(recipe, stage, [])
+            facts = expected(recipe, stage)
             try:
                 shapes[stage.name] = shape = _shape(recipe, stage, shapes, facts, [], "")
             except LubanError:
@@ -96,7 +94,7 @@ def _of_recipe(recipe: Recipe, cluster: Cluster, shape: str) -> Iterator[Planned
         if stage.kind.name != "train":
             continue
         assumed: list[str] = []
-        facts = _facts(recipe, stage, assumed)
+        facts = expected(recipe, stage)
         found = _shape(recipe, stage, shapes, facts, assumed, shape)
         shapes[stage.name] = found
         if found.architecture not in BODIES:
@@ -153,38 +151,6 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     )  # fmt: skip
 
 
-def _facts(recipe: Recipe, stage: Stage, assumed: list[str]) -> dict[str, Any]:
-    """``tokens`` of an epoch and the ``vocabulary``, from what is made, what is on disk, or what the recipe says it will make."""
-    facts: dict[str, Any] = {}
-    for value in stage.inputs.get("data", []):
-        _read(recipe, value, facts, assumed)
-    for value in stage.inputs.get("tokenizer", []):
-        _read(recipe, value, facts, assumed)
-    return facts
-
-
-def _read(recipe: Recipe, value: str, facts: dict[str, Any], assumed: list[str]) -> None:
-    path = recipe.out / value if value in recipe.stages else recipe.path_of(value)
-    if is_artifact(path):
-        metrics = open_artifact(path).metrics
-        facts["vocabulary"] = metrics.get("vocabulary_size", facts.get("vocabulary"))
-        if tokens := metrics.get("train", {}).get("tokens"):
-            facts["tokens"] = facts.get("tokens", 0) + tokens
-        return
-    if value in recipe.stages:
-        made_by = recipe.stages[value]
-        if made_by.kind.name == "train_tokenizer":
-            wanted = made_by.config.vocabulary_size
-            facts["vocabulary"] = VOCABULARY if wanted == "auto" else wanted
-        for values in made_by.inputs.values():
-            for other in values:
-                _read(recipe, other, facts, assumed)
-        return
-    files = [file for file in named_files(path) if file.is_file()]
-    if files:
-        facts["tokens"] = facts.get("tokens", 0) + sum(file.stat().st_size for file in files) / BYTES_A_TOKEN
-
-
 def _shape(recipe: Recipe, stage: Stage, shapes: dict[str, Any], facts: dict[str, Any], assumed: list[str], given: str) -> Any:
     """The shape that a stage trains: of its model, of a preset, of numbers, or of a depth."""
     config = stage.config
@@ -193,12 +159,14 @@ def _shape(recipe: Recipe, stage: Stage, shapes: dict[str, Any], facts: dict[str
         if value in shapes:
             return shapes[value]
         return _model_shape(recipe.path_of(value), given, assumed)
-    vocabulary = facts.get("vocabulary") or VOCABULARY
-    if "vocabulary" not in facts:
-        assumed.append(t("a vocabulary of {count} tokens", count=VOCABULARY))
     if isinstance(config.shape, str):
         found = preset(config.shape)
-        return found if "vocabulary" not in facts or facts["vocabulary"] is None else found.updated(vocabulary_size=vocabulary)
+        return found.updated(vocabulary_size=facts["vocabulary"]) if "vocabulary" in facts else found
+    asked = config.shape.explicit().get("vocabulary_size", "auto")
+    vocabulary = max(facts.get("vocabulary", 0), 0 if asked == "auto" else asked)
+    if not vocabulary:
+        vocabulary = VOCABULARY
+        assumed.append(t("a vocabulary of {count} tokens", count=VOCABULARY))
     if config.depth == "auto" and {"layers", "hidden_size"} <= config.shape.model_fields_set:
         return config.shape.updated(vocabulary_size=vocabulary).resolved(maximum_positions=512)
     tokens = config.length.value * (facts.get("tokens", 1e9) if config.length.unit == "epochs" else 1 if config.length.unit == "tokens" else 4096)

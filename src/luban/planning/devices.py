@@ -182,7 +182,7 @@ def here() -> Cluster:
         return Cluster(replace(known.die, memory=float(seen.total_memory), source="measured here"), count, count)
     prepare_machine("auto", False)
     rate = measured_peak_flops(torch.device("cpu"), torch.float32)
-    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.6, source="measured here"), 1, 1)
+    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.8, source="measured here"), 1, 1)
 
 
 def _copied(place: Any) -> float:

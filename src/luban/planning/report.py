@@ -72,7 +72,7 @@ def _why(one: Candidate, best: list[Candidate], cluster: Cluster, margin: Margin
     if one.why:
         return t(one.why)
     if one.speed is None and one.memory is not None:
-        return t("does not fit: {need} of {room}", need=bytes_text(margin.upper(one.memory.total)), room=bytes_text(cluster.device.memory))
+        return t("does not fit: {need} ±{share:.0%} of {room}", need=bytes_text(one.memory.total * margin.ratio), share=margin.memory, room=bytes_text(cluster.device.memory))
     if best and one.speed is not None:
         slower = one.speed.step / best[0].speed.step
         return t("{times:.2f} times as long, bound by the {bound}", times=slower, bound=t(one.speed.bound))
@@ -157,8 +157,9 @@ def _show_others(plan: Plan, most: int) -> None:
 def _show_changes(plan: Plan) -> None:
     closest = min((one for one, _ in plan.others if one.memory), key=lambda one: one.memory.total, default=None)
     if closest is not None:
-        say("nothing fits. The least, {layout} with recompute: {recompute} and {rows} rows, takes {need} of {room}", layout=closest.layout.text(), recompute=_recompute(closest.job.recompute), rows=closest.job.rows, need=bytes_text(plan.margin.upper(closest.memory.total)), room=bytes_text(plan.cluster.device.memory))
-        table("", [t("of that"), ""], [[t(name), bytes_text(size)] for name, size in closest.memory.parts.items() if size])
+        ratio = plan.margin.ratio
+        say("nothing fits. The least, {layout} with recompute: {recompute} and {rows} rows, takes {need} ±{share:.0%} of {room}", layout=closest.layout.text(), recompute=_recompute(closest.job.recompute), rows=closest.job.rows, need=bytes_text(closest.memory.total * ratio), share=plan.margin.memory, room=bytes_text(plan.cluster.device.memory))
+        table("", [t("of that"), ""], [[t(name), bytes_text(size * ratio)] for name, size in closest.memory.parts.items() if size])
     if plan.changes:
         rows = []
         for change, one in plan.changes:

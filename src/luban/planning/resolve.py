@@ -79,7 +79,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
     for item in listed(work.inputs.get("data")):
         if isinstance(item, Artifact) and item.kind == "encode":
             facts["train_tokens"] = facts.get("train_tokens", 0) + item.metrics["train"]["tokens"]
-            facts["vocabulary_size"] = item.metrics.get("vocabulary_size") or _vocabulary_of(item.path / "tokenizer")
+            facts["vocabulary_size"] = item.metrics.get("vocabulary_size") or vocabulary_of(item.path / "tokenizer")
         elif not isinstance(item, Artifact):
             size = sum(file.stat().st_size for file in named_files(item))
             facts["train_tokens"] = facts.get("train_tokens", 0) + size // 3
@@ -87,7 +87,7 @@ def train_facts(config: Any, work: Work) -> dict[str, int]:
     if tokenizer is not None:
         path = getattr(tokenizer, "path", tokenizer)
         unmade = isinstance(tokenizer, Artifact) and not path.exists()  # `check` looks ahead
-        facts["vocabulary_size"] = tokenizer.metrics["vocabulary_size"] if unmade else _vocabulary_of(path)
+        facts["vocabulary_size"] = tokenizer.metrics["vocabulary_size"] if unmade else vocabulary_of(path)
     return facts
 
 
@@ -127,7 +127,8 @@ def _tokens(config: Any, facts: dict[str, int]) -> int:
     return int(config.length.value) if config.length.unit == "tokens" else int(config.length.value * epoch)
 
 
-def _vocabulary_of(folder: Path) -> int:
+def vocabulary_of(folder: Path) -> int:
+    """Tokens of the tokenizer.json that is named, or that lies in a folder."""
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     content = json.loads(file.read_bytes())
     known = content["model"]["vocab"]

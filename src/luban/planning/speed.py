@@ -6,13 +6,14 @@ its bandwidth; what ranks send each other hides behind the work where Luban send
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luban.models.counts import flops_per_token, parameters
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout, bytes_of_codes
-from luban.training.config import OPTIMIZERS
+from luban.planning.step import Step, planned
+from luban.planning.updates import moved_bytes, orthogonal_operations
 
 # Operations of a step over those of one without recompute: a block's forward pass again (a third more), or its cheap parts alone, whose traffic counts below.
 AGAIN = {"none": 1.0, "selective": 1.03, "full": 4.0 / 3.0}
@@ -51,7 +52,6 @@ def speed(job: Job, layout: Layout, cluster: Cluster, products: float | None = N
     """A step of ``job``. ``products`` is the share of its rate that large products reach, where it is known better than from the table."""
     device = cluster.device
     shape, tokens = job.shape, float(job.step_rows * job.sequence_length)
-    mode = job.recompute if isinstance(job.recompute, str) else "selective"
     whole = flops_per_token(shape, job.sequence_length, causal=shape.kind == "decoder" and not job.habits.plain_attention) * tokens
     if job.head_outputs:
         whole -= 6.0 * shape.vocabulary_size * shape.hidden_size * tokens
@@ -66,11 +66,14 @@ def speed(job: Job, layout: Layout, cluster: Cluster, products: float | None = N
         width = shape.hidden_size / layout.tensor**0.5
         share *= width / (width + SMALL * 0.35) * 1.09  # 1 at width 4096
     looking = max(0.0, whole - 3.0 * _linear(job) * tokens)
-    multiplied = (whole - looking) * AGAIN[mode] * idle / shared / (device.rate(job.precision) * share * job.habits.rate)
-    multiplied += looking * (AGAIN[mode] / share if job.habits.plain_attention else ATTENTION_AGAIN[mode] / device.attention) * idle / shared / device.rate(job.precision)
+    again, attended_again, passes = (_mean(job, layout, table) for table in (AGAIN, ATTENTION_AGAIN, PASSES))
+    multiplied = (whole - looking) * again * idle / shared / (device.rate(job.precision) * share * job.habits.rate)
+    multiplied += looking * (again / share if job.habits.plain_attention else attended_again / device.attention) * idle / shared / device.rate(job.precision)
     if job.quantization is not None:
         multiplied *= 1.35  # weights are made again in both passes
-    moved = _traffic(job, layout) * PASSES[mode] * idle + _update(job, layout)
+    if job.optimizer == "muon" and job.adapter is None:  # on each device that holds a part of a matrix
+        multiplied += orthogonal_operations(Step(replace(job, quantization=None), Layout()).parameters) / layout.pipeline / (device.rate("float32" if device.kind == "cpu" else "bfloat16") * share)
+    moved = _traffic(job, layout) * passes * idle + _update(job, layout)
     memory = moved / (0.8 * device.bandwidth)
     work = multiplied + memory
     network = _network(job, layout, cluster, rounds, work)
@@ -79,6 +82,14 @@ def speed(job: Job, layout: Layout, cluster: Cluster, products: float | None = N
         bubble = 0.25 * work * (layout.pipeline - 1) / rounds
     step = work + network + bubble
     return Speed(multiplied, memory, network, bubble, step, tokens / step, whole / shared)
+
+
+def _mean(job: Job, layout: Layout, table: dict[str, float]) -> float:
+    """What a mode of recompute costs; of a budget in bytes the mean of what its blocks do."""
+    if isinstance(job.recompute, str):
+        return table[job.recompute]
+    modes = planned(job, layout, job.shape.depth)
+    return sum(map(table.__getitem__, modes)) / len(modes)
 
 
 def _linear(job: Job) -> float:
@@ -97,7 +108,7 @@ def _traffic(job: Job, layout: Layout) -> float:
     inside = (10.0 * shape.heads * head_width(shape) + 12.0 * inner) * narrow / layout.tensor
     logits = 0.0 if job.head_outputs else 5.0 * shape.vocabulary_size * job.scored * (narrow + 4.0) / layout.tensor
     scores = 24.0 * shape.heads * job.sequence_length / layout.tensor if job.habits.plain_attention else 0.0  # made, scaled, normalised, dropped and their gradients
-    fused = 0.5 if job.compile else 1.0
+    fused = 0.5 if job.compile or job.own_layers else 1.0
     return tokens * (layers * ((stream + inside) * fused + scores) + logits * layout.pipeline * fused)
 
 
@@ -120,7 +131,7 @@ def _update(job: Job, layout: Layout) -> float:
     if job.adapter is not None:
         return numbers * 2.0
     held = numbers / (layout.shards if layout.shard != "none" else 1)
-    return held * (2 * 4 + 2 * 4 + 2 * OPTIMIZERS[job.optimizer]["state_bytes"]) + numbers * 6.0 * job.micro_batches(layout) * (job.compute < 4)
+    return held * moved_bytes(job) + numbers * 6.0 * job.micro_batches(layout) * (job.compute < 4)
 
 
 def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: float) -> float:

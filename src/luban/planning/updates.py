@@ -1,4 +1,4 @@
-"""What optimizers hold and what a step of each takes for a moment (luban.training.optimizers and the files it names)."""
+"""What optimizers hold, what a step of each takes for a moment, and what it moves and multiplies (luban.training.optimizers and the files it names)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 from luban.planning.job import Job
 from luban.planning.shadow import Parameter
+from luban.training.config import OPTIMIZERS
 
 BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 26  # luban.training.blocks
 RUN, SMALLEST = 256, 4096  # luban.training.adamw_8bit
 # Bytes for each number of a block that are alive together in an update, counted in the code of each.
 UPDATE_BYTES = {"adamw_8bit": 29, "adafactor": 8, "lion": 4, "sgd": 4}
 ROUNDING_BYTES = 10  # of each number that is rounded stochastically: its float32 copy, random words and bits
+# Bytes that a device reads and writes for each number in an update, kernel after kernel; those of the norm and of clipping; and more for what rounds stochastically.
+MOVED = {"adamw": 28, "adafactor": 60, "lion": 52, "sgd": 20, "adamw_8bit": 356, "muon": 70}
+MOVED_BY_MOMENTUM = {"adafactor": 12, "sgd": 32}
+MOVED_BY_NORM, MOVED_BY_CLIPPING, MOVED_BY_ROUNDING = 4, 8, 60
+ITERATIONS = 5  # of luban.training.muon
 
 
 def muon_moves(parameter: Parameter) -> bool:
@@ -34,6 +40,23 @@ def state_bytes(parameter: Parameter, job: Job, embedding: bool = False) -> floa
     if name == "sgd" and not job.momentum:
         return 0.0
     return 4.0 * numbers
+
+
+def moved_bytes(job: Job) -> float:
+    """Bytes that an update reads and writes for each number that learns. A processor takes a block through all of it within its cache: weights, gradient and state, there and back."""
+    if job.device == "cpu" or job.habits.states is not None:
+        return 16.0 + 2.0 * OPTIMIZERS[job.optimizer]["state_bytes"]
+    update = MOVED[job.optimizer] + (MOVED_BY_MOMENTUM.get(job.optimizer, 0) if job.momentum else 0)
+    return float(update + MOVED_BY_NORM + (MOVED_BY_CLIPPING if job.engine == "torch" else 0) + (MOVED_BY_ROUNDING if job.weights == "bfloat16" else 0))
+
+
+def orthogonal_operations(parameters: Sequence[Parameter]) -> float:
+    """Operations in which Muon makes the singular values of its matrices alike: three products for each of its iterations."""
+    return sum(
+        parameter.numbers / (parameter.sides[0] * parameter.sides[1]) * ITERATIONS * (4.0 * min(parameter.sides) ** 2 * max(parameter.sides) + 2.0 * min(parameter.sides) ** 3)
+        for parameter in parameters
+        if parameter.learns and muon_moves(parameter)
+    )
 
 
 def moment_bytes(parameters: Sequence[Parameter], job: Job) -> float:
