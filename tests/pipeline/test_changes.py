@@ -60,6 +60,30 @@ def test_a_change_under_a_half_done_training_is_refused_by_name_and_accepted_by_
     assert rates[6] == pytest.approx(1e-2) and rates[7] == pytest.approx(1e-3) and artifact.manifest["accepted_changes"] == [steps["base"][1]]
 
 
+def test_another_length_under_a_half_done_training_loses_nothing(made, tmp_path):
+    given = half(made, tmp_path, schedule={"shape": "cosine", "warmup": "2 steps"})
+    (tmp_path / "dies.py").write_text(DIES)  # as it was
+    checkpoints = tmp_path / "run" / "base.partial" / "training" / "checkpoints"
+    for length in ("12 steps", "8 steps"):
+        with pytest.raises(ConfigError, match=rf"length \(9 steps → {length}\)(.|\n)*--restart(.|\n)*--accept-change"):
+            luban.run(recipe(tmp_path, **{**given, "length": length}), out=tmp_path / "run")
+    assert [folder.name for folder in checkpoints.glob("step-*")] == ["step-00000003", "step-00000006"]
+    with pytest.raises(Exception, match="killed"):
+        luban.run(recipe(tmp_path, **{**given, "length": "12 steps"}), out=tmp_path / "run", change="restart")
+    assert len(list((tmp_path / "run" / ".previous").glob("base-*.1.partial/training/checkpoints/step-00000006"))) == 1
+    (tmp_path / "dies.py").write_text("def dies(run):\n    pass\n")
+    artifact = luban.run(recipe(tmp_path, **{**given, "length": "8 steps"}), out=tmp_path / "run", change="accept")[-1]
+    assert artifact.metrics["steps"] == 8 and "length (12 steps → 8 steps)" in artifact.manifest["accepted_changes"][0]
+
+
+def test_a_length_that_checkpoints_are_beyond_is_an_error_and_loses_nothing(made, tmp_path):
+    given = half(made, tmp_path)
+    (tmp_path / "dies.py").write_text(DIES)  # as it was
+    with pytest.raises(ConfigError, match="step-00000006 is of a training of 9 steps, and one of 2 steps cannot go on from it(.|\n)*set length back"):
+        luban.run(recipe(tmp_path, **{**given, "length": "2 steps"}), out=tmp_path / "run")
+    assert (tmp_path / "run" / "base.partial" / "training" / "checkpoints" / "step-00000006").exists()
+
+
 def test_changed_data_is_refused_and_begun_anew_when_asked_to(made, tmp_path):
     given = half(made, tmp_path)
     (tmp_path / "dies.py").write_text(DIES)  # as it was

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import shutil
@@ -195,10 +196,11 @@ def _status(recipe: Recipe, stage: Stage, mark: str, earlier: dict[str, str]) ->
         if is_artifact(recipe.out / ASIDE / f"{stage.name}-{mark}"):
             return "restore", "an earlier run made it"
         return "stale", _why_stale(recipe, stage, found)
+    begun = partial.exists() and any((partial / "training" / "checkpoints").glob("step-????????"))
+    if begun and (changes := [*_changes(recipe, stage, partial, earlier), *_other_length(stage, partial)]):
+        return "changed", t("{names} changed", names=", ".join(changes))
     if partial.exists() and _mark_of(partial) == mark:
         return "continue", "it was stopped before it was whole"
-    if partial.exists() and any((partial / "training" / "checkpoints").glob("step-????????")) and (changes := _changes(recipe, stage, partial, earlier)):
-        return "changed", t("{names} changed", names=", ".join(changes))
     if is_artifact(recipe.out / ASIDE / f"{stage.name}-{mark}"):
         return "restore", "an earlier run made it"
     return "missing", ""
@@ -219,6 +221,14 @@ def _changes(recipe: Recipe, stage: Stage, partial: Path, earlier: dict[str, str
     names = [f"{name} ({_short(_flat(was['fields']).get(name))} → {_short(value)})" for name, value in _flat(now["fields"]).items() if _flat(was["fields"]).get(name) != value]
     names += [name for name, value in now["inputs"].items() if was["inputs"].get(name) != value]
     return names + [name for name in ("seed", "version") if was[name] != now[name]]
+
+
+def _other_length(stage: Stage, partial: Path) -> list[str]:
+    """The lengths that are not what they were when an unfinished stage began, where its steps so far depend on how many follow."""
+    if getattr(stage.config, "open_ended", False):
+        return []
+    was, now = _known(partial).get("length", {}), fields_with_role(stage.config, "length")
+    return [f"{name} ({was[name]} → {value})" for name, value in now.items() if name in was and was[name] != value]
 
 
 def _known(partial: Path) -> dict[str, Any]:
@@ -320,19 +330,22 @@ def _mark_of(partial: Path) -> str:
 def _prepare(recipe: Recipe, step: Step, final: Path, change: Change) -> Path:
     """The directory to fill: what a killed run of the same fingerprint left, a grown artifact's state, or nothing."""
     partial = _partial(recipe, step.stage)
-    if partial.exists() and _mark_of(partial) != step.fingerprint and not (step.status == "changed" and change == "accept"):
+    kept = recipe.out / ASIDE / f"{step.stage.name}-{step.fingerprint}.partial"
+    if partial.exists() and (step.status == "changed" or _mark_of(partial) != step.fingerprint) and not (step.status == "changed" and change == "accept"):
         aside = recipe.out / ASIDE / f"{step.stage.name}-{_mark_of(partial) or 'unfinished'}.partial"
+        if aside == kept:  # of another length
+            aside = next(other for number in itertools.count(1) if not (other := kept.with_name(f"{kept.stem}.{number}.partial")).exists())
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
         partial.rename(aside)
-    kept = recipe.out / ASIDE / f"{step.stage.name}-{step.fingerprint}.partial"
-    if kept.exists() and not partial.exists():
+    elif kept.exists() and not partial.exists():
         kept.rename(partial)
     if step.status == "grow" and not partial.exists() and (final / "training").exists():
         shutil.copytree(final / "training", partial / "training")
     partial.mkdir(parents=True, exist_ok=True)
     accepted = [*_known(partial).get("accepted", []), *([step.reason] if step.status == "changed" and change == "accept" else [])]
-    write_json(partial / MADE_OF, {**step.made_of, **({"accepted": accepted} if accepted else {})})
+    length = {name: str(value) for name, value in fields_with_role(step.stage.config, "length").items()}
+    write_json(partial / MADE_OF, {**step.made_of, "length": length, **({"accepted": accepted} if accepted else {})})
     write_bytes(partial / MARK, step.fingerprint.encode("ascii"))
     return partial
 

@@ -307,11 +307,12 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 # ---- going back -------------------------------------------------------------------------------------------------------
 
 
-def restore(run: Run) -> bool:
-    """Bring the run to its newest whole checkpoint that a run of this length would have passed too; False when there is none. Newer ones are set aside."""
+def restore(run: Run, another_length: bool = False) -> bool:
+    """Bring the run to its newest whole checkpoint that a run of this length would have passed too, or with ``another_length`` to the newest that is not beyond its end; False when there is
+    none. Newer ones are set aside. ConfigError where there are checkpoints, and it can go on from none of them."""
     _wait_for_writer(run)
     folder = run.folder
-    chosen = here().lead(lambda: _choose(folder, run))
+    chosen = here().lead(lambda: _choose(folder, run, another_length))
     if not chosen:
         return False
     state = _load(run, Path(chosen))
@@ -363,8 +364,10 @@ def _wait_for_writer(run: Run) -> None:
             hook.wait()
 
 
-def _choose(folder: Path, run: Run) -> str:
-    """The newest whole checkpoint that this run may go on from. What is damaged is named; what is passed over is set aside."""
+def _choose(folder: Path, run: Run, another_length: bool) -> str:
+    """The newest whole checkpoint that this run may go on from. What is damaged is named and set aside, and so is what is passed over, if an older one serves."""
+    passed: list[tuple[Path, dict[str, Any]]] = []
+    total = run.schedule.total
     for aside in (folder / "checkpoints").glob("step-????????.partial"):
         shutil.rmtree(aside, ignore_errors=True)
     for found in reversed(saved(folder)):
@@ -374,9 +377,17 @@ def _choose(folder: Path, run: Run) -> str:
             warn("{folder} is damaged and is skipped: {error}", folder=found, error=error)
             set_aside(found)
             continue
-        if state["step"] <= (run.schedule.total if state["total"] == run.schedule.total else min(state["unchanged_until"], run.schedule.unchanged_until)):
+        if state["step"] <= (total if another_length or state["total"] == total else min(state["unchanged_until"], run.schedule.unchanged_until)):
+            for newer, _ in passed:
+                set_aside(newer)
             return str(found)
-        set_aside(found)
+        passed.append((found, state))
+    if passed:
+        found, state = passed[0]
+        raise ConfigError(
+            "{folder} is of a training of {was} steps, and one of {total} steps cannot go on from it", "its steps so far would have had other learning rates, or are more",
+            "set length back; or name another folder for the run; or delete the checkpoints to begin anew", folder=found, was=state["total"], total=total,
+        )  # fmt: skip
     return ""
 
 

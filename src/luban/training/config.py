@@ -245,6 +245,11 @@ class TrainConfig(Config):
     callbacks: list[str] = field([], "Your own functions, my_callbacks.py:name, called with the run after each step.", input=True)
 
     @property
+    def open_ended(self) -> bool:
+        """Whether the steps so far, or most of them, are those of a longer run too."""
+        return self.schedule.shape in ("constant", "warmup_stable_decay")
+
+    @property
     def objective_name(self) -> str:
         """The objective's name, or the user's own ``my_file.py:Name``."""
         return self.objective if isinstance(self.objective, str) else self.objective.name

@@ -26,7 +26,7 @@ class Schedule:
     @property
     def unchanged_until(self) -> int:
         """Steps up to here do not depend on the total length, so a longer run may continue from them."""
-        return {"constant": self.total, "warmup_stable_decay": self.decay_start}.get(self.shape, 0)
+        return {"constant": self.total, "warmup_stable_decay": self.decay_start}.get(self.shape, 0)  # TrainConfig.open_ended
 
     def factor(self, step: int) -> float:
         """Share of the peak learning rate for step ``step`` (from 0)."""

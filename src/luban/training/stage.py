@@ -175,7 +175,7 @@ def _train(training: Run, work: Work, fold: int | None, written: Path, watchdog:
         guards.append(recheck)
     guards.append(Ledger(training, ranks.lead(lambda: note_sources(work, training.folder)), work.accepted))
     validator = _add_hooks(training, tracker, guards, [*(load_custom(str(reference)) for reference in listed(work.inputs.get("callbacks"))), *([work.watch] if work.watch else [])])
-    if restore(training):
+    if restore(training, another_length=bool(work.accepted)):
         say("continuing at step {step} of {total}", step=training.step, total=training.schedule.total)
     elif config.from_step:
         _branch(training, config, work)
