@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.foundation.errors import ConfigError
-from luban.models.decoder import Decoder, attention_mask
+from luban.models.decoder import Decoder
+from luban.models.masks import attention_mask
 from luban.models.shape import ShapeConfig
 
 PLAIN = {"vocabulary_size": 61, "layers": 2, "hidden_size": 32, "heads": 4, "key_value_heads": 2, "maximum_positions": 64}

@@ -10,8 +10,8 @@ from luban.foundation.errors import ConfigError
 from luban.inference.config import SamplingConfig
 from luban.inference.generate import generate
 from luban.models.base import Model
-from luban.models.decoder import attention_mask
 from luban.models.families import build_model
+from luban.models.masks import attention_mask
 
 SHAPES = {"llama": {}, "gpt2": {}, "mistral": {"sliding_window": 6}, "mixtral": {"experts": 2, "experts_per_token": 1}}
 

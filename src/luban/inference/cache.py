@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from luban.adapters.before import before_of, befores_of
-from luban.models.decoder import Decoder, attention_mask
+from luban.models.decoder import Decoder
+from luban.models.masks import attention_mask
 
 
 def new_cache(model: Any, slots: int, maximum: int) -> Any:

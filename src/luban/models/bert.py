@@ -17,6 +17,7 @@ from luban.models.embedding import Embedding
 from luban.models.given import OnePass
 from luban.models.heads import Head, Projection, first_state
 from luban.models.layers import Cache
+from luban.models.masks import added
 
 OUTPUTS = ("cls", "lm_head", "classifier", "qa_outputs")  # modules that stand above the trunk
 
@@ -69,7 +70,7 @@ class Bert(Model):
         mask = segment_mask(segments)
         if cache is not None:
             mask = cache.beside(mask)
-        return [(mask, cache, index) for index in range(self.shape.layers)]
+        return [(added(mask, states.dtype), cache, index) for index in range(self.shape.layers)]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.trunk.encoder.layer)

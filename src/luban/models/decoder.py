@@ -15,6 +15,7 @@ from luban.models.embedding import Embedding
 from luban.models.given import GivenKeys
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache, Layer, RMSNorm
+from luban.models.masks import added, attention_mask
 from luban.models.rotary import Rotary
 from luban.models.shape import ShapeConfig
 
@@ -63,7 +64,7 @@ class Decoder(Model):
         if self.own_attention and states.dtype == torch.float32 and states.device.type == "cpu" and cache is None and prefix is None and not autocast and not any(windows):
             masks = {None: begins_of(segments, batch, seq)}
         else:
-            masks = {window: visible(seq, segments, window, tokens.device, prefix, cache) for window in dict.fromkeys(windows)}
+            masks = {window: added(visible(seq, segments, window, tokens.device, prefix, cache), states.dtype) for window in dict.fromkeys(windows)}
         angles = self.rotary(positions, torch.get_autocast_dtype(states.device.type) if autocast else states.dtype)
         return [(angles, masks[window], cache, index) for index, window in enumerate(windows)]
 
@@ -129,24 +130,3 @@ def visible(seq: int, segments: Tensor | None, window: int | None, device: torch
     rows = max(len(mask), len(own))
     columns = cache.columns(seq)[:, None, None]  # [batch or 1, 1, 1, seq]
     return mask.expand(rows, -1, -1, -1).scatter(-1, columns.expand(rows, 1, seq, seq), own.expand(rows, -1, -1, -1))
-
-
-def attention_mask(
-    seq: int, segments: Tensor | None, window: int | None, device: torch.device, prefix: Tensor | None = None
-) -> Tensor | None:
-    """What each token may see, [batch or 1, 1, seq, seq] of bool; None where the plain causal rule says it all.
-
-    Tokens where ``prefix`` [batch, seq] holds see each other from both sides, inside the window and the segment.
-    """
-    if segments is None and prefix is None and (window is None or window >= seq):
-        return None
-    places = torch.arange(seq, device=device)
-    distance = places[:, None] - places[None, :]  # [seq, seq]
-    mask = (distance >= 0)[None]
-    if prefix is not None:
-        mask = mask | (prefix[:, :, None] & prefix[:, None, :])  # [batch, seq, seq]
-    if window is not None and window < seq:
-        mask = mask & (distance.abs() < window)
-    if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return mask[:, None]

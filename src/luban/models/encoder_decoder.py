@@ -15,6 +15,7 @@ from luban.models.classic import join_heads, segment_mask, split_heads, vector
 from luban.models.encoder_decoder_shape import EncoderDecoderShapeConfig
 from luban.models.given import GatheredKeys, GivenKeys, OnePass
 from luban.models.heads import Head, Projection, last_state
+from luban.models.masks import added
 from luban.models.source_cache import SourceCache
 
 HEAD_MODULES = ("classification_head", "classifier", "qa_outputs", "luban_pairs")
@@ -160,6 +161,7 @@ class Stack(nn.Module):
 
     def beside(self, states: Tensor, mask: Tensor | None, memory: Tensor | None, crossing: Crossing | None, cache: SourceCache | OnePass | None) -> list[tuple[Any, ...]]:
         """What each of the ``count`` blocks is called with beside the stream; of ``states`` [rows, seq, dim] length and device are read."""
+        mask, crossing = added(mask, states.dtype), crossing and crossing._replace(mask=added(crossing.mask, states.dtype))
         return [(mask, memory, crossing, cache, index) for index in range(self.count)]
 
     def finish(self, states: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ class Crossing(NamedTuple):
     """What target tokens see of the source. One that sees nothing (padding, a document with an empty source) is shown all of it and gets zeros for
     what it found: a softmax over nothing is no number in some of the kernels."""
 
-    mask: Tensor  # [rows, 1, seq or 1, source_seq] of bool
+    mask: Tensor  # [rows, 1, seq or 1, source_seq] of bool, or added to the scores
     seen: Tensor  # [rows, 1, seq or 1, 1] of bool: whether there is anything
 
 

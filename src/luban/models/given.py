@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luban.models.masks import mask_of
+
 
 class OnePass:
     """A cache for one forward pass, without memory of its own. Gradients flow through it."""
@@ -89,15 +91,8 @@ class GatheredKeys(OnePass):
         if not self.causal and self.segments is None:
             return None
         places = torch.arange(self.total, device=self.whole_positions.device)
-        distance = places[self.own, None] - places  # [length, total]
-        mask = (distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool))[None]
-        if self.prefix is not None:
-            mask = mask | (self.prefix[:, self.own, None] & self.prefix[:, None, : self.total])
-        if window is not None:
-            mask = mask & (distance.abs() < window)
-        if self.segments is not None:
-            mask = mask & (self.segments[:, self.own, None] == self.segments[:, None, : self.total])
-        return mask[:, None]
+        parts = [(None, None) if whole is None else (whole[:, self.own], whole[:, : self.total]) for whole in (self.segments, self.prefix)]
+        return mask_of(places[self.own], places, *parts[0], *parts[1], window, self.causal)[:, None]
 
     def beside(self, mask: Tensor | None) -> Tensor | None:
         return self.mask(0, None)

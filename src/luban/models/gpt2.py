@@ -18,6 +18,7 @@ from luban.models.given import GivenKeys
 from luban.models.gpt2_shape import GPT2ShapeConfig
 from luban.models.heads import Head, last_state
 from luban.models.layers import Cache
+from luban.models.masks import added
 
 
 class GPT2(Model):
@@ -58,7 +59,7 @@ class GPT2(Model):
         self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
         types: Tensor | None = None, cache: Cache | None = None, prefix: Tensor | None = None,
     ) -> list[tuple[Any, ...]]:  # fmt: skip
-        mask = visible(tokens.shape[1], segments, None, tokens.device, prefix, cache)
+        mask = added(visible(tokens.shape[1], segments, None, tokens.device, prefix, cache), states.dtype)
         return [(mask, cache, index) for index in range(self.shape.layers)]
 
     def leave(self, states: Tensor) -> Tensor:
