@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -49,7 +50,16 @@ def test_a_training_is_rehearsed_on_four_ranks_that_are_not_there(tmp_path):
 def test_other_layouts_are_rehearsed_too(tmp_path, shard, layout):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), f"base.layout.shard={shard}", f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
-    assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
+    assert done.exit_code == 0 and f"rank {int(layout == 'context=2')} of 4" in done.output, done.output  # the last of a context group sees the most
+
+
+@pytest.mark.long
+def test_the_masks_of_long_rows_are_in_the_arithmetic(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("#60", ""))
+    long = ["base.sequence_length=8192", "base.batch_tokens=32768", "base.micro_batch_rows=1", "base.shape.maximum_positions=8192"]
+    for layout in ("shard=full", "context=4"):
+        done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), *long, f"base.layout.{layout}", "--rehearse"], catch_exceptions=False)
+        assert done.exit_code == 0 and abs(float(re.search(r"arithmetic says .*, ([+-][\d.]+)%", done.output)[1])) < 5, done.output
 
 
 @pytest.mark.long

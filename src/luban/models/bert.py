@@ -70,7 +70,8 @@ class Bert(Model):
         mask = segment_mask(segments)
         if cache is not None:
             mask = cache.beside(mask)
-        return [(added(mask, states.dtype), cache, index) for index in range(self.shape.layers)]
+        mask = added(mask, states.dtype)
+        return [(mask, cache, index) for index in range(self.shape.layers)]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.trunk.encoder.layer)

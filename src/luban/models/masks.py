@@ -40,4 +40,5 @@ def added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is None or mask.dtype != torch.bool or not torch.is_grad_enabled():
         return mask
     dtype = torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else dtype
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask.logical_not(), -torch.inf)
+    nothing, never = (torch.full((), value, dtype=dtype, device=mask.device) for value in (0.0, -torch.inf))
+    return torch.where(mask, nothing, never)

@@ -60,8 +60,8 @@ def _rehearsed(stages: _Stages, stage: Stage, there: Cluster, count: int) -> Ite
         config = config.updated(precision=job_of(config, config.shape, there).precision)
     if config.precision == "float16":  # which fake processors do not know
         config = config.updated(precision="bfloat16")
-    for stage_number in sorted({0, config.layout.pipeline - 1}):  # the ends of a pipeline hold the most
-        rank = stage_number * count // config.layout.pipeline
+    for stage_number in sorted({0, config.layout.pipeline - 1}):  # the ends of a pipeline hold the most, and the last of a context group sees the most
+        rank = stage_number * count // config.layout.pipeline + (config.layout.context - 1) * config.layout.tensor
         yield from _told(stage.name, config, rehearse(config, work, count, rank), there, count, rank, stage_number)
 
 

@@ -104,8 +104,7 @@ class Tape:
         self.account, self.stream, self.compute, self.device = account, stream, compute, device
         self.fused_norm = device != "cpu" if fused_norm is None else fused_norm
         self.casts: dict[int, Storage] = {}
-        self.recording = True  # False: no gradients are asked for
-        self.training = True  # dropout drops
+        self.recording = self.training = True  # whether gradients are asked for; whether dropout drops
         self.keep: Kept | None = None
         self.give: Kept | None = None
         self.numbered = 0
@@ -114,6 +113,7 @@ class Tape:
         self.narrow = False  # matrices are held in bfloat16 and learn (luban.models.narrow)
         self.own = False  # layers and cross-entropy are Luban's own, as on a processor (luban.models.own_layers)
         self.scratch: Storage | None = None
+        self.mask: Storage | None = None  # what attention reads of documents that share rows
         self.on_gradient: Callable[[Parameter], None] | None = None
 
     # ---- storages and nodes ------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ class Tape:
     def attention(self, queries: Value, keys: Value, values: Value, statistics: float) -> Value:
         """A fused kernel: queries, keys, values, the output and ``statistics`` float32 numbers of the softmax are kept."""
         made, norms = self._kept(lambda: (self.storage(queries.numbers, queries.width), self.storage(statistics, 4)), product=False)
-        saved = (queries.storage, keys.storage, values.storage, made, norms)
+        saved = (queries.storage, keys.storage, values.storage, made, norms, self.mask)
         ends = [(value.node, value.numbers, value.width) for value in (queries, keys, values)]
         own = self.device == "cpu" and queries.width == 4
 

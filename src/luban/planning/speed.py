@@ -11,7 +11,7 @@ from typing import Any
 
 from luban.models.counts import flops_per_token, parameters
 from luban.planning.devices import Cluster
-from luban.planning.job import Job, Layout, bytes_of_codes
+from luban.planning.job import Habits, Job, Layout, bytes_of_codes
 from luban.planning.step import Step, planned
 from luban.planning.updates import moved_bytes, orthogonal_operations
 
@@ -52,7 +52,8 @@ def speed(job: Job, layout: Layout, cluster: Cluster, products: float | None = N
     """A step of ``job``. ``products`` is the share of its rate that large products reach, where it is known better than from the table."""
     device = cluster.device
     shape, tokens = job.shape, float(job.step_rows * job.sequence_length)
-    whole = flops_per_token(shape, job.sequence_length, causal=shape.kind == "decoder" and not job.habits.plain_attention) * tokens
+    waited = layout.context > 1 and job.habits == Habits()  # the last of a context group sees all of a row, and the others wait for it
+    whole = flops_per_token(shape, job.sequence_length, causal=shape.kind == "decoder" and not job.habits.plain_attention and not waited) * tokens
     if job.head_outputs:
         whole -= 6.0 * shape.vocabulary_size * shape.hidden_size * tokens
     if job.adapter is not None:

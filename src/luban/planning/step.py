@@ -181,12 +181,22 @@ class Step:
 
     def _stack(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
         body = self.body
+        self._see(rows, seq)
         states = body.enter(rows, seq) if 0 in numbers else self._arrived(rows * seq)
         before = places_before(self.job)
         for number in numbers:
             block = body.blocks[number]
             states = self._through(number, lambda given, block=block: block(given, rows, seq + before), states)
         return states
+
+    def _see(self, rows: float, seq: float) -> None:
+        """The mask of packed documents, one for all layers (of each window), where attention is not Luban's own: this device's places by all of the row, as the last of a context group has them."""
+        job = self.job
+        if job.habits == Habits() and (job.device != "cpu" or job.compute < 4 or self.layout.context > 1):
+            masks = len(set(getattr(job.shape, "windows", [None])))
+            seen = self.tape.storage(rows * seq * seq * self.layout.context, 1)
+            self.tape.mask = self.tape.storage(seen.size * masks, job.compute if self.tape.recording else 1)
+            del seen
 
     def _pairs(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
         """An encoder reads the source, a decoder the target and what the encoder made."""
@@ -221,6 +231,7 @@ class Step:
             seq = seq if decodes else length
             states, others = body.embed(rows * seq, int(decodes)), (body.bias(int(decodes), seq), *([self._arrived(rows * length), length] if decodes else []))
         else:
+            self._see(rows, seq)
             states = body.enter(rows, seq)
         before = self.account.total
         made = self.tape.through(self.modes[number], lambda given: body.blocks[number](given, rows, seq, *others), states)
