@@ -379,19 +379,25 @@ def test_a_launchers_environment_is_understood(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "speeds", "slow"),
+    ("seconds", "speeds", "rows", "slow"),
     [
-        ([1.0, 1.1, 1.0, 1.0], [9e9, 8e9, 9e9, 7e9], []),
-        ([1.0, 1.0, 1.6, 1.0], [None] * 4, [2]),
-        ([0.001, 0.009], [1e9, 1e9], []),  # milliseconds are noise
-        ([1.0, 1.0, 1.0], [9e9, 4e9, 9e9], [1]),  # weights are gathered all the time: all need as long
-        ([2.0, 1.0, 2.0, 1.0, 1.0], [9e9] * 5, [0, 2]),
-        ([0.009, 0.02], [9e9, 4e9], []),  # a product that was disturbed costs so short a step nothing
-        ([0.2, 0.2], [9e9, 4e9], [1]),
+        ([1.0, 1.1, 1.0, 1.0], [9e9, 8e9, 9e9, 7e9], [4] * 4, []),
+        ([1.0, 1.0, 1.6, 1.0], [None] * 4, [4] * 4, [2]),
+        ([0.001, 0.009], [1e9, 1e9], [4] * 2, []),  # milliseconds are noise
+        ([1.0, 1.0, 1.0], [9e9, 4e9, 9e9], [4] * 3, [1]),  # weights are gathered all the time: all need as long
+        ([2.0, 1.0, 2.0, 1.0, 1.0], [9e9] * 5, [4] * 5, [0, 2]),
+        ([0.009, 0.02], [9e9, 4e9], [4] * 2, []),  # a product that was disturbed costs so short a step nothing
+        ([0.2, 0.2], [9e9, 4e9], [4] * 2, [1]),
+        ([1.0, 0.1], [None] * 2, [1, 0], []),  # who has no rows has nothing to do
+        ([1.0, 0.1, 0.1], [9e9, 9e9, 9e9], [1, 0, 0], []),
+        ([0.9, 2.0], [None] * 2, [1, 2], []),  # twice the rows
+        ([0.9, 4.0], [None] * 2, [1, 2], [1]),
+        ([0.5, 0.5], [9e9, 4e9], [0, 1], [1]),
+        ([1.0, 2.0], [None] * 2, [0, 0], [1]),  # an engine that does not say
     ],
 )
-def test_who_is_slow(seconds, speeds, slow):
-    assert [facts["rank"] for facts in slow_ranks(seconds, speeds)] == slow
+def test_who_is_slow(seconds, speeds, rows, slow):
+    assert [facts["rank"] for facts in slow_ranks(seconds, speeds, rows)] == slow
 
 
 @pytest.mark.parametrize(
@@ -403,7 +409,7 @@ def test_who_is_slow(seconds, speeds, slow):
     ],
 )
 def test_a_slow_rank_is_named_for_what_it_was_found_by(seconds, speeds, words, capsys):
-    (facts,) = slow_ranks(seconds, speeds)
+    (facts,) = slow_ranks(seconds, speeds, [1, 1])
     say_slow(f"rank {facts['rank']}", facts)
     assert words in " ".join("".join(capsys.readouterr()).split())
 
@@ -515,6 +521,14 @@ def test_a_slow_rank_is_named(made):
     assert re.search(r"rank 1 \(.*\) is slow: .*s of its own work a step, where the others need .*s and wait for it", text), text
     slow = [entry["rank"] for entry in read_log(made / "slow" / "base" / "training" / "guard.jsonl") if entry["event"] == "straggler"]
     assert slow and set(slow) == {1}
+
+
+@pytest.mark.long
+def test_a_rank_without_rows_is_said_to_have_none(made):
+    """And the other, which has all the work, is not called slow."""
+    own = made / "own.py"
+    text = " ".join(ended(made, "idle", launched(made, "idle", "base.objective=own.py:Slow", "base.batch_tokens=32", "--cluster", "2xcpu")).split())
+    assert re.search(r"rank \d \([^)]*\): no rows, as a step has fewer than", text) and "is slow" not in text, text
 
 
 @pytest.mark.mpi
