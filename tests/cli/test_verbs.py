@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from luban.cli.main import VERBS, cli
 from luban.foundation.config import walk_fields
+from luban.foundation.errors import ConfigError
 from luban.foundation.kinds import KINDS
 
 LUBAN = [sys.executable, "-m", "luban"]
@@ -143,3 +144,10 @@ def test_a_list_of_one_is_written_as_the_one_on_the_command_line_too(monkeypatch
         stage = recipe.stages["train"]
         assert stage.inputs["callbacks"] == ["mine.py:f"] and stage.config.callbacks == ["mine.py:f"]
         assert stage.config.samples.prompts == ["3"] and stage.config.adapter.targets == ["q_proj"] and stage.config.mixture == [2.0]
+
+
+@pytest.mark.parametrize(("options", "said"), [(["--cluster", "99xNOPE"], "--cluster 99xNOPE: nothing of this check reads it\nwhy: it belongs to --rehearse"), (["--ranks", "7"], "it belongs to --layouts, --rehearse"), (["--cluster", "2xcpu", "--layouts"], "it belongs to --rehearse")])
+def test_check_refuses_options_of_what_it_does_not_do(tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), *options], catch_exceptions=False)
+    assert refused.value.exit_code == 2

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from pydantic import PositiveFloat
 
 from luban.foundation.config import Auto, Config, Source, build, field, fields_with_role
-from luban.foundation.durations import Duration
+from luban.foundation.durations import Duration, TimeSpan
 from luban.foundation.errors import ConfigError, LubanError
+from luban.foundation.messages import set_language, t
+from luban.foundation.wrong_values import FORMS
 from luban.foundation.yaml_files import apply_override, parse_override, parse_yaml
 
 
@@ -165,3 +167,49 @@ def test_one_plain_value_stands_for_a_list_of_it(name, given, expected):
     assert getattr(made, name) == getattr(assigned, name) == getattr(ListsConfig(**{name: given}), name) == expected
     assert schema.is_valid({name: given}) and schema.is_valid({name: expected})
     assert fields_with_role(made, "result") == fields_with_role(build(ListsConfig, {name: expected}), "result")
+
+
+class ValuesConfig(Config):
+    """Values of all kinds."""
+
+    length: Auto | int = field("auto", "Length.")
+    rate: PositiveFloat | Auto = field("auto", "Rate.")
+    share: float = field(0.5, "Share.", ge=0, lt=1)
+    curve: Literal["cosine", "linear", "none"] = field("none", "Curve.")
+    there: bool | Auto = field("auto", "Whether.")
+    texts: list[str] = field([], "Texts.", max_length=2)
+    inner: InnerConfig = field(InnerConfig(), "Inner.")
+    span: TimeSpan | None = field(None, "Time.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "english", "chinese"),
+    [
+        ("length", "abc", "must be a whole number or 'auto', and is 'abc'", "须为 整数 或 'auto'，而现在是 'abc'"),
+        ("length", 1.5, "must be a whole number or 'auto', and is 1.5", "须为 整数 或 'auto'，而现在是 1.5"),
+        ("rate", -1, "must be a number greater than 0 or 'auto', and is -1", "须为 大于 0 的数 或 'auto'，而现在是 -1"),
+        ("rate", [], "must be a number or 'auto', and is []", "须为 数字 或 'auto'，而现在是 []"),
+        ("share", 1, "must be a number less than 1, and is 1", "须为 小于 1 的数，而现在是 1"),
+        ("share", -0.5, "must be a number of at least 0, and is -0.5", "须为 不小于 0 的数，而现在是 -0.5"),
+        ("curve", None, "must be 'cosine', 'linear' or 'none', and is null", "须为 'cosine'、'linear' 或 'none'，而现在是 null"),
+        ("there", "perhaps", "must be true, false or 'auto', and is 'perhaps'", "须为 true、false 或 'auto'，而现在是 'perhaps'"),
+        ("texts", True, "must be a list, and is true", "须为 列表，而现在是 true"),
+        ("texts", ["a", "b", "c"], "must be a list of at most 2 items, and is ['a', 'b', 'c']", "须为 至多 2 项的列表，而现在是 ['a', 'b', 'c']"),
+        ("texts.1", ["a", 5], "must be text, and is 5", "须为 文本，而现在是 5"),
+        ("inner", 5, "must be a mapping of keys to values, and is 5", "须为 键到值的映射，而现在是 5"),
+    ],
+)
+def test_a_wrong_value_is_told_in_the_readers_language(name, value, english, chinese):
+    for language, said in (("en", f"r.yaml:1: {name}: {english}"), ("zh", f"r.yaml:1: {name}：{chinese}")):
+        set_language(language)
+        with pytest.raises(ConfigError) as caught:
+            build(ValuesConfig, {name.split(".")[0]: value}, Source("r.yaml", {name.split(".")[0]: 1}))
+        assert str(caught.value).splitlines()[0] == said
+
+
+def test_what_a_value_must_be_is_all_in_chinese():
+    set_language("zh")
+    said = [form for text in FORMS.values() if text != "{expected}" for form in text.split(" or ") if form not in ("true", "false", "null")]
+    assert [form for form in said if t(form) == form] == []
+    with pytest.raises(ConfigError, match="不是时间长度"):
+        build(ValuesConfig, {"span": "3"})

@@ -297,7 +297,7 @@ def test_code_from_a_directory_is_never_run(folders, tmp_path):
 
 
 def test_unknown_types_and_models_that_write_no_text(folders, tmp_path):
-    with pytest.raises(DataError, match=r"model_type 'brand-new' is not known(.|\n)*luban\[transformers\]"):
+    with pytest.raises(DataError, match=r"model_type 'brand-new' is not known(.|\n)*pip install -e .\.\[transformers\]"):
         load_model(changed(folders["opt"][0], tmp_path, model_type="brand-new"))
     with pytest.raises(DataError, match="no language model"):
         load_model(changed(folders["opt"][0], tmp_path, model_type="vit"))
@@ -305,14 +305,14 @@ def test_unknown_types_and_models_that_write_no_text(folders, tmp_path):
 
 def test_without_transformers_the_extra_is_named(folders, monkeypatch):
     monkeypatch.setattr(auto_shape.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"model_type 'opt' is not known(.|\n)*luban\[transformers\]"):
+    with pytest.raises(DataError, match=r"model_type 'opt' is not known(.|\n)*pip install -e .\.\[transformers\]"):
         load_model(folders["opt"][0])
 
 
 def test_without_transformers_later_on_too(folders, monkeypatch):
     shape = read_shape(folders["opt"][0])
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(LubanError, match=r"transformers is not installed(.|\n)*luban\[transformers\]"):
+    with pytest.raises(LubanError, match=r"transformers is not installed(.|\n)*pip install -e .\.\[transformers\]"):
         AutoModelAdapter(shape)
 
 

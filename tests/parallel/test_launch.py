@@ -25,12 +25,15 @@ from luban.cli.launch import command
 from luban.foundation.environment import Launch, launch
 from luban.foundation.errors import ConfigError
 from luban.parallel import ray_job
-from luban.parallel.launchers.job import Devices
+from luban.parallel.launchers.job import Devices, Job
 from luban.training.log import deterministic, read_log
 from luban.training.stragglers import say_slow, slow_ranks
 
 AGENT = ["-m", "luban.parallel.launchers.agent"]
 ODD = "base.samples.prompts=[\"it's $HOME; `x`\"]"  # an override that a shell would like to change
+
+
+PODS = ["--with", "kubernetes", "--cluster", "8xH100", "--image", "x"]
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +176,50 @@ def test_what_is_sent_to_the_machines_holds_the_recipe_and_luban(home, monkeypat
 
 def test_pods_that_may_not_find_the_recipe_are_told_of(home, monkeypatch):
     monkeypatch.chdir(home)
-    pods = ["--with", "kubernetes", "--cluster", "8xH100", "--image", "x"]
-    assert f"{home / 'recipe.yaml'} is not below /work" in said_by(home, *pods, "--claim", "mine")
-    assert said_by(home, *pods, "--claim", "mine", recipe="recipe.yaml") == said_by(home, *pods, "--claim", "mine", "--folder", str(home)) == ""
-    assert "what the run writes goes with them" in said_by(home, *pods, recipe="recipe.yaml")
+    assert f"{home / 'recipe.yaml'} is not below /work" in said_by(home, *PODS, "--claim", "mine")
+    assert said_by(home, *PODS, "--claim", "mine", recipe="recipe.yaml") == said_by(home, *PODS, "--claim", "mine", "--folder", str(home)) == ""
+    assert "what the run writes goes with them" in said_by(home, *PODS, recipe="recipe.yaml")
+
+
+def test_names_of_recipes_stay_apart():
+    """As clusters take them (RFC 1035), and no two alike."""
+    names = ["tiny", "exp-1", "exp_1", "Exp-1", "exp 1", "计划", "另一个", "7b-chat", "_", "a" * 40, "a" * 41, "a" * 42, "my-计划", "-x"]
+    labels = [Job(name, ("recipe.yaml",), Path("/"), Path("/"), Devices(1, "cpu"), 1, 1).label for name in names]
+    assert len(set(labels)) == len(names) and all(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", label) for label in labels)
+    assert labels[:2] == names[:2] and labels[2].startswith("exp-1-") and labels[5].startswith("luban-") and labels[7].startswith("luban-7b-chat-")
+
+
+STAND_IN = """#!/bin/sh
+echo "$@" >> "$HOME/asked"
+if [ "$1" = get ]; then cat "$HOME/states"; exit $(cat "$HOME/status"); fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "asked", "words"),
+    [
+        ("", 0, ["get", "apply"], ""),
+        ("JobSet ", 0, ["get", "apply"], "has not ended"),
+        ("JobSet Suspended", 0, ["get", "apply"], "has not ended"),
+        ("JobSet StartupPolicyCompleted Completed", 0, ["get", "delete", "apply"], "has ended (Completed)"),
+        ("PyTorchJob Created Failed", 0, ["get", "delete", "apply"], "has ended (Failed)"),
+        ("", 1, ["get"], ""),
+    ],
+)
+def test_a_job_that_has_ended_is_made_anew_and_one_that_runs_is_left(home, tmp_path, states, status, asked, words):
+    """Else kubectl would change nothing, and start nothing. A stand-in says what it is asked."""
+    (tmp_path / "kubectl").write_text(STAND_IN)
+    (tmp_path / "kubectl").chmod(0o755)
+    (tmp_path / "states").write_text(states)
+    (tmp_path / "status").write_text(str(status))
+    found = environment(HOME=str(tmp_path), PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    ran = subprocess.run([*LUBAN, "launch", "recipe.yaml", *PODS, "--claim", "mine", "--out", str(tmp_path / "made")], cwd=home, env=found, capture_output=True, text=True)
+    lines = (tmp_path / "asked").read_text().splitlines()
+    assert ran.returncode == status, ran.stderr
+    assert [line.split()[0] for line in lines] == asked and all(str(tmp_path / "made" / ".launch" / "kubernetes.yaml") in line for line in lines)
+    assert ("this name" in ran.stderr + ran.stdout) is bool(words) and words in " ".join((ran.stderr + ran.stdout).split())
+    shown = printed(home, *PODS, "--claim", "mine", recipe=str(home / "recipe.yaml")).splitlines()[-3:]
+    assert [line.split()[:3] for line in shown] == [["#", "kubectl", word] for word in ("get", "delete", "apply")]
 
 
 def test_slurm_gives_a_task_the_cores_of_its_ranks(home):
@@ -212,10 +255,21 @@ def test_settings_come_from_a_file_and_secrets_are_never_printed(home, monkeypat
         (["--cluster", "2xcpu", "base.lenght=3"], "unknown"),
         (["--cluster", "2xcpu", "--rendezvous", "nonsense"], "'nonsense' is no HOST:PORT"),
         (["--cluster", "2xcpu", "--rendezvous", "a:70000"], "is no HOST:PORT"),
-        (["--cluster", "16xbanana"], "no device is called 'banana'"),
-        (["--with", "slurm", "--cluster", "8xA100-81GB"], "did you mean A100-80GB"),
+        (["--cluster", "16xbanana"], "no device is called 'banana'\ntry: there are: .*\n *GPUs that the table has not: --cluster 16xgpu, or with their memory --cluster 16xgpu-48GB"),
+        (["--with", "slurm", "--cluster", "8xA100-81GB"], r"did you mean A100-80GB\?\n *GPUs that .*: --cluster 8xgpu,"),
         (["--cluster", "2xcpu", "--until", "nosuch"], "--until: there is no stage called 'nosuch'"),
         (["--with", "slurm", "--cluster", "this"], "cluster: auto means this machine"),
+        ([*PODS, "--folder", "work"], "folder: a folder of the pods is an absolute path"),
+        ([*PODS, "--namespace", "My_Team"], "namespace: Kubernetes takes small letters, digits and hyphens"),
+        ([*PODS, "--claim", "my data"], "claim: Kubernetes takes small letters"),
+        ([*PODS, "--secrets", "Tokens"], r"secrets.0: Kubernetes takes small letters"),
+        ([*PODS, "--memory", "200 GB"], "memory: Kubernetes takes a number and a unit, such as 200Gi"),
+        ([*PODS, "--cores", "many"], "cores: Kubernetes takes a number"),
+        (["--with", "kubernetes", "--cluster", "8xH100", "--image", "a b"], "image: an image is one word without spaces"),
+        (["--with", "slurm", "--cluster", "8xH100", "--memory", "64Gi"], "memory: Slurm takes a whole number and K, M, G or T"),
+        (["--with", "slurm", "--cluster", "8xH100", "--time", "tomorrow"], "time: 'tomorrow' is not a span of time"),
+        (["--with", "slurm", "--cluster", "8xH100", "--time", "1h", "--warning", "90m"], "warning: 90m is not less than --time 1h"),
+        (["--with", "slurm", "--cluster", "8xH100", "--time", "1m"], "warning: 120s is not less than --time 1m"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(home, arguments, said):
@@ -325,19 +379,25 @@ def test_a_launchers_environment_is_understood(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "speeds", "slow"),
+    ("seconds", "speeds", "rows", "slow"),
     [
-        ([1.0, 1.1, 1.0, 1.0], [9e9, 8e9, 9e9, 7e9], []),
-        ([1.0, 1.0, 1.6, 1.0], [None] * 4, [2]),
-        ([0.001, 0.009], [1e9, 1e9], []),  # milliseconds are noise
-        ([1.0, 1.0, 1.0], [9e9, 4e9, 9e9], [1]),  # weights are gathered all the time: all need as long
-        ([2.0, 1.0, 2.0, 1.0, 1.0], [9e9] * 5, [0, 2]),
-        ([0.009, 0.02], [9e9, 4e9], []),  # a product that was disturbed costs so short a step nothing
-        ([0.2, 0.2], [9e9, 4e9], [1]),
+        ([1.0, 1.1, 1.0, 1.0], [9e9, 8e9, 9e9, 7e9], [4] * 4, []),
+        ([1.0, 1.0, 1.6, 1.0], [None] * 4, [4] * 4, [2]),
+        ([0.001, 0.009], [1e9, 1e9], [4] * 2, []),  # milliseconds are noise
+        ([1.0, 1.0, 1.0], [9e9, 4e9, 9e9], [4] * 3, [1]),  # weights are gathered all the time: all need as long
+        ([2.0, 1.0, 2.0, 1.0, 1.0], [9e9] * 5, [4] * 5, [0, 2]),
+        ([0.009, 0.02], [9e9, 4e9], [4] * 2, []),  # a product that was disturbed costs so short a step nothing
+        ([0.2, 0.2], [9e9, 4e9], [4] * 2, [1]),
+        ([1.0, 0.1], [None] * 2, [1, 0], []),  # who has no rows has nothing to do
+        ([1.0, 0.1, 0.1], [9e9, 9e9, 9e9], [1, 0, 0], []),
+        ([0.9, 2.0], [None] * 2, [1, 2], []),  # twice the rows
+        ([0.9, 4.0], [None] * 2, [1, 2], [1]),
+        ([0.5, 0.5], [9e9, 4e9], [0, 1], [1]),
+        ([1.0, 2.0], [None] * 2, [0, 0], [1]),  # an engine that does not say
     ],
 )
-def test_who_is_slow(seconds, speeds, slow):
-    assert [facts["rank"] for facts in slow_ranks(seconds, speeds)] == slow
+def test_who_is_slow(seconds, speeds, rows, slow):
+    assert [facts["rank"] for facts in slow_ranks(seconds, speeds, rows)] == slow
 
 
 @pytest.mark.parametrize(
@@ -349,7 +409,7 @@ def test_who_is_slow(seconds, speeds, slow):
     ],
 )
 def test_a_slow_rank_is_named_for_what_it_was_found_by(seconds, speeds, words, capsys):
-    (facts,) = slow_ranks(seconds, speeds)
+    (facts,) = slow_ranks(seconds, speeds, [1, 1])
     say_slow(f"rank {facts['rank']}", facts)
     assert words in " ".join("".join(capsys.readouterr()).split())
 
@@ -358,7 +418,7 @@ def test_a_slow_rank_is_named_for_what_it_was_found_by(seconds, speeds, words, c
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **more}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path(luban.__file__).parents[1], HERE.parent, HERE))), "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **more}
 
 
 QUICK = "base.guards.watchdog={step: 4s, checkpoint: 4s, evaluation: 4s}"  # wherever a run stands when it hangs
@@ -461,6 +521,14 @@ def test_a_slow_rank_is_named(made):
     assert re.search(r"rank 1 \(.*\) is slow: .*s of its own work a step, where the others need .*s and wait for it", text), text
     slow = [entry["rank"] for entry in read_log(made / "slow" / "base" / "training" / "guard.jsonl") if entry["event"] == "straggler"]
     assert slow and set(slow) == {1}
+
+
+@pytest.mark.long
+def test_a_rank_without_rows_is_said_to_have_none(made):
+    """And the other, which has all the work, is not called slow."""
+    own = made / "own.py"
+    text = " ".join(ended(made, "idle", launched(made, "idle", "base.objective=own.py:Slow", "base.batch_tokens=32", "--cluster", "2xcpu")).split())
+    assert re.search(r"rank \d \([^)]*\): no rows, as a step has fewer than", text) and "is slow" not in text, text
 
 
 @pytest.mark.mpi

@@ -190,3 +190,19 @@ def test_what_groups_cannot_do_is_refused_by_name():
     for said, fields in refused.items():
         with pytest.raises(ConfigError, match=said):
             chosen(**fields)
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "what", "otherwise"),
+    [
+        ({"tensor": 2}, 2, "layout.tensor: 2", "layout.tensor: 1"),
+        ({"shard": "full"}, 2, "layout.shard: full", "layout.shard: none"),
+        ({"tensor": 2, "shard": "full"}, 4, "layout.shard: full, layout.tensor: 2", "layout.shard: none, layout.tensor: 1"),
+    ],
+)
+def test_a_refusal_names_what_cuts_and_what_would_not(layout, count, what, otherwise):
+    with pytest.raises(ConfigError) as caught:
+        chosen(optimizer={"name": "adafactor"}, layout=layout, count=count)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"optimizer.name: adafactor cannot be trained by {count} processes with {what}"
+    assert lines[-1] == f"try: choose adamw, lion, sgd, muon, or {otherwise}"

@@ -232,7 +232,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(LubanError, match="the Python package deepspeed is not installed") as missing:
         check_engine(build(TrainConfig, {"data": "x", "engine": "deepspeed", "gradient_clip": 1.0}), 8)
-    assert "pip install 'luban[deepspeed]'" in str(missing.value)
+    assert "in Luban's folder: pip install -e '.[deepspeed]'" in str(missing.value)
     with pytest.raises(LubanError):
         require_deepspeed()
 

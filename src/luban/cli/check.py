@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe: bool, layouts: bool, rehearse: bool, cluster: str, ranks: str, ledger: bool) -> None:
     from luban.foundation.console import say
 
+    _refuse_alone("--cluster", cluster, {"--rehearse": rehearse})
+    _refuse_alone("--ranks", ranks, {"--layouts": layouts, "--rehearse": rehearse})
     if ledger:
         from luban.pipeline.ledger import check_ledger
 
@@ -51,6 +53,14 @@ def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe:
     if _show(check(made, dry_batch=not no_dry_batch, probe=probe)):
         sys.exit(1)
     say("ready: luban run {recipe}", recipe=recipe)
+
+
+def _refuse_alone(option: str, value: str, owners: dict[str, bool]) -> None:
+    """ConfigError where an option is given without any of those it belongs to: nothing would read it."""
+    from luban.foundation.errors import ConfigError
+
+    if value and not any(owners.values()):
+        raise ConfigError("{option} {value}: nothing of this check reads it", "it belongs to {owners}", "add {owner}, or leave {option} out", option=option, value=value, owners=", ".join(owners), owner=[*owners][-1])
 
 
 def _show(ticks: Iterable[Tick]) -> int:

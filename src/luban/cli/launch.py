@@ -69,15 +69,39 @@ def start(recipe: Path, overrides: tuple[str, ...], chosen: str | None, settings
     if dry_run:
         for file, text in launching.files.items():
             click.echo(f"# {file}\n{text}")
-        click.echo(("# " if launching.files else "") + shlex.join(launching.command))
+        before = "# " if launching.files else ""
+        if former := launching.former:
+            click.echo(before + shlex.join(former.ask))
+            click.echo(before + t("{command}  (only where that says {states})", command=shlex.join(former.remove), states=" / ".join(former.ended)))
+        click.echo(before + shlex.join(launching.command))
         return
     if shutil.which(launching.command[0]) is None:
         raise LubanError("there is no {program} here", "it comes with {package}", "start it where the cluster is reached from, or take what --dry-run prints there", program=launching.command[0], package=launching.package)
     for file, text in launching.files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+    if launching.former:
+        _make_room(launching.former)
     sys.stdout.flush()
     os.execvp(launching.command[0], launching.command)  # signals and the exit status are the launcher's own
+
+
+def _make_room(former: Any) -> None:
+    """Remove a job of this name that has ended, as the cluster would start nothing beside it; one that has not is left as it is, and that is said."""
+    import subprocess
+
+    from luban.foundation.console import say, warn
+
+    asked = subprocess.run(former.ask, stdout=subprocess.PIPE, text=True)
+    if asked.returncode:
+        sys.exit(asked.returncode)  # it has said why
+    states = asked.stdout.split()
+    if ended := next((state for state in states if state in former.ended), None):
+        say("the job of this name has ended ({state}): it is removed, and made anew", state=ended)
+        if status := subprocess.run(former.remove).returncode:
+            sys.exit(status)
+    elif states:
+        warn("a job of this name is there and has not ended: it goes on as it is; to begin anew, remove it: {command}", command=shlex.join(former.remove))
 
 
 def _config(chosen: str | None, settings: Path | None, given: dict[str, tuple[str, ...]]) -> tuple[str, Any]:
@@ -118,7 +142,6 @@ def _with_cluster(config: Any, made_for: str, name: str) -> Any:
     """The config with its devices called as the planner's table calls them: those that were given, else what the recipe is made for."""
     from luban.foundation.console import say, warn
     from luban.parallel.launchers.job import Devices
-    from luban.planning.devices import cluster
 
     text = config.cluster
     if made_for and "cluster" not in config.model_fields_set:
@@ -129,13 +152,26 @@ def _with_cluster(config: Any, made_for: str, name: str) -> Any:
     asked = Devices.parse(text if text[:1].isdigit() else f"1x{text}")
     if asked.name.lower() == "gpu":
         return config.updated(cluster=f"{asked.count}x{asked.kind}")
-    known = cluster(f"{asked.count}x{asked.kind}")
+    known = _known(asked)
     if not known.device.trains:
         warn("{device}: training does not look for such devices, and its ranks compute on the processors beside them", device=known.device.name)
     usual = max(8, known.device.node)
     if "nodes" not in config.model_fields_set and known.device.kind != "cpu" and known.count > usual and name not in ("torchrun", "mpi"):
         warn("{cluster} on one machine, where {usual} are usual: for several machines say --nodes {nodes}", cluster=known.text, usual=usual, nodes=-(-known.count // usual))
     return config.updated(cluster=known.text)
+
+
+def _known(asked: Any) -> Any:
+    """The cluster of devices of the planner's table. ConfigError for others, with the way to launch on them all the same."""
+    from luban.planning.devices import cluster
+
+    try:
+        return cluster(f"{asked.count}x{asked.kind}")
+    except ConfigError as error:
+        if "guess" not in error.values:
+            raise  # it is no name that is wrong
+        way = {"hint": t(error.fix, **error.values), "gpus": f"{asked.count}xgpu"}
+        raise ConfigError(error.what, error.why, "{hint}\n     GPUs that the table has not: --cluster {gpus}, or with their memory --cluster {gpus}-48GB", **error.values, **way) from None
 
 
 def _refuse_missing(job: Any, here: Any, dry_run: bool) -> None:

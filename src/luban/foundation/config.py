@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from luban.foundation.errors import ConfigError, nearest
 from luban.foundation.messages import t
+from luban.foundation.wrong_values import wrong_value
 
 Auto = Literal["auto"]
 Role = Literal["result", "machine", "length"]
@@ -263,9 +264,7 @@ def _explain(cls: type[Config], error: ValidationError, source: Source) -> Confi
             info = owner.model_fields.get(path[-1])
             hints.append(f"{path[-1]}: {t(info.description or '')}" if info else "")
         else:
-            message = detail["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(detail["input"], dict) else t(" (given: {value})", value=repr(detail["input"])[:80])
-            problems.append(f"{where}: {message}{given}")
+            problems.append(wrong_value(where, detail["alternatives"]))
             info = owner.model_fields.get(path[-1]) if path else None
             if info and info.description:
                 hints.append(f"{path[-1]}: {t(info.description)}")
@@ -280,19 +279,18 @@ def _nested_name(owner: type[Config], key: str) -> str | None:
 
 
 def _most_telling(cls: type[Config], details: list[dict]) -> list[dict]:
-    """Of a union's many complaints keep the ones about the member the user evidently meant."""
+    """Of a union's many complaints keep the ones about the member the user evidently meant; those about one value are its ``alternatives``."""
     deepest: dict[str, list[dict]] = {}
     for detail in details:
         deepest.setdefault(str(detail["loc"][0]) if detail["loc"] else "", []).append(detail)
     chosen = []
     for group in deepest.values():
         inner = [d for d in group if d["type"] in ("extra_forbidden", "missing") or len([p for p in d["loc"] if not _is_type_tag(p)]) > 1]
-        if inner:
-            chosen += inner
-        elif len(group) > 1:
-            chosen.append({**group[-1], "msg": " / ".join(dict.fromkeys(d["msg"] for d in group))})
-        else:
-            chosen += group
+        places: dict[tuple, list[dict]] = {}
+        for detail in inner or group:
+            known = detail["type"] in ("extra_forbidden", "missing")
+            places.setdefault((known, *(part for part in detail["loc"] if not _is_type_tag(part))), []).append(detail)
+        chosen += [{**alternatives[-1], "alternatives": alternatives} for alternatives in places.values()]
     return chosen
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from luban.foundation.messages import t
+
 UNITS = ("tokens", "steps", "epochs")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKMBGT]?)\s*(token|step|epoch)s?\s*$")
@@ -30,11 +32,11 @@ class Duration:
             text = f"{text} steps"
         match = _PATTERN.match(text) if isinstance(text, str) else None
         if not match:
-            raise ValueError(f'{text!r} is not a length; write "20M tokens", "500 steps" or "3 epochs"')
+            raise ValueError(t('{text!r} is not a length; write "20M tokens", "500 steps" or "3 epochs"', text=text))
         number, scale, unit = match.groups()
         value = float(number.replace("_", "")) * _SCALE[scale.replace("K", "k")]
         if not math.isfinite(value) or value <= 0:
-            raise ValueError(f"{text!r} is not a length above zero")
+            raise ValueError(t("{text!r} is not a length above zero", text=text))
         if unit != "epoch":
             value = round(value)
         return cls(value, unit + "s")
@@ -85,7 +87,7 @@ class TimeSpan:
             unit = next(letter for letter in match.groups()[1:] if letter)
             found, place = found + float(match[1]) * _SECONDS[unit], match.end()
         if not isinstance(text, str) or place < len(text) or not 0 < found < 1e12:
-            raise ValueError(f'{text!r} is not a span of time; write "3h", "90 minutes" or "1d 12h"')
+            raise ValueError(t('{text!r} is not a span of time; write "3h", "90 minutes" or "1d 12h"', text=text))
         return cls(found, text.strip())
 
     def __str__(self) -> str:

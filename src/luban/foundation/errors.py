@@ -65,12 +65,20 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return next((name for name in known if close and name.lower() == close[0]), None)
 
 
+INSTALL = "in Luban's folder: pip install -e '.[{extra}]'"  # there is no released package: an index may hold somebody else's luban
+
+
+def installing(extra: str) -> str:
+    """How an optional extra is installed."""
+    return t(INSTALL, extra=extra)
+
+
 def missing_extra(package: str, extra: str) -> LubanError:
     """The one clear line for an optional package that is not installed."""
     return LubanError(
         "the Python package {package} is not installed",
         "it belongs to the optional extra {extra!r}",
-        "pip install 'luban[{extra}]'",
+        INSTALL,
         package=package,
         extra=extra,
     )

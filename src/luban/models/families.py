@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luban.foundation.errors import DataError
+from luban.foundation.errors import DataError, installing
 
 if TYPE_CHECKING:
     from luban.models.base import Model
@@ -80,9 +80,10 @@ def family_of(architecture: object, where: str = "config.json") -> Family:
     raise DataError(
         "{file}: model_type {name!r} is not known",
         "Luban has its own modules for: {known}",
-        "choose a model of one of these families; others run through transformers where it is installed and knows them: pip install 'luban[transformers]'",
+        "choose a model of one of these families; others run through transformers where it is installed and knows them ({how})",
         file=where,
         name=architecture,
+        how=installing("transformers"),
         known=", ".join(name for family in FAMILIES for name in family.architectures),
     )
 

@@ -48,7 +48,9 @@ def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks
     for field, value, why, advice in lacking_in_stages(config, model, objective, shard) if parts.pipeline > 1 else ():
         raise ConfigError("{field}: {value} cannot be trained in a pipeline of {ranks} processes", why, advice, field=field, value=value, ranks=parts.pipeline)
     for field, value, why, advice in lacking_of(config, model, objective, parts, shard != "none"):
-        raise ConfigError("{field}: {value} cannot be trained by {ranks} processes with layout.shard: {shard}", why, advice, field=field, value=value, ranks=ranks.size, shard=shard, known=", ".join(ELEMENTWISE))
+        cuts = _cuts(parts, shard)
+        asked, whole = (", ".join(f"{name}: {pair[place]}" for name, pair in cuts.items()) for place in (0, 1))
+        raise ConfigError("{field}: {value} cannot be trained by {ranks} processes with {layout}", why, advice, field=field, value=value, ranks=ranks.size, layout=asked, whole=whole, known=", ".join(ELEMENTWISE))
     if parts == Parts(replicas=ranks.size):
         say("{ranks} processes, each with a whole model (layout.shard: none)", ranks=ranks.size)
         return Replicated(ranks)
@@ -78,9 +80,9 @@ def _zero(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks,
             lacking.append((field, value, "where nothing below a block learns, DeepSpeed drops its weights before its backward pass", "choose layout.shard: gradients, or engine: torch"))
     if shard == "gradients" and not model.shards:
         why = "its gradients come in another order in each process, and DeepSpeed sums them in the order in which they come"
-        lacking.append(("shape.architecture", model.shape.architecture, why, "choose layout.shard: none"))
+        lacking.append(("shape.architecture", model.shape.architecture, why, "choose {whole}"))
     for field, value, why, advice in lacking:
-        raise ConfigError("{field}: {value} cannot be trained by DeepSpeed with layout.shard: {shard}", why, advice, field=field, value=value, shard=shard, known=", ".join(ELEMENTWISE))
+        raise ConfigError("{field}: {value} cannot be trained by DeepSpeed with layout.shard: {shard}", why, advice, field=field, value=value, shard=shard, whole="layout.shard: none", known=", ".join(ELEMENTWISE))
     say("{ranks} processes under DeepSpeed, ZeRO {stage} (layout.shard: {shard})", ranks=ranks.size, stage=stage, shard=shard)
     return Zero(ranks, stage, {"optimizer": config.layout.offload.optimizer, "weights": config.layout.offload.weights})
 
@@ -151,9 +153,14 @@ def _shard(config: TrainConfig, model: Model, device: torch.device) -> str:
     return "full" if held > FILLED * torch.cuda.get_device_properties(device).total_memory else "none"
 
 
+def _cuts(parts: Parts, shard: str) -> dict[str, tuple[Any, Any]]:
+    """The fields that cut the model, or rows of it, with what each is and what it would be where nothing is cut; layout.shard where none does."""
+    groups = {f"layout.{name}": (getattr(parts, name), 1) for name in ("tensor", "context", "expert") if getattr(parts, name) > 1}
+    return groups if groups and shard == "none" else {"layout.shard": (shard, "none"), **groups}
+
+
 def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: Parts, sharded: bool) -> Iterator[tuple[str, Any, str, str]]:
-    """(field, its value, why not, advice) of each thing that several processes cannot do."""
-    whole = "choose layout.shard: none"
+    """(field, its value, why not, advice) of each thing that several processes cannot do; in the advice ``{whole}`` is the layout that cuts nothing, ``{known}`` the optimizers for pieces."""
     if reason := ENGINES[config.engine].lacks.get("ranks"):
         yield "engine", config.engine, reason, "choose engine: torch"
     if objective.scope == "batch" and (config.regularization.r_drop or type(objective).outputs is Objective.outputs):
@@ -166,7 +173,7 @@ def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: P
     if parts.tensor > 1 and (name := misfit(model, PLANS[model.shape.architecture], parts.tensor)):
         yield "quantization", name, "its inputs would be cut inside a group of weights that share a scale", "choose another layout.tensor or quantization.group_size"
     if sharded or grouped:
-        yield from _lacking_in_pieces(config, model, objective, whole, grouped)
+        yield from _lacking_in_pieces(config, model, objective, grouped)
 
 
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
@@ -229,18 +236,19 @@ def lacking_in_stages(config: TrainConfig, model: Model, objective: Objective, s
         yield "compile", True, "torch does not compile a backward pass that is run in two parts", "leave compile out, or choose layout.schedule: 1f1b"
 
 
-def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, whole: str, grouped: bool) -> Iterator[tuple[str, Any, str, str]]:
-    rules = config.regularization
+def _lacking_in_pieces(config: TrainConfig, model: Model, objective: Objective, grouped: bool) -> Iterator[tuple[str, Any, str, str]]:
+    """Where a rank holds pieces of matrices."""
+    rules, whole = config.regularization, "choose {whole}"
     if not model.shards:
         yield "shape.architecture", model.shape.architecture, "its layers use their weights outside of the call that would gather them", whole
     if _narrow_learn(config, model):
-        yield "weights", config.weights, "its gradients are in float32, which shards of bfloat16 do not take", whole
+        yield "weights", config.weights, "its gradients are in float32, which pieces in bfloat16 do not take", whole
     if config.optimizer.name not in ELEMENTWISE:
-        yield "optimizer.name", config.optimizer.name, "its state is of whole matrices, or of runs of numbers that shards would cut", "choose {known}, or layout.shard: none"
+        yield "optimizer.name", config.optimizer.name, "its state is of whole matrices, or of runs of numbers that would be cut", "choose {known}, or {whole}"
     if config.precision == "float16" and (grouped or config.engine != "torch"):
         yield "precision", config.precision, "the scale of its losses is not agreed on between the ranks of a group", "choose bfloat16 or float32, or share out shards and replicas alone"
     if model.adapter and (type(model.adapter).after_gradients is not Method.after_gradients or type(model.adapter).penalties is not Method.penalties):
-        yield "adapter.method", model.adapter.config.method, "it looks at whole matrices after each step", "choose another method, or layout.shard: none"
+        yield "adapter.method", model.adapter.config.method, "it looks at whole matrices after each step", "choose another method, or {whole}"
     if objective.scope == "batch":
         yield "objective", objective.name, "it compares the rows of a step in parts", whole
     if type(objective).prepare_step is not Objective.prepare_step:

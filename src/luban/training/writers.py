@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from luban.foundation.console import say, warn
 from luban.foundation.environment import refuse_telemetry
-from luban.foundation.errors import missing_extra
+from luban.foundation.errors import installing, missing_extra
 from luban.training.config import TrackConfig
 from luban.training.prometheus import PrometheusWriter
 
@@ -120,7 +120,7 @@ def _tensorboard(folder: Path) -> TensorBoardWriter | None:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        say("TensorBoard events are not written: pip install 'luban[track]'")
+        say("TensorBoard events are not written: {how}", how=installing("track"))
         return None
     return TensorBoardWriter(SummaryWriter(str(folder / "events")))
 

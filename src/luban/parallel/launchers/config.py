@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from luban.foundation.config import Auto, Config, field
 from luban.foundation.durations import TimeSpan
+from luban.foundation.messages import t
+
+LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123
+
+
+def _fits(text: str, pattern: str, form: str) -> str:
+    """The text, where it is empty or of the form; ValueError says which form that is."""
+    if text and not re.fullmatch(pattern, text):
+        raise ValueError(form)
+    return text
+
+
+Image = Annotated[str, AfterValidator(lambda text: _fits(text or " ", r"\S+", t("an image is one word without spaces, such as registry.example/luban:1")))]
+Folder = Annotated[str, AfterValidator(lambda text: _fits(text or ".", r"/[^:]*", t("a folder of the pods is an absolute path without colons, such as /work")))]
+Namespace = Annotated[str, AfterValidator(lambda text: _fits(text or "-", LABEL, t("Kubernetes takes small letters, digits and hyphens, at most 63, such as my-team")))]
+Name = Annotated[str, AfterValidator(lambda text: _fits(text, rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*", t("Kubernetes takes small letters, digits, hyphens and points, such as my-data")))]
+Quantity = Annotated[str, AfterValidator(lambda text: _fits(text, r"\d+(\.\d+)?([KMGTPE]i|[mkMGTPE]|[eE]\d+)?", t("Kubernetes takes a number and a unit, such as 200Gi, 32 or 500m")))]
+SlurmMemory = Annotated[str, AfterValidator(lambda text: _fits(text, r"\d+([KMGT]B?)?", t("Slurm takes a whole number and K, M, G or T, such as 200G")))]
 
 
 class LauncherConfig(Config):
@@ -31,11 +52,21 @@ class SlurmConfig(LauncherConfig):
     time: TimeSpan | None = field(None, "The job's time limit, such as 12h; without one the partition's holds.", role="machine")
     partition: str = field("", "Slurm's partition.", role="machine")
     account: str = field("", "The account that the job is charged to.", role="machine")
-    memory: str = field("", "Memory of each machine as Slurm writes it, such as 200G.", role="machine")
+    memory: SlurmMemory = field("", "Memory of each machine as Slurm writes it, such as 200G.", role="machine")
     cores_per_process: int = field(0, "Processor cores for each rank; 0 leaves it to Slurm.", role="machine", ge=0)
     warning: TimeSpan = field(TimeSpan.parse("120s"), "How long before the time limit the ranks are asked to save and leave.", role="machine")
     setup: list[str] = field([], "Lines of shell before the start, such as a module load.", role="machine")
     options: list[str] = field([], "More options of sbatch, each as on its command line.", role="machine")
+
+    @field_validator("warning")
+    @classmethod
+    def _before_the_end(cls, warning: TimeSpan, info: ValidationInfo) -> TimeSpan:
+        time = info.data.get("time")
+        if time and warning.seconds >= time.seconds:
+            raise ValueError(t("{warning} is not less than --time {time}", warning=warning, time=time))
+        if warning.seconds > 65535:
+            raise ValueError(t("Slurm warns at most 65535 seconds before the end"))
+        return warning
 
 
 class MpiConfig(LauncherConfig):
@@ -52,15 +83,15 @@ class KubernetesConfig(LauncherConfig):
     """A JobSet or PyTorchJob manifest, applied."""
 
     restarts: int = field(3, "How often all ranks are started again when one has died; each time they continue from the last checkpoint.", role="machine", ge=0)
-    image: str = field(..., "The container image, with Luban in it.", role="machine")
+    image: Image = field(..., "The container image, with Luban in it.", role="machine")
     operator: Literal["jobset", "pytorchjob"] = field("jobset", "What the cluster has: JobSet, or Kubeflow's training operator (version 1).", role="machine")
-    namespace: str = field("default", "Namespace of the job.", role="machine")
-    claim: str = field("", "The PersistentVolumeClaim with the recipe and its data, on which the run is written.", role="machine")
-    folder: str = field("/work", "Where the claim is mounted; the recipe's folder lies there.", role="machine")
-    secrets: list[str] = field([], "Kubernetes Secrets whose entries the containers get as environment variables.", role="machine")
+    namespace: Namespace = field("default", "Namespace of the job.", role="machine")
+    claim: Name = field("", "The PersistentVolumeClaim with the recipe and its data, on which the run is written.", role="machine")
+    folder: Folder = field("/work", "Where the claim is mounted; the recipe's folder lies there.", role="machine")
+    secrets: list[Name] = field([], "Kubernetes Secrets whose entries the containers get as environment variables.", role="machine")
     resource: str = field("nvidia.com/gpu", "The resource that counts the devices; processors alone need none.", role="machine")
-    cores: str = field("", "Processor cores of a pod as Kubernetes writes them, such as 32.", role="machine")
-    memory: str = field("", "Memory of a pod as Kubernetes writes it, such as 200Gi.", role="machine")
+    cores: Quantity = field("", "Processor cores of a pod as Kubernetes writes them, such as 32.", role="machine")
+    memory: Quantity = field("", "Memory of a pod as Kubernetes writes it, such as 200Gi.", role="machine")
     node_labels: dict[str, str] = field({}, "Labels that a machine must have.", role="machine")
     grace: TimeSpan = field(TimeSpan.parse("120s"), "How long a pod that is to end has to save and leave.", role="machine")
 

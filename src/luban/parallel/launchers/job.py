@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 import shlex
@@ -70,17 +71,32 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The name as clusters take one: small letters, digits and hyphens (RFC 1123), at most 40 characters."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40].strip("-") or "luban"
+        """The name as clusters take one: small letters, digits and hyphens after a letter (RFC 1035), at most 40 characters. One that had to be changed ends with a hash of
+        itself, so that two recipes are not taken for one."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        if plain == self.name and plain[0].isalpha() and len(plain) <= 40:
+            return plain
+        plain = plain if plain[:1].isalpha() else f"luban-{plain}"
+        return f"{plain[:33].strip('-')}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True)
+class Former:
+    """What may still stand under the job's name, where the cluster would take it for the job: ``ask`` prints its kind and states, if it is there. Where one of ``ended`` is among them, ``remove`` makes room."""
+
+    ask: list[str]
+    ended: tuple[str, ...]
+    remove: list[str]
 
 
 @dataclass(frozen=True)
 class Launching:
-    """What is to be done: the ``files`` that are written, then the ``command``, whose program comes from ``package``."""
+    """What is to be done: the ``files`` that are written, a ``former`` job that has ended removed, then the ``command``, whose program comes from ``package``."""
 
     command: list[str]
     package: str
     files: dict[Path, str] = field(default_factory=dict)
+    former: Former | None = None
 
 
 def make_job(config: LauncherConfig, name: str, arguments: tuple[str, ...], folder: Path, written: Path, here: Devices | None) -> Job:

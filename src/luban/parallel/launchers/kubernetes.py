@@ -11,10 +11,12 @@ from typing import Any
 from luban.foundation.console import warn
 from luban.foundation.errors import Interrupted
 from luban.parallel.launchers.config import KubernetesConfig
-from luban.parallel.launchers.job import Job, Launching, agent, interpreter, yaml_text
+from luban.parallel.launchers.job import Former, Job, Launching, agent, interpreter, yaml_text
 
 PORT = 29500
 RANKS = "ranks"  # the group of pods in a JobSet
+STATES = 'jsonpath={.kind} {.status.conditions[?(@.status=="True")].type}'
+ENDED = ("Completed", "Succeeded", "Failed")  # of a JobSet and of a PyTorchJob
 
 
 def launching(job: Job, config: KubernetesConfig) -> Launching:
@@ -24,7 +26,9 @@ def launching(job: Job, config: KubernetesConfig) -> Launching:
     if not config.claim:
         warn("without --claim the pods have what their image has, and what the run writes goes with them")
     manifest = {"jobset": jobset, "pytorchjob": pytorchjob}[config.operator](job, config)
-    return Launching(["kubectl", "apply", "-f", str(file)], "kubectl", {file: yaml_text(manifest)})
+    ask = ["kubectl", "get", "-f", str(file), "--ignore-not-found", "-o", STATES]
+    remove = ["kubectl", "delete", "-f", str(file), "--ignore-not-found", "--cascade=foreground"]  # waits until its pods are gone too
+    return Launching(["kubectl", "apply", "-f", str(file)], "kubectl", {file: yaml_text(manifest)}, Former(ask, ENDED, remove))
 
 
 def jobset(job: Job, config: KubernetesConfig) -> dict[str, Any]:

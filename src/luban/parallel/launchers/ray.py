@@ -14,4 +14,4 @@ def launching(job: Job, config: RayConfig) -> Launching:
     folder = ["--working-dir", str(job.folder)] if config.upload else []
     inner = [] if config.upload else ["--folder", str(job.folder)]
     entry = [interpreter(config, "python"), "-m", "luban.parallel.ray_job", *sizes, *inner, "--", *job.arguments]
-    return Launching(["ray", "job", "submit", "--address", config.address, *folder, "--", *entry], "the extra luban[ray]")
+    return Launching(["ray", "job", "submit", "--address", config.address, *folder, "--", *entry], "Ray")
