@@ -114,7 +114,7 @@ def test_a_budget_of_recompute_is_kept_to():
     assert set(step.modes) == {"none", "selective"} and sum(Step(replace(step.job, recompute=mode)).kept_by(number) for number, mode in zip((0, 0, 0, 0, 4, 4, 4, 4), step.modes, strict=True)) <= 200 * 2**20
 
 
-CASES = ["llama, recompute full", "qwen3, recompute none", pytest.param("bart, recompute full", marks=pytest.mark.slow), pytest.param("qwen3_moe, recompute selective", marks=pytest.mark.slow), pytest.param("lora on nf4", marks=pytest.mark.slow)]
+CASES = ["bart, prefix", "gpt2, prompt", "llama, recompute full", "qwen3, recompute none", pytest.param("bart, recompute full", marks=pytest.mark.slow), pytest.param("qwen3_moe, recompute selective", marks=pytest.mark.slow), pytest.param("lora on nf4", marks=pytest.mark.slow)]
 
 
 def planned_and_counted(*command: str) -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
 from luban.pipeline.expected import expected
 from luban.pipeline.recipe import Recipe, Stage, read_recipe
 from luban.planning import dial
-from luban.planning.adapting import places_before
+from luban.planning.before import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, may_be_own
 from luban.planning.search import check_written

@@ -161,8 +161,3 @@ def wearing(job: Job) -> Callable[[str], type[Worn] | None]:
     if method == "bitfit":
         return lambda place: Offset
     return lambda place: None
-
-
-def places_before(job: Job) -> int:
-    """Places of a sequence, or keys of every layer, that a learned prompt or prefix takes."""
-    return getattr(job.adapter, "tokens", 0) if job.adapter is not None and job.adapter.method in ("prompt", "p_tuning", "prefix") else 0

@@ -12,7 +12,7 @@ from luban.foundation.messages import t
 from luban.models.counts import parameters
 from luban.models.recompute_plan import MODES
 from luban.parallel.legal import Parts, as_tuple, legal_layouts, nearest, refusals
-from luban.planning.adapting import places_before
+from luban.planning.before import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
 from luban.planning.margins import Margin
