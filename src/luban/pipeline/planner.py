@@ -105,6 +105,9 @@ def _of_recipe(recipe: Recipe, cluster: Cluster, shape: str) -> Iterator[Planned
 
 def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch: float | None, assumed: list[str]) -> Planned:
     learned = _learned(config)
+    _check_adapter(config, shape)
+    if config.optimizer.state == "disk" and cluster.device.kind != "cpu":
+        raise ConfigError("optimizer.state: disk is for training on a processor", "a device would wait for each matrix's state", "set it to memory, or choose adamw_8bit or adafactor")
     if epoch is None:
         epoch = 1e9 if learned in ON_TEXT else 5e7
         if config.length.unit == "epochs":
@@ -118,6 +121,19 @@ def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch
     if config.engine == "deepspeed":
         assumed.append(t("DeepSpeed's ZeRO as torch's shards, and nothing offloaded"))
     return Planned(name, replace(job, written=written(config.layout)), config, assumed)
+
+
+def _check_adapter(config: TrainConfig, shape: Any) -> None:
+    """ConfigError where what an adapter is to sit on is not in the model, with what is: looked up in the model itself, without its weights."""
+    if isinstance(getattr(config.adapter, "targets", "auto"), str):
+        return
+    import torch
+
+    from luban.adapters.targets import find_targets
+    from luban.models.families import build_model
+
+    with torch.device("meta"):
+        find_targets(build_model(shape), config.adapter.targets)
 
 
 def written(asked: LayoutConfig) -> tuple[tuple[str, Any], ...]:
@@ -147,7 +163,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     return Job(
         shape, sequence, rows, micro, tokens, config.optimizer.name, config.optimizer.settled("momentum"), precision, config.weights, config.engine, config.recompute, config.adapter, config.quantization,
         learned, 2 if task and learned not in GENERATING else 0, config.regularization.average != "none", SCORED.get(learned, 1.0), "cpu" if device.kind == "cpu" else "gpu",
-        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision),
+        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision), state=config.optimizer.state,
     )  # fmt: skip
 
 

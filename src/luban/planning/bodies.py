@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -91,6 +91,11 @@ class Body:
         """The sum of rows of tables, and of a learned prompt the vectors among them, of which a decoder with a source has none but looks for some."""
         states = looked_up(self.tape, tables, numbers)
         return states if self.before is None else self.before.mixed(states)
+
+    def every(self) -> Iterator[Parameter]:
+        """All parameters but what stands before the texts."""
+        for parameters in (self.below, self.above, *self.inside):
+            yield from parameters
 
     def tables(self) -> list[Parameter]:
         """What is looked up for a token: the embedding, and tables of learned positions."""

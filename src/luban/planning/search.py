@@ -139,6 +139,7 @@ def refused(job: Job, layout: Layout) -> str:
     """Why Luban would not train it (luban.training.layout), as a template; empty where it would."""
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
+        ("optimizer.state: disk is for training on a processor", job.state == "disk" and job.device != "cpu"),
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
         ("engine: deepspeed cuts over all processes, and knows no other groups", job.engine == "deepspeed" and (shared or layout.pipeline > 1 or (layout.replicas > 1 and layout.held > 1))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
@@ -317,7 +318,7 @@ def other_needs(job: Job, layout: Layout) -> dict[str, float]:
     brought = sum(parameter.numbers for parameter in step.parameters if parameter.learns) * layout.tensor * layout.pipeline if job.adapter is not None else 0.0
     largest = max(parameter.numbers for parameter in step.parameters)
     learning = sum(parameter.numbers for parameter in step.parameters if parameter.learns)
-    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held
+    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held if job.state == "memory" else 0.0
     whole = 4.0 * (brought or parameters(job.shape)["total"])  # of an adapter only what it brought is written
     needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": whole + 8.0 * largest}
     if job.adapter is not None:

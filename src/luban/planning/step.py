@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from luban.foundation.errors import ConfigError
 from luban.models.recompute_plan import MODES, plan
 from luban.planning.adapting import learning, wearing
 from luban.planning.before import Prefixed, before_of
@@ -42,6 +43,8 @@ class Step:
         width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
         self.body: Any = BODIES[job.shape.architecture](tape, job.shape, split, width, learning(job), wearing(job), job.adapter, quantized)
         self.body.before = self.before = before_of(self.body, job)
+        if not self.before and not any(parameter.learns for parameter in self.body.every()):
+            raise ConfigError("adapter: {method} is on no layer that the planner knows, so that nothing learns", "", "see adapter.targets, or leave it out", method=job.adapter.method if job.adapter else "none")
         self.places = self.before.places if self.before else 0  # more than a row's tokens
         depth, count = len(self.body.blocks), layout.pipeline * layout.stages_per_rank
         self.stages = [stage, count - 1 - stage] if layout.turning else list(range(stage, count, layout.pipeline))
@@ -77,7 +80,7 @@ class Step:
         self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) / layout.cut(parameter.of_expert) for parameter in self.parameters), "weights")
         learning = [parameter for parameter in self.parameters if parameter.learns]
         states = sum(state_bytes(parameter, job, parameter is self.body.embedding) / layout.cut(parameter.of_expert) for parameter in learning)
-        self.keep(states, "optimizer")
+        self.keep(states if job.state == "memory" else 0.0, "optimizer")
         if job.averaged:
             self.keep(sum(4.0 * parameter.numbers for parameter in self.parameters), "optimizer")
         self.keep(BATCH_BYTES * job.step_rows * (job.sequence_length + job.source_length), "temporary")
@@ -319,7 +322,8 @@ class Step:
     def _use(self, parameter: Parameter) -> None:
         """The layer-wise engine: the optimizer steps at once, and the gradient is gone."""
         moment = self.tape.storage(moment_bytes([parameter], self.job), 1, "temporary")
-        del moment
+        state = self.tape.storage(state_bytes(parameter, self.job) if self.job.state == "disk" else 0.0, 1, "optimizer")
+        del moment, state
         parameter.gradient = None
 
     # ---- ranks ----------------------------------------------------------------------------------------------------------
