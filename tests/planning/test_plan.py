@@ -246,7 +246,7 @@ def test_clusters_are_read_and_unknown_devices_named():
 @pytest.mark.parametrize(
     ("text", "node", "words"),
     [
-        ("-3xA100-80GB", None, "'-3xA100-80GB' is no number"), ("eight H100", None, "'eight H100' is no number"), ("0xH100", None, "'0xH100' is no number"), ("2xcpu-24", None, "did you mean cpu-24GB?"),
+        ("-3xA100-80GB", None, "'-3xA100-80GB' is no number"), ("eight H100", None, "'eight H100' is no number"), ("0xH100", None, "'0xH100' is no number"), ("2xcpu-24", None, "did you mean cpu-24GB?"), ("100000000xH100", None, "100,000,000 devices are more"),
         ("8xcpu-0GB", None, "'8xcpu-0GB' has no memory"), ("8xcpu-0.0 GB", None, "has no memory"), ("8xA100-0GB", None, "has no memory"), ("7xH100", 3, "7 devices in nodes of 3"),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from luban.foundation.errors import ConfigError, nearest
 from luban.parallel.launchers.job import Devices
 
 T, G, GIB = 1e12, 1e9, 2**30
+MOST = 1_000_000  # devices of a cluster
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def cluster(text: str, node: int | None = None, network: float | None = None) ->
     alone = re.fullmatch(r"\s*\w[\w.-]*\s*", text) and not re.match(r"\s*\d+\s*x", text, re.IGNORECASE)  # one device, whose number is left out
     asked = Devices.parse(f"1x{text.strip()}" if alone else text)
     count, device = asked.count, _named(asked.kind)
+    if count > MOST:
+        raise ConfigError("cluster: {count} devices are more than the {most} that are planned for", "", "name fewer", count=f"{count:,}", most=f"{MOST:,}")
     if node and node < count and count % node:
         raise ConfigError("cluster: {count} devices in nodes of {node}", "each node has as many", "change --node or --cluster", count=count, node=node)
     if network:
