@@ -206,3 +206,26 @@ def test_what_was_counted_is_what_encoding_gives(tmp_path):
     assert plan["data"]["tokens"] == pytest.approx(found, rel=0.1)
     assert made[1].metrics["vocabulary_size"] == pytest.approx(plan["data"]["vocabulary"], rel=0.02)
     assert plan["best"]["tokens"] == 200_000
+
+
+def test_a_recipe_for_several_devices_says_so_and_is_launched(tmp_path, monkeypatch):
+    """Its layout needs them all: one that no longer names them is told how many, and is no invalid recipe for it."""
+    monkeypatch.chdir(tmp_path)
+    write_words(tmp_path / "texts", 60_000)
+    planned = CliRunner().invoke(cli, ["plan", "--data", "texts", "--hours", "0.01", "--cluster", "4xA100", "--write", "plan.yaml"])
+    text = (tmp_path / "plan.yaml").read_text("utf-8")
+    assert planned.exit_code == 0 and "\ncluster: 4xA100-80GB\n" in text and "  luban launch plan.yaml" in planned.output
+    assert "cluster:" not in recipe_of(tmp_path, "1xcpu-8GB")
+    (tmp_path / "plan.yaml").write_text(text.replace("cluster: 4xA100-80GB\n", ""), "utf-8")
+    checked = CliRunner().invoke(cli, ["check", "plan.yaml", "--no-dry-batch", "base.layout={replicas: 2, tensor: 2, shard: none}"])
+    said = " ".join(checked.output.split())
+    assert checked.exit_code == 0 and "! base: layout replicas: 2, tensor: 2 needs 4 processes" in said and "ready: luban launch plan.yaml" in said
+    alone = CliRunner().invoke(cli, ["check", "plan.yaml", "--no-dry-batch", "base.layout={replicas: 1, shard: none}"])
+    assert alone.exit_code == 0 and "processes" not in alone.output and "ready: luban run plan.yaml" in " ".join(alone.output.split())
+
+
+def recipe_of(folder, devices):
+    """The recipe that a small budget on these devices leads to."""
+    file = folder / f"{devices}.yaml"
+    assert CliRunner().invoke(cli, ["plan", "--data", "texts", "--hours", "0.01", "--cluster", devices, "--write", str(file)]).exit_code == 0
+    return file.read_text("utf-8")

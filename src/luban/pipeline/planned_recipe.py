@@ -12,6 +12,7 @@ from luban.foundation.durations import Duration
 from luban.foundation.messages import t
 from luban.pipeline.budget import OPTIMIZER, Chosen, how_counted, warnings
 from luban.planning import dial
+from luban.planning.devices import MEASURED, Cluster
 
 
 def recipe_text(chosen: Chosen, sources: list[Path], file: Path) -> str:
@@ -21,6 +22,7 @@ def recipe_text(chosen: Chosen, sources: list[Path], file: Path) -> str:
     lines = [
         *_head(chosen),
         "luban: 1",
+        *_cluster(chosen.cluster),
         f"name: {_plain(file.stem if file.stem != 'recipe' else file.resolve().parent.name)}",
         "seed: 1",
         "",
@@ -75,6 +77,13 @@ def _head(chosen: Chosen) -> list[str]:
         *warnings(chosen),
     ]
     return [f"# {line}" for line in lines]
+
+
+def _cluster(there: Cluster) -> list[str]:
+    """What the layout is made for; a processor alone needs no word."""
+    if there.count == 1 and there.device.kind == "cpu":
+        return []
+    return [f"cluster: {there.text if there.device.source != MEASURED else 'this'}"]
 
 
 def _train(chosen: Chosen) -> list[str]:

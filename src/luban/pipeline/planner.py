@@ -83,6 +83,19 @@ def check_layouts(recipe: Recipe, there: Cluster) -> None:
                 check_written(replace(job_of(stage.config, shape, there, facts.get("tokens") or 1e9), written=said), there)
 
 
+def processes_of(recipe: Recipe) -> tuple[int, str, str]:
+    """The processes that the widest layout of a recipe's trainings needs as it is written, that training and that layout in words; one for those that leave it open."""
+    found = (1, "", "")
+    for stage in recipe.stages.values():
+        if stage.kind.name == "train":
+            sizes = {name: size for name, size in written(stage.config.layout) if isinstance(size, int) and name in ("pipeline", "replicas", "context", "tensor", "expert") and size > 1}
+            others = math.prod(size for name, size in sizes.items() if name != "expert")
+            shared = others // sizes.get("pipeline", 1) // sizes.get("tensor", 1)  # experts lie on these, and on shards
+            count = others // shared * math.lcm(shared, sizes.get("expert", 1))
+            found = max(found, (count, stage.name, ", ".join(f"{name}: {size}" for name, size in sizes.items())))
+    return found
+
+
 def made_for(what: Path, overrides: list[str]) -> str:
     """The cluster that a recipe names; empty for one that names none, and for a preset."""
     return read_recipe(what, overrides).cluster if what.exists() else ""

@@ -15,6 +15,7 @@ from luban.parallel.launchers.job import Devices
 
 T, G, GIB = 1e12, 1e9, 2**30
 MOST = 1_000_000  # devices of a cluster
+MEASURED = "measured here"  # the source of what is known of the machine at hand
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def here() -> Cluster:
             rates = {name: measured_peak_flops(place, getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
             known = replace(DEVICES["l4"], name=seen.name, bandwidth=_copied(place), **rates)
         count = torch.cuda.device_count()
-        return Cluster(replace(known.die, memory=float(seen.total_memory), source="measured here"), count, count)
+        return Cluster(replace(known.die, memory=float(seen.total_memory), source=MEASURED), count, count)
     prepare_machine("auto", False)
     rate = measured_peak_flops(torch.device("cpu"), torch.float32)
-    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.8, source="measured here"), 1, 1)
+    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.8, source=MEASURED), 1, 1)
 
 
 def _copied(place: Any) -> float:
