@@ -23,6 +23,7 @@ from luban.planning import devices
 from luban.planning.devices import DEVICES, cluster, like
 from luban.planning.job import Habits, Job, Layout
 from luban.planning.margins import Margin, add, margin_of, read
+from luban.planning.report import make_plan
 from luban.planning.search import advice, check_written, devices_needed, disk_bytes, layouts, memory_of, other_needs, refused, search
 from luban.planning.shadow import Account, Tape
 from luban.planning.speed import speed
@@ -286,6 +287,14 @@ def test_every_family_is_planned(architecture):
     shape = build(family_of(architecture).shape, fields).resolved()
     job = Job(shape, 512, 64, 1, 1e8, precision="bfloat16", device="gpu", source_length=512 if shape.kind == "encoder_decoder" else 0)
     assert [one for one in search(job, cluster("4xRTX3060"), SURE, wanted=1) if one.fits]
+
+
+def test_what_is_a_little_faster_and_shares_more_is_said_to_be_and_fits():
+    job = Job(preset("mixtral-8x7b"), 1024, 32, tokens=1e9, precision="bfloat16", device="gpu")
+    plan = make_plan("x", job, cluster("16xA100"), Margin(0.15, 0.35))
+    faster = [(one, why) for one, why in plan.others if "faster by the arithmetic" in why]
+    assert faster and all(one.speed.step < plan.best[0].speed.step for one, _ in faster) and not any(why.startswith("0.9") for _, why in plan.others)
+    assert all(plan.margin.upper(memory_of(one.job, one.layout).total) <= plan.cluster.device.memory for one, _ in faster)
 
 
 def test_a_written_layout_is_the_one_that_is_planned():

@@ -181,7 +181,8 @@ def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, want
     if wanted == 1:
         return found
     known = {one.layout for one in found}
-    others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (one.why not in ("", BEYOND), one.speed.step if one.speed else float("inf")))
+    best = found[0].speed.step if found else 0.0
+    others = sorted((trial.loser(best) for layout, trial in tried.items() if layout not in known), key=lambda one: (one.why not in ("", BEYOND), one.speed.step if one.speed else float("inf")))
     return [*found, *(tried[one.layout].asked(one) if number < ASKED or _parts(one.layout) == 1 else one for number, one in enumerate(others))]
 
 
@@ -229,17 +230,18 @@ class _Trial:
             self.least = Candidate(self.layout, self.jobs[key], memory, None)
         return None
 
-    def loser(self) -> Candidate:
-        """The settings that are fastest here and may fit; without speed, where none of those that were asked did."""
+    def loser(self, best: float) -> Candidate:
+        """The settings that are fastest here and may fit, or do where a step is shorter than the ``best`` one's seconds; without speed, where none of those that were asked did."""
         if self.why:
             return Candidate(self.layout, self.job, None, None, self.why)
         if self.beyond:
             return Candidate(self.layout, self.job, None, None, BEYOND)
-        open_keys = [key for key in self.speeds if not any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1]))]
-        if not open_keys:
-            return self.least or Candidate(self.layout, self.job, None, None)
-        key = min(open_keys, key=lambda one: self.speeds[one].step)
-        return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
+        for key in sorted(self.speeds, key=lambda one: self.speeds[one].step):
+            if any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1])):
+                continue
+            if self.speeds[key].step >= best or self.check(key):
+                return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
+        return self.least or Candidate(self.layout, self.job, None, None)
 
     def asked(self, loser: Candidate) -> Candidate:
         """The loser, once it is known whether its smallest settings fit at all."""
