@@ -68,6 +68,13 @@ def test_targets_that_name_nothing_are_refused_with_what_there_is():
         Step(Job(preset("gpt2"), 32, 4, adapter=config))
 
 
+def test_a_prompt_takes_places_of_its_own_and_is_named_where_there_are_none():
+    done = CliRunner().invoke(cli, ["plan", "gpt2", "objective=instruction", "adapter=prompt", "sequence_length=1024", "--cluster", "1xA100"])
+    assert isinstance(done.exception, ConfigError) and "adapter.tokens 20" in str(done.exception) and "maximum_positions 1024" in str(done.exception) and "1004" in done.exception.text()
+    short = CliRunner().invoke(cli, ["plan", "gpt2", "objective=instruction", "adapter=prompt", "--cluster", "1xA100"])
+    assert short.exit_code == 0 and "1004 tokens" in short.output
+
+
 def test_a_state_on_disk_weighs_nothing_but_one_matrix_and_is_for_processors():
     job = Job(tiny("llama"), 32, 4, 4, engine="layerwise", weights="float32")
     here, there = (memory_of(one, Layout()) for one in (job, Job(tiny("llama"), 32, 4, 4, engine="layerwise", state="disk")))

@@ -19,7 +19,7 @@ from luban.foundation.errors import ConfigError, DataError
 from luban.models.counts import parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline import budget, counting
-from luban.pipeline.budget import DEPTHS, SPENT, Budget, choose, make_budget, show, warnings
+from luban.pipeline.budget import DEPTHS, SPENT, Budget, choose, make_budget, show, times_text, warnings
 from luban.pipeline.counting import Counted, count
 from luban.planning import dial
 from luban.planning.devices import cluster
@@ -229,3 +229,15 @@ def recipe_of(folder, devices):
     file = folder / f"{devices}.yaml"
     assert CliRunner().invoke(cli, ["plan", "--data", "texts", "--hours", "0.01", "--cluster", devices, "--write", str(file)]).exit_code == 0
     return file.read_text("utf-8")
+
+
+def test_fewer_tokens_than_are_ever_planned_are_answered_with_the_least(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_words(tmp_path / "texts", 60_000)
+    planned = CliRunner().invoke(cli, ["plan", "--data", "texts", "--tokens", "5", "--cluster", "1xcpu-8GB", "--write", "plan.yaml"])
+    assert planned.exit_code == 0 and "5 tokens were asked for; the least that is planned at depth 1" in (tmp_path / "plan.yaml").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("times", "text"), [(16.38, "16.4"), (16.02, "16"), (4.0, "4"), (1.25, "1.2"), (0.0321, "0.032")])
+def test_how_often_text_is_read_is_right_to_a_digit(times, text):
+    assert times_text(times) == text

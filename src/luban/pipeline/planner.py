@@ -23,6 +23,7 @@ from luban.planning import dial
 from luban.planning.before import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, may_be_own
+from luban.planning.resolve import check_room
 from luban.planning.search import check_written
 from luban.planning.step import BODIES
 from luban.training.config import LayoutConfig, TrainConfig
@@ -126,9 +127,7 @@ def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch
         if config.length.unit == "epochs":
             assumed.append(t("{count} tokens of data, which are not here to be counted", count=f"{epoch:.0e}"))
     job = job_of(config, shape, cluster, epoch)
-    room = shape.maximum_positions - places_before(job)
-    if job.sequence_length > room:
-        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=job.sequence_length, maximum=room)
+    check_room(job.sequence_length, shape.maximum_positions, places_before(job))
     if config.batch_tokens != "auto" and config.batch_tokens < job.sequence_length:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=config.batch_tokens, sequence=job.sequence_length)
     if config.engine == "deepspeed":
@@ -163,7 +162,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     """The training that a config asks for on such devices; what is auto becomes what the runner would make of it. ``epoch`` is the tokens of the data."""
     learned, device = _learned(config), cluster.device
     task = learned not in (*ON_TEXT, *ON_CONVERSATIONS)
-    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions - getattr(config.adapter, "tokens", 0), 512 if task else 2048)
     tokens = config.length.value * (epoch if config.length.unit == "epochs" else 1)
     step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(int(tokens if config.length.unit != "steps" else epoch), sequence, learned)
     rows = (32 if config.batch_examples == "auto" else config.batch_examples) if task else max(1, step // sequence)
