@@ -62,7 +62,7 @@ def shape(architecture: str, **fields: Any) -> dict[str, Any]:
 
 
 def cases() -> Iterator[Case]:
-    """Families × recompute, optimizers in two kinds of run, adapters, quantised bases, narrow weights, the layer-wise engine, bfloat16."""
+    """Families × recompute, optimizers in two kinds of run, adapters, what is learned before the texts, quantised bases, narrow weights, the layer-wise engine, bfloat16."""
     mixture = shape("qwen3_moe", experts=8, experts_per_token=2)
     for name, one in [(architecture, shape(architecture)) for architecture in ("llama", "qwen3", "gpt2", "bert", "t5", "bart")] + [("qwen3_moe", mixture)]:
         for mode in ("none", "selective", "full"):
@@ -73,6 +73,11 @@ def cases() -> Iterator[Case]:
         yield Case(f"llama, {optimizer}, activations weigh most", shape("llama"), 64, 16, 16, {"optimizer": {"name": optimizer}})
     for method in ("lora", "dora", "rslora", "adalora", "vera", "ia3", "pfeiffer", "houlsby", "bitfit"):
         yield Case(f"llama, {method}", shape("llama"), 64, 8, 8, {"adapter": {"method": method}})
+    for architecture in ("llama", "gpt2", "bert", "t5", "bart"):
+        for method in ("prompt", "prefix", "p_tuning"):
+            yield Case(f"{architecture}, {method}", shape(architecture), 64, 8, 8, {"adapter": {"method": method}})
+    for settings in ({"method": "prefix", "projection": True}, {"method": "p_tuning", "network": "lstm"}):
+        yield Case(f"llama, {settings['method']}'s network, recompute full", shape("llama"), 64, 8, 4, {"adapter": settings, "recompute": "full"})
     yield Case("bert, lora, recompute full", shape("bert"), 64, 8, 8, {"adapter": {"method": "lora"}, "recompute": "full"})
     for code in ("nf4", "int4", "int8"):
         yield Case(f"llama, lora on {code}", shape("llama"), 64, 8, 8, {"adapter": {"method": "lora"}, "quantization": {"format": code}})

@@ -120,10 +120,17 @@ def test_what_a_training_would_make_is_stood_in_for(tmp_path):
     assert [tick.passed for tick in ticks] == [False, True, True, True, True]
 
 
-@pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed"), ({"objective": {"name": "distillation"}}, "objective: distillation")])
+@pytest.mark.parametrize(("fields", "words"), [({"engine": "layerwise", "gradient_clip": 0.0}, "engine: layerwise"), ({"engine": "deepspeed"}, "engine: deepspeed"), ({"adapter": "prompt"}, "adapter.method: prompt"), ({"objective": {"name": "distillation"}}, "objective: distillation")])
 def test_what_waits_for_other_ranks_is_refused_by_name(fields, words):
     with pytest.raises(LubanError, match=f"{words} cannot be rehearsed"):
         check_rehearsable(build(TrainConfig, {"data": "text", **fields}))
+
+
+@pytest.mark.long
+def test_a_prefix_is_rehearsed(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("shard: full", "shard: none"))
+    done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), "base.adapter=prefix", "--rehearse"], catch_exceptions=False)
+    assert done.exit_code == 0 and "rank 0 of 4" in done.output, done.output
 
 
 def test_every_storage_counts_once_and_until_it_is_gone():

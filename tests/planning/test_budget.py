@@ -19,7 +19,7 @@ from luban.foundation.errors import ConfigError, DataError
 from luban.models.counts import parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline import budget, counting
-from luban.pipeline.budget import DEPTHS, SPENT, Budget, choose, make_budget, show, warnings
+from luban.pipeline.budget import DEPTHS, SPENT, Budget, choose, make_budget, show, times_text, warnings
 from luban.pipeline.counting import Counted, count
 from luban.planning import dial
 from luban.planning.devices import cluster
@@ -206,3 +206,38 @@ def test_what_was_counted_is_what_encoding_gives(tmp_path):
     assert plan["data"]["tokens"] == pytest.approx(found, rel=0.1)
     assert made[1].metrics["vocabulary_size"] == pytest.approx(plan["data"]["vocabulary"], rel=0.02)
     assert plan["best"]["tokens"] == 200_000
+
+
+def test_a_recipe_for_several_devices_says_so_and_is_launched(tmp_path, monkeypatch):
+    """Its layout needs them all: one that no longer names them is told how many, and is no invalid recipe for it."""
+    monkeypatch.chdir(tmp_path)
+    write_words(tmp_path / "texts", 60_000)
+    planned = CliRunner().invoke(cli, ["plan", "--data", "texts", "--hours", "0.01", "--cluster", "4xA100", "--write", "plan.yaml"])
+    text = (tmp_path / "plan.yaml").read_text("utf-8")
+    assert planned.exit_code == 0 and "\ncluster: 4xA100-80GB\n" in text and "  luban launch plan.yaml" in planned.output
+    assert "cluster:" not in recipe_of(tmp_path, "1xcpu-8GB")
+    (tmp_path / "plan.yaml").write_text(text.replace("cluster: 4xA100-80GB\n", ""), "utf-8")
+    checked = CliRunner().invoke(cli, ["check", "plan.yaml", "--no-dry-batch", "base.layout={replicas: 2, tensor: 2, shard: none}"])
+    said = " ".join(checked.output.split())
+    assert checked.exit_code == 0 and "! base: layout replicas: 2, tensor: 2 needs 4 processes" in said and "ready: luban launch plan.yaml" in said
+    alone = CliRunner().invoke(cli, ["check", "plan.yaml", "--no-dry-batch", "base.layout={replicas: 1, shard: none}"])
+    assert alone.exit_code == 0 and "processes" not in alone.output and "ready: luban run plan.yaml" in " ".join(alone.output.split())
+
+
+def recipe_of(folder, devices):
+    """The recipe that a small budget on these devices leads to."""
+    file = folder / f"{devices}.yaml"
+    assert CliRunner().invoke(cli, ["plan", "--data", "texts", "--hours", "0.01", "--cluster", devices, "--write", str(file)]).exit_code == 0
+    return file.read_text("utf-8")
+
+
+def test_fewer_tokens_than_are_ever_planned_are_answered_with_the_least(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_words(tmp_path / "texts", 60_000)
+    planned = CliRunner().invoke(cli, ["plan", "--data", "texts", "--tokens", "5", "--cluster", "1xcpu-8GB", "--write", "plan.yaml"])
+    assert planned.exit_code == 0 and "5 tokens were asked for; the least that is planned at depth 1" in (tmp_path / "plan.yaml").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("times", "text"), [(16.38, "16.4"), (16.02, "16"), (4.0, "4"), (1.25, "1.2"), (0.0321, "0.032")])
+def test_how_often_text_is_read_is_right_to_a_digit(times, text):
+    assert times_text(times) == text

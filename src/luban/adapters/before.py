@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.adapters.adapted import Wears, adapt, wearing
-from luban.adapters.method import Method
+from luban.adapters.method import Method, moved
 from luban.foundation.errors import ConfigError, DataError
 from luban.models.base import Model, named_generator
 
@@ -158,7 +158,7 @@ class BeforeText(Method):
         if made.tokens >= model.shape.maximum_positions and model.shape.kind != "encoder_decoder":
             raise ConfigError("adapter.tokens: {tokens} leave no room for text", "the model is made for {limit} positions", "choose fewer", tokens=made.tokens, limit=model.shape.maximum_positions)
         made.first_values(named_generator(seed, f"{self.name}:before"))
-        adapt(model, self.name, self.kind(model)(made).to(model.device, model.states_dtype), Preceded)
+        adapt(model, self.name, moved(self.kind(model)(made), model.device, model.states_dtype), Preceded)
 
     def made(self, model: Model) -> Learned:
         """What is learned, of a model that has it."""

@@ -145,10 +145,14 @@ class Method:
         """Adapt the layer at ``place``; ``adapter.first_values(generator)`` draws what is random in it."""
         layer = model.get_submodule(place)
         adapter.first_values(named_generator(seed, f"{self.name}:{place}"))
-        there = place_of(layer)
-        if any((value.device, value.dtype) != (there["device"], there["dtype"]) for value in adapter.parameters()):
-            adapter.to(**there)
-        adapt(layer, self.name, adapter)
+        adapt(layer, self.name, moved(adapter, **place_of(layer)))
+
+
+def moved(adapter: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """An adapter where its layer is; one that is there already is left alone, as tensors without values must be."""
+    if any((value.device, value.dtype) != (device, dtype) for value in adapter.parameters()):
+        adapter.to(device=device, dtype=dtype)
+    return adapter
 
 
 def method_of(config: AdapterConfig, name: str = "default") -> Method:

@@ -35,6 +35,8 @@ def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe:
 
         sys.exit(_show(check_ledger(recipe)) > 0)
     from luban.pipeline.check import check
+    from luban.pipeline.planner import processes_of
+    from luban.planning.devices import cluster as cluster_of
     from luban.pipeline.recipe import read_recipe
 
     made = read_recipe(recipe, list(overrides))
@@ -52,7 +54,8 @@ def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe:
         sys.exit(_show(check_rehearsal(made, cluster, parse_ranks(ranks)[-1] if ranks else 0)) > 0)
     if _show(check(made, dry_batch=not no_dry_batch, probe=probe)):
         sys.exit(1)
-    say("ready: luban run {recipe}", recipe=recipe)
+    several = cluster_of(made.cluster).count > 1 if made.cluster not in ("", "this", "auto") else processes_of(made)[0] > 1
+    say("ready: luban launch {recipe}" if several else "ready: luban run {recipe}", recipe=recipe)
 
 
 def _refuse_alone(option: str, value: str, owners: dict[str, bool]) -> None:
@@ -70,7 +73,8 @@ def _show(ticks: Iterable[Tick]) -> int:
     failed = 0
     for tick in ticks:
         failed += not tick.passed
-        console().print(f"{'✓' if tick.passed else '✗'} {tick.text}", style=None if tick.passed else "red", markup=False)
+        mark, style = ("✗", "red") if not tick.passed else ("!", "yellow") if tick.heed else ("✓", None)
+        console().print(f"{mark} {tick.text}", style=style, markup=False)
     if failed:
         say("{count} of the checks failed", count=failed)
     return failed

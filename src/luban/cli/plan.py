@@ -80,4 +80,4 @@ def for_budget(data: list[Path], cluster_text: str, node: int | None, network: f
     say("  luban check {file} --no-dry-batch", file=write)
     if devices.device.trains:
         say("  luban scaling {file} --tokens proportional", file=write)
-        say("  luban run {file}", file=write)
+        say("  luban run {file}" if devices.count == 1 else "  luban launch {file}", file=write)

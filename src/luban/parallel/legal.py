@@ -117,7 +117,8 @@ def _complexity(parts: Parts) -> tuple[int, tuple[int, ...]]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return [*small, *(number // size for size in reversed(small) if size * size != number)]
 
 
 def _factors(number: int, count: int) -> Iterator[tuple[int, ...]]:

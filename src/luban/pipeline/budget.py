@@ -208,7 +208,7 @@ def show(chosen: Chosen) -> None:
     say("{how}; what curating will remove is not known yet", how=how_counted(counted))
     say("the law ranks sizes and tokens for a budget; its loss is that of its own text and tokenizer, not of yours (luban scaling foretells yours): {law}", law=chosen.law.text())
     near = [one for one in chosen.every if abs(chosen.every.index(one) - chosen.every.index(best)) <= 4]
-    rows = [[("→ " if one is best else "") + str(one.depth), count_text(one.parameters), count_text(one.tokens), f"{one.epochs:.2g}", f"{one.tokens / one.parameters:.3g}", seconds_text(one.seconds), f"{one.loss:.3f}"] for one in near]
+    rows = [[("→ " if one is best else "") + str(one.depth), count_text(one.parameters), count_text(one.tokens), times_text(one.epochs), f"{one.tokens / one.parameters:.3g}", seconds_text(one.seconds), f"{one.loss:.3f}"] for one in near]
     table(t("depths of the dial on {cluster}", cluster=chosen.cluster.text), [t("depth"), t("parameters"), t("tokens"), t("epochs"), t("tokens a parameter"), t("time"), t("law")], rows)
     if beyond := [depth for depth in chosen.too_large if depth > chosen.every[-1].depth]:
         say("depth {depth} and more do not fit there", depth=beyond[0])
@@ -219,6 +219,11 @@ def show(chosen: Chosen) -> None:
         )  # fmt: skip
     for line in warnings(chosen):
         warn("{line}", line=line)
+
+
+def times_text(times: float) -> str:
+    """How often text is read: whole, or right to a digit after the point; of less than once two digits."""
+    return f"{times:.1f}".removesuffix(".0") if times >= 1 else f"{times:.2g}"
 
 
 def how_counted(counted: Counted) -> str:
@@ -237,6 +242,9 @@ def warnings(chosen: Chosen) -> Iterator[str]:
             "{asked} parameters were asked for; of the depths {low} to {high} that can be had there the nearest has {size}. For others give the train stage a shape, such as shape: llama-2-70b, or begin with luban new 7b/pretrain",
             asked=count_text(asked), low=chosen.every[0].depth, high=chosen.every[-1].depth, size=count_text(size),
         )  # fmt: skip
+    wanted = chosen.budget.tokens
+    if wanted and chosen.best.tokens > 1.001 * wanted:
+        yield t("{asked} tokens were asked for; the least that is planned at depth {depth} is {tokens}, a few rows", asked=count_text(wanted), depth=chosen.best.depth, tokens=count_text(chosen.best.tokens))
     if epochs > MANY_EPOCHS:
         yield t("the data is read {epochs:.1f} times: up to {many} times repeated text is worth about as much as new text, from there on less and less (Muennighoff et al. 2023, arXiv:2305.16264); more text would do more than more time", epochs=epochs, many=MANY_EPOCHS)
     if chosen.spare:

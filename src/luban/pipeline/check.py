@@ -20,7 +20,7 @@ from luban.models.counts import flops_per_token, memory, parameters
 from luban.models.shape import ShapeConfig
 from luban.pipeline.foresight import devices
 from luban.pipeline.implied import READS
-from luban.pipeline.planner import job_of, written
+from luban.pipeline.planner import job_of, processes_of, written
 from luban.pipeline.recipe import Recipe, Stage
 from luban.pipeline.remembered import PROCESS
 from luban.pipeline.runner import plan
@@ -43,6 +43,7 @@ class Tick:
 
     passed: bool
     text: str
+    heed: bool = False  # it is no failure, but a run as it is would fail
 
 
 def check(recipe: Recipe, *, dry_batch: bool = True, probe: bool = False) -> Iterator[Tick]:
@@ -53,6 +54,9 @@ def check(recipe: Recipe, *, dry_batch: bool = True, probe: bool = False) -> Ite
     free = shutil.disk_usage(_existing(recipe.out)).free
     yield Tick(True, t("machine: {cpu}, {cores} cores, {memory}, {accelerator}", cpu=here.cpu, cores=here.cores, memory=bytes_text(here.memory_bytes), accelerator=here.accelerator_name or here.accelerator))
     yield Tick(free > 2**30, t("disk: {free} free in {folder}", free=bytes_text(free), folder=recipe.out))
+    count, name, layout = processes_of(recipe)
+    if count > 1 and not recipe.cluster:
+        yield Tick(True, t("{stage}: layout {layout} needs {count} processes or a multiple of them: start it by luban launch or torchrun, and set cluster: (such as {count}xA100-80GB), so that it is reckoned for them", stage=name, layout=layout, count=count), heed=True)
     known: dict[str, dict[str, Any]] = {}
     fresh = _fresh(recipe)
     for stage in recipe.stages.values():

@@ -10,8 +10,9 @@ import yaml
 from luban.foundation.console import count_text, seconds_text
 from luban.foundation.durations import Duration
 from luban.foundation.messages import t
-from luban.pipeline.budget import OPTIMIZER, Chosen, how_counted, warnings
+from luban.pipeline.budget import OPTIMIZER, Chosen, how_counted, times_text, warnings
 from luban.planning import dial
+from luban.planning.devices import MEASURED, Cluster
 
 
 def recipe_text(chosen: Chosen, sources: list[Path], file: Path) -> str:
@@ -21,6 +22,7 @@ def recipe_text(chosen: Chosen, sources: list[Path], file: Path) -> str:
     lines = [
         *_head(chosen),
         "luban: 1",
+        *_cluster(chosen.cluster),
         f"name: {_plain(file.stem if file.stem != 'recipe' else file.resolve().parent.name)}",
         "seed: 1",
         "",
@@ -77,6 +79,13 @@ def _head(chosen: Chosen) -> list[str]:
     return [f"# {line}" for line in lines]
 
 
+def _cluster(there: Cluster) -> list[str]:
+    """What the layout is made for; a processor alone needs no word."""
+    if there.count == 1 and there.device.kind == "cpu":
+        return []
+    return [f"cluster: {there.text if there.device.source != MEASURED else 'this'}"]
+
+
 def _train(chosen: Chosen) -> list[str]:
     best, config, one = chosen.best, chosen.best.config, chosen.best.candidate
     rates = dial.learning_rates(OPTIMIZER, best.shape.hidden_size, "causal", False, depth=best.depth)
@@ -87,7 +96,7 @@ def _train(chosen: Chosen) -> list[str]:
         "    objective: causal",
         "    data: tokens",
         _line(f"    depth: {best.depth}", t("{parameters} parameters: width {width}, {heads} heads follow; the best of depths {low} to {high} by the law", parameters=count_text(best.parameters), width=shape.hidden_size, heads=shape.heads, low=chosen.every[0].depth, high=chosen.every[-1].depth) if chosen.budget.seconds is not None else t("{parameters} parameters: width {width}, {heads} heads follow; the depth that comes nearest", parameters=count_text(best.parameters), width=shape.hidden_size, heads=shape.heads)),
-        _line(f"    length: {Duration(float(f'{best.tokens:.3g}'), 'tokens')}", t("{epochs:.2g} times the {unique} tokens of the train split; {each:.3g} a parameter", epochs=best.epochs, unique=count_text(float(f"{chosen.unique:.3g}")), each=best.tokens / best.parameters)),
+        _line(f"    length: {Duration(float(f'{best.tokens:.3g}'), 'tokens')}", t("{epochs} times the {unique} tokens of the train split; {each:.3g} a parameter", epochs=times_text(best.epochs), unique=count_text(float(f"{chosen.unique:.3g}")), each=best.tokens / best.parameters)),
         _line(f"    sequence_length: {config.sequence_length}", t("what the depth is made for, at most 2,048")),
         _line(f"    batch_tokens: {config.batch_tokens}", t("grows with about the root of the tokens read: {steps} steps", steps=f"{best.tokens / config.batch_tokens:,.0f}")),
         _line("    optimizer: {name: " + OPTIMIZER + "".join(f", {name}: {value:g}" for name, value in rates.items()) + "}", t("they fall with width and depth (benchmarks/transfer.py)")),

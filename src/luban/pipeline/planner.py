@@ -20,9 +20,10 @@ from luban.objectives.config import ON_CONVERSATIONS, ON_TEXT
 from luban.pipeline.expected import expected
 from luban.pipeline.recipe import Recipe, Stage, read_recipe
 from luban.planning import dial
-from luban.planning.adapting import places_before
+from luban.planning.before import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, may_be_own
+from luban.planning.resolve import check_room
 from luban.planning.search import check_written
 from luban.planning.step import BODIES
 from luban.training.config import LayoutConfig, TrainConfig
@@ -83,6 +84,19 @@ def check_layouts(recipe: Recipe, there: Cluster) -> None:
                 check_written(replace(job_of(stage.config, shape, there, facts.get("tokens") or 1e9), written=said), there)
 
 
+def processes_of(recipe: Recipe) -> tuple[int, str, str]:
+    """The processes that the widest layout of a recipe's trainings needs as it is written, that training and that layout in words; one for those that leave it open."""
+    found = (1, "", "")
+    for stage in recipe.stages.values():
+        if stage.kind.name == "train":
+            sizes = {name: size for name, size in written(stage.config.layout) if isinstance(size, int) and name in ("pipeline", "replicas", "context", "tensor", "expert") and size > 1}
+            others = math.prod(size for name, size in sizes.items() if name != "expert")
+            shared = others // sizes.get("pipeline", 1) // sizes.get("tensor", 1)  # experts lie on these, and on shards
+            count = others // shared * math.lcm(shared, sizes.get("expert", 1))
+            found = max(found, (count, stage.name, ", ".join(f"{name}: {size}" for name, size in sizes.items())))
+    return found
+
+
 def made_for(what: Path, overrides: list[str]) -> str:
     """The cluster that a recipe names; empty for one that names none, and for a preset."""
     return read_recipe(what, overrides).cluster if what.exists() else ""
@@ -105,19 +119,33 @@ def _of_recipe(recipe: Recipe, cluster: Cluster, shape: str) -> Iterator[Planned
 
 def _planned(name: str, config: TrainConfig, shape: Any, cluster: Cluster, epoch: float | None, assumed: list[str]) -> Planned:
     learned = _learned(config)
+    _check_adapter(config, shape)
+    if config.optimizer.state == "disk" and cluster.device.kind != "cpu":
+        raise ConfigError("optimizer.state: disk is for training on a processor", "a device would wait for each matrix's state", "set it to memory, or choose adamw_8bit or adafactor")
     if epoch is None:
         epoch = 1e9 if learned in ON_TEXT else 5e7
         if config.length.unit == "epochs":
             assumed.append(t("{count} tokens of data, which are not here to be counted", count=f"{epoch:.0e}"))
     job = job_of(config, shape, cluster, epoch)
-    room = shape.maximum_positions - places_before(job)
-    if job.sequence_length > room:
-        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=job.sequence_length, maximum=room)
+    check_room(job.sequence_length, shape.maximum_positions, places_before(job))
     if config.batch_tokens != "auto" and config.batch_tokens < job.sequence_length:
         raise ConfigError("batch_tokens {step} is less than one row of sequence_length {sequence}", "a step reads whole rows", "raise batch_tokens or lower sequence_length", step=config.batch_tokens, sequence=job.sequence_length)
     if config.engine == "deepspeed":
         assumed.append(t("DeepSpeed's ZeRO as torch's shards, and nothing offloaded"))
     return Planned(name, replace(job, written=written(config.layout)), config, assumed)
+
+
+def _check_adapter(config: TrainConfig, shape: Any) -> None:
+    """ConfigError where what an adapter is to sit on is not in the model, with what is: looked up in the model itself, without its weights."""
+    if isinstance(getattr(config.adapter, "targets", "auto"), str):
+        return
+    import torch
+
+    from luban.adapters.targets import find_targets
+    from luban.models.families import build_model
+
+    with torch.device("meta"):
+        find_targets(build_model(shape), config.adapter.targets)
 
 
 def written(asked: LayoutConfig) -> tuple[tuple[str, Any], ...]:
@@ -134,7 +162,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     """The training that a config asks for on such devices; what is auto becomes what the runner would make of it. ``epoch`` is the tokens of the data."""
     learned, device = _learned(config), cluster.device
     task = learned not in (*ON_TEXT, *ON_CONVERSATIONS)
-    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions, 512 if task else 2048)
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions - getattr(config.adapter, "tokens", 0), 512 if task else 2048)
     tokens = config.length.value * (epoch if config.length.unit == "epochs" else 1)
     step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(int(tokens if config.length.unit != "steps" else epoch), sequence, learned)
     rows = (32 if config.batch_examples == "auto" else config.batch_examples) if task else max(1, step // sequence)
@@ -147,7 +175,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     return Job(
         shape, sequence, rows, micro, tokens, config.optimizer.name, config.optimizer.settled("momentum"), precision, config.weights, config.engine, config.recompute, config.adapter, config.quantization,
         learned, 2 if task and learned not in GENERATING else 0, config.regularization.average != "none", SCORED.get(learned, 1.0), "cpu" if device.kind == "cpu" else "gpu",
-        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision),
+        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision), state=config.optimizer.state,
     )  # fmt: skip
 
 

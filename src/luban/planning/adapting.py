@@ -12,6 +12,27 @@ PRODUCTS = ("lora", "rslora", "dora", "lora_plus", "pissa", "adalora", "vera")
 ENDS = {"feed_forward": ("down_proj", "mlp.c_proj", "output.dense", "wo"), "attention": ("o_proj", "attn.c_proj", "attention.output.dense", "self.o"), "keys": ("k_proj", "v_proj", "self.key", "self.value", "self.k", "self.v", "attn.c_attn")}
 
 
+# What the ends of places here are called in a model's own names, where they are called otherwise.
+CALLED = {
+    **{f"{part}_proj": f"self_attn.{part}_proj" for part in "qkvo"}, **{f"{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")}, "intermediate": "intermediate.dense",
+}  # fmt: skip
+CALLED_IN_PAIRS = {
+    True: {**{f"{side}.{part}": f"{name}.{part}" for side, name in (("self", "SelfAttention"), ("cross", "EncDecAttention")) for part in "qkvo"}, "wi_0": "DenseReluDense.wi_0", "wi_1": "DenseReluDense.wi_1", "wo": "DenseReluDense.wo"},
+    False: {**{f"{side}.{part}": f"{name}.{'out' if part == 'o' else part}_proj" for side, name in (("self", "self_attn"), ("cross", "encoder_attn")) for part in "qkvo"}, "wi_0": "fc1", "wo": "fc2"},
+}  # of T5, of BART
+
+
+def name_of(place: str, shape: Any) -> str:
+    """A linear layer's place as the model's own names end."""
+    pairs, t5 = shape.kind == "encoder_decoder", shape.architecture in ("t5", "mt5")
+    called = CALLED_IN_PAIRS[t5] if pairs else CALLED
+    size = 2 if pairs and place.rpartition(".")[2] in tuple("qkvo") else 1
+    head, end = place.split(".")[:-size], ".".join(place.split(".")[-size:])
+    if t5 and end == "wi_0" and not shape.gated:
+        return ".".join([*head, "DenseReluDense.wi"])
+    return ".".join([*head, place.rpartition(".")[2] if "shared_expert" in head else called.get(end, end)])
+
+
 def learning(job: Job) -> Callable[[str], bool]:
     """Whether a parameter of the base learns, by its name here."""
     if job.adapter is None:
@@ -147,13 +168,18 @@ class Offset(Worn):
         return tape.value(base.numbers, base.width, rule)
 
 
+def _same(name: str, end: str) -> bool:
+    """Whether a name ends as is asked, or the other way round where the whole of it is given."""
+    return name.endswith(end) or end.endswith(name)
+
+
 def wearing(job: Job) -> Callable[[str], type[Worn] | None]:
     """The kind of adapter that sits on a linear layer of a place, or none."""
     config = job.adapter
     method = config.method if config is not None else ""
     if method in PRODUCTS:
         targets = config.targets
-        return lambda place: Product if targets == "auto" or any(place.endswith(end) for end in targets) else None
+        return lambda place: Product if targets == "auto" or any(_same(f".{name_of(place, job.shape)}", f".{end}") for end in targets) else None
     if method == "ia3":
         return lambda place: Factors if place.endswith(ENDS["keys"]) else Inside if place.endswith(ENDS["feed_forward"]) and not place.endswith(ENDS["attention"]) else None
     if method in ("houlsby", "pfeiffer"):
@@ -161,8 +187,3 @@ def wearing(job: Job) -> Callable[[str], type[Worn] | None]:
     if method == "bitfit":
         return lambda place: Offset
     return lambda place: None
-
-
-def places_before(job: Job) -> int:
-    """Places of a sequence, or keys of every layer, that a learned prompt or prefix takes."""
-    return getattr(job.adapter, "tokens", 0) if job.adapter is not None and job.adapter.method in ("prompt", "p_tuning", "prefix") else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -59,6 +59,7 @@ class Body:
         self.inside: list[list[Parameter]] = []  # of each block
         self.blocks: list[Any] = []
         self.widest = [0.0, 0.0]  # inputs and outputs of the matrices beside which something stands that all of them share
+        self.before: Any = None  # what stands before every text (before.py)
         self._owner = self.below
 
     def parameter(self, name: str, *sides: float, table: bool = False, learns: bool | None = None) -> Parameter:
@@ -70,6 +71,11 @@ class Body:
         self._owner.append(made)
         return made
 
+    def apart(self, owner: list[Parameter], *sides: float) -> Parameter:
+        """A parameter [sides] of an adapter that is on no layer; ``owner`` has it."""
+        self._owner = owner
+        return self.parameter("adapter", *sides, learns=True)
+
     def build(self, count: int, make: Callable[[int], Any]) -> list[Any]:
         """So many more blocks; what is built after them stands above."""
         made = []
@@ -80,6 +86,16 @@ class Body:
         self._owner = self.above
         self.blocks += made
         return made
+
+    def look_up(self, tables: list[Parameter], numbers: float) -> Value:
+        """The sum of rows of tables, and of a learned prompt the vectors among them, of which a decoder with a source has none but looks for some."""
+        states = looked_up(self.tape, tables, numbers)
+        return states if self.before is None else self.before.mixed(states)
+
+    def every(self) -> Iterator[Parameter]:
+        """All parameters but what stands before the texts."""
+        for parameters in (self.below, self.above, *self.inside):
+            yield from parameters
 
     def tables(self) -> list[Parameter]:
         """What is looked up for a token: the embedding, and tables of learned positions."""
@@ -124,7 +140,7 @@ class Llama(Body):
         tape, shape = self.tape, self.shape
         angles = [tape.storage(rows * seq * shape.head_dim, 4 if self.tape.compute == 4 else 2) for _ in "cs"]
         self.angles = angles  # cosines and sines, for all layers
-        return looked_up(tape, [self.embedding], rows * seq / self.split.tensor * shape.hidden_size)
+        return self.look_up([self.embedding], rows * seq / self.split.tensor * shape.hidden_size)
 
     def leave(self, states: Value) -> Value:
         return self.tape.rms_norm(states, states.numbers / self.shape.hidden_size, self.norm)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from luban.models.bart_shape import OFFSET
-from luban.planning.bodies import Body, Linear, looked_up, split
+from luban.planning.bodies import Body, Linear, split
 from luban.planning.shadow import Parameter, Storage, Tape, Value
 
 
@@ -44,7 +44,7 @@ class GPT2(Body):
 
 
     def enter(self, rows: float, seq: float) -> Value:
-        return self.tape.dropout(looked_up(self.tape, self.tables(), rows * seq * self.shape.hidden_size), self.shape.dropout)
+        return self.tape.dropout(self.look_up(self.tables(), rows * seq * self.shape.hidden_size), self.shape.dropout)
 
     def leave(self, states: Value) -> Value:
         return self.norm(states)
@@ -91,7 +91,7 @@ class Bert(Body):
 
     def enter(self, rows: float, seq: float) -> Value:
         tokens = rows * seq
-        return self.tape.dropout(self.first_norm(looked_up(self.tape, self.tables(), tokens * self.shape.hidden_size)), self.shape.dropout)
+        return self.tape.dropout(self.first_norm(self.look_up(self.tables(), tokens * self.shape.hidden_size)), self.shape.dropout)
 
     def leave(self, states: Value) -> Value:
         """For masked tokens a dense layer, activation and norm come before the output's matrix."""
@@ -174,7 +174,7 @@ class Pairs(Body):
     def embed(self, tokens: float, stack: int) -> Value:
         """The stream that a stack reads: 0 the encoder's, 1 the decoder's."""
         shape = self.shape
-        states = looked_up(self.tape, [self.embedding, *self.places[stack : stack + 1]], tokens * shape.hidden_size)
+        states = self.look_up([self.embedding, *self.places[stack : stack + 1]], tokens * shape.hidden_size)
         if not self.t5 and not shape.learned_positions:
             states = self.tape.add(states, Value(states.storage, states.numbers, states.width))
         if self.embedding_norms:
@@ -233,6 +233,7 @@ class PairLayer:
     def _attend(self, layers: list[Linear], states: Value, toward: Value, rows: float, seq: float, keys_seq: float, bias: Value | None) -> Value:
         tape, shape, tokens, others = self.tape, self.shape, rows * seq, rows * keys_seq
         queries, keys, values = layers[0](states, tokens), layers[1](toward, others), layers[2](toward, others)
+        tape.finds = self.is_decoder and toward is states
         scores, dropout = rows * self.heads * seq * keys_seq, shape.dropout if self.t5 else shape.attention_dropout
         if bias is not None:  # it learns, which no fused kernel of a processor knows
             made = tape.plain_attention(queries, keys, values, scores, dropout if tape.training else 0.0, bias)

@@ -14,6 +14,8 @@ from luban.foundation.errors import ConfigError, nearest
 from luban.parallel.launchers.job import Devices
 
 T, G, GIB = 1e12, 1e9, 2**30
+MOST = 1_000_000  # devices of a cluster
+MEASURED = "measured here"  # the source of what is known of the machine at hand
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def cluster(text: str, node: int | None = None, network: float | None = None) ->
     alone = re.fullmatch(r"\s*\w[\w.-]*\s*", text) and not re.match(r"\s*\d+\s*x", text, re.IGNORECASE)  # one device, whose number is left out
     asked = Devices.parse(f"1x{text.strip()}" if alone else text)
     count, device = asked.count, _named(asked.kind)
+    if count > MOST:
+        raise ConfigError("cluster: {count} devices are more than the {most} that are planned for", "", "name fewer", count=f"{count:,}", most=f"{MOST:,}")
     if node and node < count and count % node:
         raise ConfigError("cluster: {count} devices in nodes of {node}", "each node has as many", "change --node or --cluster", count=count, node=node)
     if network:
@@ -179,10 +183,10 @@ def here() -> Cluster:
             rates = {name: measured_peak_flops(place, getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
             known = replace(DEVICES["l4"], name=seen.name, bandwidth=_copied(place), **rates)
         count = torch.cuda.device_count()
-        return Cluster(replace(known.die, memory=float(seen.total_memory), source="measured here"), count, count)
+        return Cluster(replace(known.die, memory=float(seen.total_memory), source=MEASURED), count, count)
     prepare_machine("auto", False)
     rate = measured_peak_flops(torch.device("cpu"), torch.float32)
-    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.8, source="measured here"), 1, 1)
+    return Cluster(replace(PROCESSOR, name="cpu", memory=float(memory_bytes()), float32=rate, bandwidth=_copied(place), watts=12.0 * cores(), products=0.8, source=MEASURED), 1, 1)
 
 
 def _copied(place: Any) -> float:

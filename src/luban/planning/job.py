@@ -111,6 +111,7 @@ class Job:
     source_length: int = 0  # of an encoder–decoder
     compile: bool = False
     own_layers: bool = False  # on a processor: see luban.models.own_layers
+    state: str = "memory"  # of the optimizer, or disk: in files of which one matrix's at a time is read
     written: tuple[tuple[str, Any], ...] = ()  # what the recipe says of its layout
     habits: Habits = Habits()
 

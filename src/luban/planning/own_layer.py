@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from luban.planning.before import Prefixed
 from luban.planning.shadow import Edge, Parameter, Storage, Value
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ PART = 64  # rows whose contributions to a norm's gradient are summed first
 def is_plain(layer: LlamaLayer) -> bool:
     """Whether the layer's own code can run it, as ``own_layers.fits`` has it."""
     tape, shape = layer.tape, layer.shape
-    if not tape.own or tape.narrow or tape.compute != 4 or layer.split.tensor > 1 or layer.split.context > 1 or layer.mixture or any(getattr(shape, "windows", ())):
+    if not tape.own or isinstance(tape, Prefixed) or tape.narrow or tape.compute != 4 or layer.split.tensor > 1 or layer.split.context > 1 or layer.mixture or any(getattr(shape, "windows", ())):
         return False
     return all(linear.bias is None and linear.worn is None and not linear.quantized for linear in linears(layer))
 

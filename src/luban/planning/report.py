@@ -75,6 +75,8 @@ def _why(one: Candidate, best: list[Candidate], cluster: Cluster, margin: Margin
         return t("does not fit: {need} ±{share:.0%} of {room}", need=bytes_text(one.memory.total * margin.ratio), share=margin.memory, room=bytes_text(cluster.device.memory))
     if best and one.speed is not None:
         slower = one.speed.step / best[0].speed.step
+        if slower < 0.995:
+            return t("{share:.0%} faster by the arithmetic, too little for more that is shared", share=1 - slower)
         return t("{times:.2f} times as long, bound by the {bound}", times=slower, bound=t(one.speed.bound))
     return t("does not fit with the settings that would be faster")
 

@@ -30,10 +30,9 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     shape = shape or _shape(config, work, facts)
     task = _learned(config) not in (*ON_TEXT, *ON_CONVERSATIONS)
     # A task's rows are padded to the longest of a step only, so its length is a bound and no cost.
-    room = shape.maximum_positions - getattr(config.adapter, "tokens", 0)  # a learned prompt or prefix takes places of its own
-    sequence = config.sequence_length if config.sequence_length != "auto" else min(room, 512 if task else 2048)
-    if sequence > room:
-        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=room)
+    before = getattr(config.adapter, "tokens", 0)  # a learned prompt or prefix takes places of its own
+    sequence = config.sequence_length if config.sequence_length != "auto" else min(shape.maximum_positions - before, 512 if task else 2048)
+    check_room(sequence, shape.maximum_positions, before)
     tokens = _tokens(config, facts)
     step = config.batch_tokens if config.batch_tokens != "auto" else dial.batch_tokens(tokens, sequence, _learned(config))
     if step < sequence:
@@ -51,6 +50,17 @@ def resolve_train(config: Any, work: Work, shape: BaseShapeConfig | None = None)
     config = config.updated(**chosen)
     check_engine(config, config.batch_examples if task else config.batch_tokens // sequence)
     return config
+
+
+def check_room(sequence: int, maximum: int, before: int) -> None:
+    """ConfigError where a row of so many tokens, and what is learned ``before`` it, are more than the model has positions."""
+    if sequence > maximum:
+        raise ConfigError("sequence_length {sequence} is more than the model's maximum_positions {maximum}", "", "lower it, or set shape.maximum_positions (or shape.rope_scaling)", sequence=sequence, maximum=maximum)
+    if sequence + before > maximum:
+        raise ConfigError(
+            "sequence_length {sequence} leaves no room for adapter.tokens {before} among the model's maximum_positions {maximum}", "a learned prompt or prefix takes places of its own", "lower it to {room}, or set shape.maximum_positions (or shape.rope_scaling)",
+            sequence=sequence, before=before, maximum=maximum, room=maximum - before,
+        )  # fmt: skip
 
 
 def _learned(config: Any) -> str:

@@ -12,7 +12,7 @@ from luban.foundation.messages import t
 from luban.models.counts import parameters
 from luban.models.recompute_plan import MODES
 from luban.parallel.legal import Parts, as_tuple, legal_layouts, nearest, refusals
-from luban.planning.adapting import places_before
+from luban.planning.before import places_before
 from luban.planning.devices import Cluster
 from luban.planning.job import Job, Layout
 from luban.planning.margins import Margin
@@ -139,6 +139,7 @@ def refused(job: Job, layout: Layout) -> str:
     """Why Luban would not train it (luban.training.layout), as a template; empty where it would."""
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
+        ("optimizer.state: disk is for training on a processor", job.state == "disk" and job.device != "cpu"),
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
         ("engine: deepspeed cuts over all processes, and knows no other groups", job.engine == "deepspeed" and (shared or layout.pipeline > 1 or (layout.replicas > 1 and layout.held > 1))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
@@ -180,7 +181,8 @@ def search(job: Job, cluster: Cluster, margin: Margin, fixed: bool = False, want
     if wanted == 1:
         return found
     known = {one.layout for one in found}
-    others = sorted((trial.loser() for layout, trial in tried.items() if layout not in known), key=lambda one: (one.why not in ("", BEYOND), one.speed.step if one.speed else float("inf")))
+    best = found[0].speed.step if found else 0.0
+    others = sorted((trial.loser(best) for layout, trial in tried.items() if layout not in known), key=lambda one: (one.why not in ("", BEYOND), one.speed.step if one.speed else float("inf")))
     return [*found, *(tried[one.layout].asked(one) if number < ASKED or _parts(one.layout) == 1 else one for number, one in enumerate(others))]
 
 
@@ -228,17 +230,18 @@ class _Trial:
             self.least = Candidate(self.layout, self.jobs[key], memory, None)
         return None
 
-    def loser(self) -> Candidate:
-        """The settings that are fastest here and may fit; without speed, where none of those that were asked did."""
+    def loser(self, best: float) -> Candidate:
+        """The settings that are fastest here and may fit, or do where a step is shorter than the ``best`` one's seconds; without speed, where none of those that were asked did."""
         if self.why:
             return Candidate(self.layout, self.job, None, None, self.why)
         if self.beyond:
             return Candidate(self.layout, self.job, None, None, BEYOND)
-        open_keys = [key for key in self.speeds if not any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1]))]
-        if not open_keys:
-            return self.least or Candidate(self.layout, self.job, None, None)
-        key = min(open_keys, key=lambda one: self.speeds[one].step)
-        return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
+        for key in sorted(self.speeds, key=lambda one: self.speeds[one].step):
+            if any(key[2] >= most for mode, most in self.full.items() if mode in MODES and key[1] in MODES and MODES.index(mode) >= MODES.index(key[1])):
+                continue
+            if self.speeds[key].step >= best or self.check(key):
+                return Candidate(self.layout, self.jobs[key], None, self.speeds[key])
+        return self.least or Candidate(self.layout, self.job, None, None)
 
     def asked(self, loser: Candidate) -> Candidate:
         """The loser, once it is known whether its smallest settings fit at all."""
@@ -317,7 +320,7 @@ def other_needs(job: Job, layout: Layout) -> dict[str, float]:
     brought = sum(parameter.numbers for parameter in step.parameters if parameter.learns) * layout.tensor * layout.pipeline if job.adapter is not None else 0.0
     largest = max(parameter.numbers for parameter in step.parameters)
     learning = sum(parameter.numbers for parameter in step.parameters if parameter.learns)
-    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held
+    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held if job.state == "memory" else 0.0
     whole = 4.0 * (brought or parameters(job.shape)["total"])  # of an adapter only what it brought is written
     needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": whole + 8.0 * largest}
     if job.adapter is not None:

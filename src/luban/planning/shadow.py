@@ -107,9 +107,9 @@ class Tape:
         self.recording = self.training = True  # whether gradients are asked for; whether dropout drops
         self.keep: Kept | None = None
         self.give: Kept | None = None
-        self.numbered = 0
+        self.finds = True  # attention finds a prefix, where there is one (before.py)
         self.second_products = False  # selective recompute keeps those of every second one only
-        self.products = 0
+        self.numbered = self.products = 0
         self.narrow = False  # matrices are held in bfloat16 and learn (luban.models.narrow)
         self.own = False  # layers and cross-entropy are Luban's own, as on a processor (luban.models.own_layers)
         self.scratch: Storage | None = None

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from luban.foundation.errors import ConfigError
 from luban.models.recompute_plan import MODES, plan
-from luban.planning.adapting import learning, places_before, wearing
+from luban.planning.adapting import learning, wearing
+from luban.planning.before import Prefixed, before_of
 from luban.planning.bodies import Body, Llama, Split, unknown
 from luban.planning.bodies_classic import GPT2, Bert, Pairs
 from luban.planning.job import Habits, Job, Layout, bytes_of_codes
@@ -33,20 +35,24 @@ class Step:
             raise unknown(job.shape.architecture)
         habits = job.habits
         self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
-        self.tape = tape = Tape(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
+        self.tape = tape = (Prefixed if job.adapter is not None and job.adapter.method == "prefix" else Tape)(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
         tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
         tape.own = job.own_layers and (layout.pipeline == 1 or layout.schedule != "zero_bubble")  # parallel.pipelined.Line
         quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
         split = Split(layout.tensor, layout.context, layout.expert)
         width = 2.0 if tape.narrow else habits.weights if habits.copies else job.compute
         self.body: Any = BODIES[job.shape.architecture](tape, job.shape, split, width, learning(job), wearing(job), job.adapter, quantized)
+        self.body.before = self.before = before_of(self.body, job)
+        if not self.before and not any(parameter.learns for parameter in self.body.every()):
+            raise ConfigError("adapter: {method} is on no layer that the planner knows, so that nothing learns", "", "see adapter.targets, or leave it out", method=job.adapter.method if job.adapter else "none")
+        self.places = self.before.places if self.before else 0  # more than a row's tokens
         depth, count = len(self.body.blocks), layout.pipeline * layout.stages_per_rank
         self.stages = [stage, count - 1 - stage] if layout.turning else list(range(stage, count, layout.pipeline))
         here = [list(range(*share(depth, count, one))) for one in self.stages]
         self.numbers = [number for blocks in here for number in blocks]
         self.runs = here if layout.schedule == "interleaved" else [self.numbers]  # what is passed at a time: of a V both stages, which take turns
         self.last = count - 1 in self.stages
-        self.loose = self.body.outside(self.numbers)
+        self.loose = [*self.body.outside(self.numbers), *(self.before.learned.parameters if self.before else [])]
         self.parameters = [*self.loose, *(parameter for number in self.numbers for parameter in self.body.inside[number])]
         self.body.output.used_again = self.last and self.body.looks_up(self.numbers) and self.body.output in self.body.below
         self.modes = self._modes()
@@ -74,7 +80,7 @@ class Step:
         self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) / layout.cut(parameter.of_expert) for parameter in self.parameters), "weights")
         learning = [parameter for parameter in self.parameters if parameter.learns]
         states = sum(state_bytes(parameter, job, parameter is self.body.embedding) / layout.cut(parameter.of_expert) for parameter in learning)
-        self.keep(states, "optimizer")
+        self.keep(states if job.state == "memory" else 0.0, "optimizer")
         if job.averaged:
             self.keep(sum(4.0 * parameter.numbers for parameter in self.parameters), "optimizer")
         self.keep(BATCH_BYTES * job.step_rows * (job.sequence_length + job.source_length), "temporary")
@@ -156,6 +162,8 @@ class Step:
         rows, seq = job.rows, job.sequence_length / self.layout.context
         if self.shards:
             self.shards.begin()
+        if self.before:
+            self.before.begin()
         with_source = job.shape.kind == "encoder_decoder"
         numbers = self.runs[run]
         states = self._pairs(numbers, rows, seq) if with_source else self._stack(numbers, rows, seq)
@@ -164,7 +172,8 @@ class Step:
         if not self._ends(numbers):
             tape.casts.clear()
             return states.node, states.storage
-        states = body.leave(states) if not with_source else states
+        if not with_source:
+            states = self._selected(body.leave(states), seq / (seq + self.places))
         self.moment("loss")
         node = self._loss(states, rows * seq)
         tape.casts.clear()
@@ -181,12 +190,12 @@ class Step:
 
     def _stack(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
         body = self.body
+        seq += self.places
         self._see(rows, seq)
         states = body.enter(rows, seq) if 0 in numbers else self._arrived(rows * seq)
-        before = places_before(self.job)
         for number in numbers:
             block = body.blocks[number]
-            states = self._through(number, lambda given, block=block: block(given, rows, seq + before), states)
+            states = self._through(number, lambda given, block=block: block(given, rows, seq), states)
         return states
 
     def _see(self, rows: float, seq: float) -> None:
@@ -200,7 +209,7 @@ class Step:
 
     def _pairs(self, numbers: Sequence[int], rows: float, seq: float) -> Value:
         """An encoder reads the source, a decoder the target and what the encoder made."""
-        body, border, length = self.body, len(self.body.encoder), self.job.source_length or self.job.sequence_length
+        body, border, length = self.body, len(self.body.encoder), (self.job.source_length or self.job.sequence_length) + self.places
         memory = body.embed(rows * length, 0) if 0 in numbers else self._arrived(rows * length)
         read, written = ([number for number in numbers if (number >= border) == side] for side in (False, True))
         bias = body.bias(0, length) if read else None
@@ -225,12 +234,15 @@ class Step:
         """Bytes that a block keeps for the backward pass, the first of its stack."""
         self.moment("forward pass")
         job, body, others = self.job, self.body, ()
+        if self.before:
+            self.before.begin()
         rows, seq = job.rows, job.sequence_length / self.layout.context
         if job.shape.kind == "encoder_decoder":
-            length, decodes = job.source_length or job.sequence_length, number >= len(body.encoder)
+            length, decodes = (job.source_length or job.sequence_length) + self.places, number >= len(body.encoder)
             seq = seq if decodes else length
             states, others = body.embed(rows * seq, int(decodes)), (body.bias(int(decodes), seq), *([self._arrived(rows * length), length] if decodes else []))
         else:
+            seq += self.places
             self._see(rows, seq)
             states = body.enter(rows, seq)
         before = self.account.total
@@ -301,6 +313,9 @@ class Step:
         return tape.node(rule)
 
     def _selected(self, hidden: Value, part: float) -> Value:
+        """A part of the places."""
+        if part == 1:
+            return hidden
         tape, end, numbers, width = self.tape, hidden.node, hidden.numbers, hidden.width
         return tape.value(numbers * part, width, (lambda gradient: [(end, tape.gradient(numbers, width))]) if hidden.grows else None)
 
@@ -310,13 +325,16 @@ class Step:
             passed = self._passed(self.runs[run][-1] + 1, self.job.rows * self.job.sequence_length / self.layout.context)
             numbers = 1 if self._ends(self.runs[run]) else passed * self.job.shape.hidden_size / self.layout.tensor
             self.tape.backward(node, self.tape.gradient(numbers, self.tape.stream))
+        if self.before:
+            self.before.is_done()
         if self.shards:
             self.shards.end()
 
     def _use(self, parameter: Parameter) -> None:
         """The layer-wise engine: the optimizer steps at once, and the gradient is gone."""
         moment = self.tape.storage(moment_bytes([parameter], self.job), 1, "temporary")
-        del moment
+        state = self.tape.storage(state_bytes(parameter, self.job) if self.job.state == "disk" else 0.0, 1, "optimizer")
+        del moment, state
         parameter.gradient = None
 
     # ---- ranks ----------------------------------------------------------------------------------------------------------

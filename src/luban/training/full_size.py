@@ -127,7 +127,12 @@ def at_full_size(config: TrainConfig, work: Work, ranks: int) -> dict[str, Any]:
 
 def check_rehearsable(config: TrainConfig) -> None:
     """LubanError, naming the field, for what looks at values on its way, or waits for ranks that are not there."""
-    lacking = [("engine", config.engine, config.engine != "torch"), ("objective", config.objective.name, config.objective.name == "distillation")]  # whose teacher is read
+    method = config.adapter.method if config.adapter else ""
+    lacking = [
+        ("engine", config.engine, config.engine != "torch"),
+        ("objective", config.objective.name, config.objective.name == "distillation"),  # whose teacher is read
+        ("adapter.method", method, method in ("prompt", "p_tuning")),  # rows are as much wider as they have documents
+    ]
     for field, value in ((field, value) for field, value, lacks in lacking if lacks):
         raise LubanError("{field}: {value} cannot be rehearsed", "a rehearsal has sizes and no values, and no other ranks to talk to", "luban plan reckons it; luban check RECIPE --layouts trains a tiny form of it", field=field, value=value)
 
