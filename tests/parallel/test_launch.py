@@ -526,7 +526,6 @@ def test_a_slow_rank_is_named(made):
 @pytest.mark.long
 def test_a_rank_without_rows_is_said_to_have_none(made):
     """And the other, which has all the work, is not called slow."""
-    own = made / "own.py"
     text = " ".join(ended(made, "idle", launched(made, "idle", "base.objective=own.py:Slow", "base.batch_tokens=32", "--cluster", "2xcpu")).split())
     assert re.search(r"rank \d \([^)]*\): no rows, as a step has fewer than", text) and "is slow" not in text, text
 

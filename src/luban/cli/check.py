@@ -36,8 +36,8 @@ def command(recipe: Path, overrides: tuple[str, ...], no_dry_batch: bool, probe:
         sys.exit(_show(check_ledger(recipe)) > 0)
     from luban.pipeline.check import check
     from luban.pipeline.planner import processes_of
-    from luban.planning.devices import cluster as cluster_of
     from luban.pipeline.recipe import read_recipe
+    from luban.planning.devices import cluster as cluster_of
 
     made = read_recipe(recipe, list(overrides))
     say("✓ the recipe is valid: {stages}", stages=" → ".join(made.stages))
