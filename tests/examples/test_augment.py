@@ -236,7 +236,7 @@ def test_pypinyin_is_asked_for_by_name(tmp_path, reviews, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pypinyin", None)
-    with pytest.raises(LubanError, match=r"luban\[augment\]"):
+    with pytest.raises(LubanError, match=r"pip install -e .\.\[augment\]"):
         luban.augment(reviews, out=tmp_path / "out", homophones={"copies": 1})
 
 

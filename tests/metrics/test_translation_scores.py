@@ -69,7 +69,7 @@ def test_two_systems_are_compared_in_pairs():
 
 def test_without_sacrebleu_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(LubanError, match=r"luban\[tasks\]"):
+    with pytest.raises(LubanError, match=r"pip install -e .\.\[tasks\]"):
         translations(["a"], ["a"])
 
 

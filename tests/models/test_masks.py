@@ -33,7 +33,7 @@ def test_what_is_added_does_what_a_mask_does_and_is_as_wide_as_attention():
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
     assert added(mask, torch.float64).dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
-        assert added(mask, torch.float32).dtype == torch.bfloat16
+        assert added(mask, torch.float32).dtype == torch.bfloat16 and added(mask, torch.float64).dtype == torch.float64
     with torch.no_grad():
         assert added(mask, torch.float32) is mask
     assert ((added(mask, torch.float32) == 0) == mask).all() and added(None, torch.float32) is None

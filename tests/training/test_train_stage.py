@@ -107,7 +107,7 @@ def test_log_and_tensorboard_hold_the_same_losses(made, tmp_path):
 
 
 def test_a_wandb_project_without_wandb_is_one_clear_line(made, tmp_path):
-    with pytest.raises(LubanError, match=r"luban\[wandb\]"):
+    with pytest.raises(LubanError, match=r"pip install -e .\.\[wandb\]"):
         go_on(made, tmp_path, track={"wandb": "x"})
 
 

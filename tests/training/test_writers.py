@@ -80,7 +80,7 @@ def test_a_taken_port_and_a_useless_file_are_errors(tmp_path):
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_missing_package_is_one_clear_line(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(LubanError, match=rf"luban\[{name}\]"):
+    with pytest.raises(LubanError, match=rf"pip install -e .\.\[{name}\]"):
         open_writers(tmp_path, build(TrackConfig, {"tensorboard": False, name: "x"}), "a", "a-1")
 
 

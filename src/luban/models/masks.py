@@ -39,6 +39,7 @@ def added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Where gradients are kept, a mask of bool as what is added to the scores, 0 or -inf, in the type that attention is computed in. From bool each layer would make that for itself, and keep it for its backward pass."""
     if mask is None or mask.dtype != torch.bool or not torch.is_grad_enabled():
         return mask
-    dtype = torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else dtype
+    if torch.is_autocast_enabled(mask.device.type) and dtype != torch.float64:  # which autocast leaves as it is
+        dtype = torch.get_autocast_dtype(mask.device.type)
     nothing, never = (torch.full((), value, dtype=dtype, device=mask.device) for value in (0.0, -torch.inf))
     return torch.where(mask, nothing, never)
