@@ -1,7 +1,7 @@
 """What each rank runs under torchrun: the trainings of a plan (a JSON file). Rank 0 writes what came of them to the plan's ``found``.
 
 ``cases``: ``model:optimizer:layout:rows``, trained by all ranks and by each alone: the largest difference of figures and weights, and of the model that is put together at the end. A layout is
-none, states, gradients, full, twice (full with two replicas), or counts such as ``tensor2,context2`` with ``whole`` for a sequence that is not cut and ``full`` for shards.
+none, states, gradients, full, twice (full with two replicas), or counts such as ``tensor2,context2`` with ``whole`` for a sequence that is not cut, ``full`` for shards and ``offload`` for shards that wait in the host's memory.
 ``journeys``: a model and layouts: trained in the first, its checkpoint is read and written again in each of the others, the last of them one process; the names of tensors that arrive with other bits.
 ``draws``: ``model:layout``, trained with dropout: whether all ranks end with the same weights where they hold the same, and find the same losses again where blocks are computed again.
 ``scaled``: as ``cases``, with losses that are scaled as for float16, and in the second step a gradient that is infinite in one shard alone: that too is compared with one process.
@@ -45,7 +45,7 @@ def layout_of(ranks: Ranks, said: str) -> Layout:
     rest = ranks.size // (sizes.get("replicas", 1) * sizes.get("pipeline", 1) * sizes.get("context", 1) * sizes.get("tensor", 1))
     parts = Parts(**{"replicas" if shard == "none" else "shards": rest} | sizes)
     schedule = next((word for word in words if word in ("interleaved", "zero_bubble")), "1f1b")
-    return Meshed(ranks, parts, shard, "whole" not in words, torch.device("cpu"), schedule, each or (1 if schedule == "1f1b" else 2))
+    return Meshed(ranks, parts, shard, "whole" not in words, torch.device("cpu"), schedule, each or (1 if schedule == "1f1b" else 2), "offload" in words)
 
 
 @functools.cache

@@ -53,6 +53,7 @@ class Model(nn.Module):
         self.own_layers = False  # own_layers.py does that of whole layers, and of cross-entropy
         self.cross_entropy = "chunked"  # how a loss takes the product with the vocabulary: luban.objectives.losses.CROSS_ENTROPIES
         self.split_backward = False  # gradients of weights are computed apart from those of states, so a backward pass is run twice
+        self.runs_on: torch.device | None = None  # where its weights wait elsewhere until they are needed
         self.compiled = False  # its blocks run as the compiler made them, and so may what stands around them
         self.narrow = False  # the matrices are in bfloat16 and learn (narrow.py)
         self.adapter: Any = None  # what `adapter` put on it (luban.adapters)
@@ -189,7 +190,8 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        """The device that it runs on; where its weights wait elsewhere until they are needed, not theirs."""
+        return self.runs_on or self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -91,7 +91,7 @@ def _contexts() -> tuple[_Keep, _Give]:
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return tensor.untyped_storage()._cdata  # known of tensors without values too
 
 
 # ---- a budget ------------------------------------------------------------------------------------------------------

@@ -52,14 +52,14 @@ class TorchEngine:
     """Accumulates over micro-batches of rows; each backward is scaled once, by weight over the step's count."""
 
     name = "torch"
-    lacks: ClassVar[dict[str, str]] = {"apart": "it moves all parameters at once, and would have all of their states in memory", "offload": "it moves nothing out of the memory that trains"}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
+    lacks: ClassVar[dict[str, str]] = {"apart": "it moves all parameters at once, and would have all of their states in memory"}  # what a config may ask for that this engine cannot do, and why: clip, accumulate, scale, repeat, look
     micro_batch_tokens = 4096  # where ``micro_batch_rows`` is 0: rows are as many as this holds of the step's width
 
     def __init__(self, model: nn.Module, optimizer: Stepper, objective: Objective, micro_batch_rows: int, precision: torch.dtype, passes: Passes | None = None, layout: Layout | None = None):
         self.passes, self.layout = passes or OnePass(), layout or Layout()
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.micro_batch_rows, self.precision = micro_batch_rows, precision
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.norms: tuple[list[nn.Parameter | str], torch.Tensor] = ([], torch.zeros(0))  # [parameters] of the last step's gradients, before clipping; names of those that other ranks hold
         self.step_batch: Batch | None = None  # the rows of all ranks
@@ -73,7 +73,7 @@ class TorchEngine:
     def autocast(self) -> Any:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
+        return torch.autocast(self.device.type, dtype=self.precision, cache_enabled=not self.layout.drops)
 
     def prepare(self, batch: Batch) -> Batch:
         """What the objective makes of a step's rows before the first pass; what takes long is shared out among the ranks."""
@@ -206,7 +206,7 @@ class TorchEngine:
     def _applies(self, keep: torch.Tensor) -> bool:
         """Whether to call the optimizer. A fused one on an accelerator reads ``keep`` itself, and the host does not wait for it; the others are left out by the host."""
         parts = self.optimizer.parts
-        if keep.device.type == "cpu" or self.model.adapter or not all(part.defaults.get("fused") for part in parts):
+        if keep.device.type == "cpu" or self.model.runs_on or self.model.adapter or not all(part.defaults.get("fused") for part in parts):
             return bool(keep)
         for part in parts:
             part.found_inf = (~keep).float()

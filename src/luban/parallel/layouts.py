@@ -34,6 +34,7 @@ class Layout:
 
     name = "one process"
     together = False  # whether the ranks must pass through the model equally often, since each pass gathers weights
+    drops = False  # whether weights are dropped between their uses in a pass, so that nothing that was cast of them may stay either
     in_step = False  # whether they must do so in a step, since each backward pass sums gradients
 
     def __init__(self, ranks: Ranks | None = None):
@@ -251,6 +252,10 @@ def spread(own: Tensor, like: Tensor) -> Tensor:
     """A tensor of ``like``'s whole shape of which each rank holds ``own``, as it holds ``like``."""
     if not in_shards(like) or own.shape != like.to_local().shape:
         return own
+    if own.device.type != like.device_mesh.device_type:  # it waits in the host's memory, from where DTensor would take it
+        made = torch.empty_like(like, dtype=own.dtype)
+        made.to_local().copy_(own)
+        return made
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
@@ -263,7 +268,7 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to(like.device)
 
 
 # ---- a model's structure, without what it holds -----------------------------------------------------------------------
@@ -283,10 +288,10 @@ def places_of(model: Model) -> list[tuple[nn.Module, str, str]]:
 
 @torch.no_grad()
 def take_to(model: Model, device: torch.device) -> None:
-    """Take to the device what of a placed model is not there yet; what is there stays as it is, with all that is noted on it."""
+    """Take to the device what of a placed model is not there yet; what is there, or waits in the host's memory, stays as it is, with all that is noted on it."""
     for module in model.modules():
         for parameter in module._parameters.values():
-            if parameter is not None and parameter.device != device:
+            if parameter is not None and parameter.device != device and not (model.runs_on and in_shards(parameter)):
                 parameter.data = parameter.data.to(device)
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from luban.foundation.errors import ConfigError
@@ -57,14 +57,17 @@ class Meshed(Layout):
     Rajbhandari et al. 2020, arXiv:1910.02054). With the last two every micro-batch's gradients are summed and cut in its backward pass, so that no rank ever holds all of them.
 
     ``sequence``: ranks of a tensor group hold parts of the sequence where they would do the same work.
+
+    ``offload``: between their uses shards wait in the host's memory, with their gradients, and the optimizer steps there.
     """
 
     name = "mesh"
 
-    def __init__(self, ranks: Ranks, parts: Parts, shard: str, sequence: bool, device: torch.device, schedule: str = "1f1b", stages: int = 1):
+    def __init__(self, ranks: Ranks, parts: Parts, shard: str, sequence: bool, device: torch.device, schedule: str = "1f1b", stages: int = 1, offload: bool = False):
         super().__init__(ranks)
         assert parts.ranks == ranks.size, f"{parts} on {ranks.size} ranks"
         self.device = device
+        self.offload = offload
         self.parts, self.shard, self.sequence = parts, shard if parts.held > 1 else "none", sequence and parts.tensor > 1
         # Which rank stands where is the same in all of these; each names the dimensions that somebody asks for.
         self.held = self._mesh(device, replicas=parts.replicas, held=parts.held, tensor=parts.tensor)
@@ -77,6 +80,7 @@ class Meshed(Layout):
         place = self.read.get_local_rank("pipeline")
         self.adds = self.read.get_local_rank("tensor") == 0 and place == rank_of(parts.pipeline * stages - 1, parts.pipeline * stages, parts.pipeline, self.turning)
         self.says = self.read.get_local_rank("tensor") == self.read.get_local_rank("context") == place == 0
+        self.drops = self.shard == "full"
         self.together = self.shard != "none" or parts.expert > 1
         self.in_parts: list[nn.Parameter] = []  # held by all ranks of a tensor group, each with a part of the gradient
         self.line: Line | None = None
@@ -133,18 +137,20 @@ class Meshed(Layout):
 
     def _cut_into_shards(self, model: Model) -> None:
         mesh = self.held["replicas", "held"] if self.parts.replicas > 1 else self.held["held"]
+        policy = CPUOffloadPolicy(pin_memory=self.device.type != "cpu") if self.offload else OffloadPolicy()
+        model.runs_on = self.device if self.offload else None
         part_names = {name for name, parameter in model.named_parameters() if any(parameter is part for part in self.in_parts)}
         mixtures = [module for module in model.modules() if isinstance(module, Experts)] if self.parts.expert > 1 else []
         alone = {parameter for mixture in mixtures for parameter in mixture.parameters()} if self.copies["copies"].size() == 1 else set()
         for mixture in mixtures if not alone else ():
-            _shard(mixture, self.copies["copies"], self.shard == "full")
+            _shard(mixture, self.copies["copies"], self.shard == "full", policy)
         beside = model.beside_blocks()
         if self.line:  # what stands outside the blocks, or is called from there, stays whole: a pipeline does not call the model that would gather it
             alone = alone | {parameter for module in beside for parameter in module.parameters()}
         for module in [*(beside if self.line is None else ()), *model.blocks()]:
-            _shard(module, mesh, self.shard == "full", alone)
+            _shard(module, mesh, self.shard == "full", policy, alone)
         if self.line is None:
-            _shard(model, mesh, False, alone)  # what stands outside the blocks is used again at once, in the loss
+            _shard(model, mesh, False, policy, alone)  # what stands outside the blocks is used again at once, in the loss
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows no sum that is scaled
@@ -202,7 +208,7 @@ class Meshed(Layout):
         own = dict(model.named_parameters())
         for name, like in self.skeleton.named_parameters(remove_duplicate=False):
             if id(like) not in once:
-                values = whole(own[name].detach()) if name in own else None
+                values = whole(own[name].detach().to(self.device)) if name in own else None
                 values = self._to_first(values, like, self.holders[name])
                 once[id(like)] = nn.Parameter(values.to(place), requires_grad=like.requires_grad) if values is not None else like
             found[name] = once[id(like)]
@@ -211,7 +217,7 @@ class Meshed(Layout):
     def _to_first(self, values: Tensor | None, like: Tensor, holder: int) -> Tensor | None:
         """On rank 0, what the first that holds a parameter has; None on the others."""
         if holder and self.ranks.rank == holder:
-            dist.send(values.contiguous(), group_dst=0, group=self.ranks.group)
+            dist.send(values.to(self.device).contiguous(), group_dst=0, group=self.ranks.group)
         if not self.ranks.leads:
             return None
         if holder:
@@ -309,7 +315,7 @@ class Meshed(Layout):
     def clip(self, parameters: list[nn.Parameter], largest: float) -> tuple[Tensor, Tensor]:
         gradients = [local(parameter.grad) for parameter in parameters]
         places = {name: place for place, name in enumerate(self.holders)}
-        squares = torch.zeros(len(places), dtype=torch.float64, device=self.held.device_type)
+        squares = torch.zeros(len(places), dtype=torch.float64, device="cpu" if self.offload else self.device)
         own = [places[self.names[parameter]] for parameter in parameters]
         if parameters:
             shares = squares.new_tensor([self.copies_of[self.names[parameter]] for parameter in parameters])
@@ -321,12 +327,12 @@ class Meshed(Layout):
             share = (largest / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(share)
-        return norm, norms
+        return norm.to(self.device), norms.to(self.device)
 
 
-def _shard(module: nn.Module, mesh: DeviceMesh, drop: bool, ignored: set[nn.Parameter] | None = None) -> None:
+def _shard(module: nn.Module, mesh: DeviceMesh, drop: bool, policy: OffloadPolicy, ignored: set[nn.Parameter] | None = None) -> None:
     try:
-        fully_shard(module, mesh=mesh, reshard_after_forward=drop, ignored_params=ignored or None)
+        fully_shard(module, mesh=mesh, reshard_after_forward=drop, offload_policy=policy, ignored_params=ignored or None)
     except (ValueError, NotImplementedError) as error:
         raise ConfigError("layout.shard: the weights of this model cannot be cut into shards: {error}", "", "choose layout.shard: none", error=str(error).splitlines()[0]) from error
 

@@ -179,7 +179,7 @@ class _Staged:
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.runs_on or next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -175,7 +175,7 @@ def job_of(config: TrainConfig, shape: Any, cluster: Cluster, epoch: float = 1e9
     return Job(
         shape, sequence, rows, micro, tokens, config.optimizer.name, config.optimizer.settled("momentum"), precision, config.weights, config.engine, config.recompute, config.adapter, config.quantization,
         learned, 2 if task and learned not in GENERATING else 0, config.regularization.average != "none", SCORED.get(learned, 1.0), "cpu" if device.kind == "cpu" else "gpu",
-        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision), state=config.optimizer.state,
+        sequence if shape.kind == "encoder_decoder" else 0, config.compile is True, may_be_own(config, device.kind, precision), state=config.optimizer.state, offload=config.engine == "torch" and config.layout.offload.weights != "none",
     )  # fmt: skip
 
 

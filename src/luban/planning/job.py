@@ -112,6 +112,7 @@ class Job:
     compile: bool = False
     own_layers: bool = False  # on a processor: see luban.models.own_layers
     state: str = "memory"  # of the optimizer, or disk: in files of which one matrix's at a time is read
+    offload: bool = False  # weights, gradients and states wait in the host's memory, in shards
     written: tuple[tuple[str, Any], ...] = ()  # what the recipe says of its layout
     habits: Habits = Habits()
 
@@ -119,6 +120,11 @@ class Job:
     def compute(self) -> float:
         """Bytes of a number in products."""
         return WIDTHS[self.precision]
+
+    @property
+    def away(self) -> bool:
+        """Whether what waits in the host's memory is not in the device's."""
+        return self.offload and self.device != "cpu"
 
     def micro_batches(self, layout: Layout) -> int:
         """Forward passes of a device in a step."""

@@ -46,7 +46,7 @@ class Plan:
         device = self.cluster.device
         watts = device.watts * (0.35 + 0.6 * min(1.0, known.products / known.step)) * self.cluster.count
         return {
-            "layout": layout.recipe(), "recompute": job.recompute, "micro_batch_rows": job.rows, "accumulation": job.micro_batches(layout),
+            "layout": layout.recipe() | ({"offload": {"weights": "cpu", "optimizer": "cpu"}} if job.offload else {}), "recompute": job.recompute, "micro_batch_rows": job.rows, "accumulation": job.micro_batches(layout),
             "memory": {**{name: round(size * self.margin.ratio) for name, size in memory.parts.items()}, "reserved": round(memory.reserved), "total": round(memory.total * self.margin.ratio), "at": memory.moment},
             "other_memory": {name: round(size) for name, size in other_needs(job, layout).items()}, "disk": {name: round(size) for name, size in disk_bytes(job).items()},
             "step_seconds": known.step, "bound": known.bound, "tokens_per_second": known.tokens_per_second, "share_of_peak": known.utilization(device.rate(job.precision)),
@@ -130,7 +130,7 @@ def _show_best(plan: Plan) -> None:
     if not plan.cluster.device.trains:
         say("Luban does not train on such devices: this is arithmetic alone")
         return
-    say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}" for name, value in first["layout"].items()) + "}", recompute=_recompute(first["recompute"]), rows=first["micro_batch_rows"])
+    say("write into the stage: layout: {layout}, recompute: {recompute}, micro_batch_rows: {rows}", layout="{" + ", ".join(f"{name}: {value}".replace("'", "") for name, value in first["layout"].items()) + "}", recompute=_recompute(first["recompute"]), rows=first["micro_batch_rows"])
 
 
 def _recompute(mode: str | int) -> str:

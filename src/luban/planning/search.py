@@ -19,9 +19,11 @@ from luban.planning.margins import Margin
 from luban.planning.shadow import Account
 from luban.planning.speed import Speed, head_width, speed
 from luban.planning.step import Step
+from luban.planning.updates import state_bytes
 from luban.training.config import OPTIMIZERS
 
 RESERVED = 0.7 * 2**30  # what a device's driver and libraries hold before a tensor is made
+OFFLOADED = "layout: {shard: full, offload: {weights: cpu, optimizer: cpu}}"
 SHARDABLE = ("adamw", "lion", "sgd", "muon")  # optimizers whose state can be cut into shards
 ASKED = 10  # losers of which it is asked whether they would fit at all
 BEYOND = "its weights, gradients and states alone do not fit"
@@ -140,6 +142,9 @@ def refused(job: Job, layout: Layout) -> str:
     shared = layout.devices > layout.readers or layout.expert > 1  # ranks that do not each read rows of their own with a whole model
     lacking = [
         ("optimizer.state: disk is for training on a processor", job.state == "disk" and job.device != "cpu"),
+        ("layout.offload moves shards, and nothing here is cut into any", job.offload and layout.held == 1),
+        ("layout.offload moves all or nothing, and what stands beside the shards of stages and experts stays", job.offload and (layout.pipeline > 1 or layout.expert > 1)),
+        ("layout.offload with precision: float16: the scale is looked after where the gradients are not", job.offload and job.precision == "float16"),
         ("engine: layerwise is for one process", layout.devices > 1 and job.engine == "layerwise"),
         ("engine: deepspeed cuts over all processes, and knows no other groups", job.engine == "deepspeed" and (shared or layout.pipeline > 1 or (layout.replicas > 1 and layout.held > 1))),
         ("a prompt or prefix takes places of its own, which context and tensor would share out", places_before(job) > 0 and shared),
@@ -212,7 +217,7 @@ class _Trial:
     def beyond(self) -> bool:
         """Whether weights, gradients and states alone are more than a device has, whatever the settings."""
         step = Step(self.job, self.layout)
-        gradients = sum(parameter.numbers * parameter.gradient_width for parameter in step.parameters if parameter.learns) / self.layout.held if self.job.engine == "torch" else 0.0
+        gradients = sum(parameter.numbers * parameter.gradient_width for parameter in step.parameters if parameter.learns) / self.layout.held if self.job.engine == "torch" and not self.job.away else 0.0
         return self.margin.upper(step.account.total + gradients) > self.cluster.device.memory
 
     def check(self, key: Key) -> Candidate | None:
@@ -280,6 +285,8 @@ def advice(job: Job, cluster: Cluster, margin: Margin) -> list[tuple[str, Candid
 
 
 def _changes(job: Job) -> Iterator[tuple[str, Job]]:
+    if not job.offload and job.device != "cpu" and job.engine == "torch" and dict(job.written).get("shard", "full") == "full":
+        yield OFFLOADED, replace(job, offload=True, written=(*job.written, ("shard", "full")))
     if job.optimizer == "adamw" and job.adapter is None:
         yield "optimizer: adamw_8bit", replace(job, optimizer="adamw_8bit")
         yield "optimizer: adafactor", replace(job, optimizer="adafactor")
@@ -320,9 +327,11 @@ def other_needs(job: Job, layout: Layout) -> dict[str, float]:
     brought = sum(parameter.numbers for parameter in step.parameters if parameter.learns) * layout.tensor * layout.pipeline if job.adapter is not None else 0.0
     largest = max(parameter.numbers for parameter in step.parameters)
     learning = sum(parameter.numbers for parameter in step.parameters if parameter.learns)
-    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held if job.state == "memory" else 0.0
+    states = OPTIMIZERS[job.optimizer]["state_bytes"] * learning / layout.held if job.state == "memory" and not job.away else 0.0
     whole = 4.0 * (brought or parameters(job.shape)["total"])  # of an adapter only what it brought is written
     needs = {"evaluation": float(evaluation), "resume": held + states + 4.0 * largest, "export": whole + 8.0 * largest}
+    if job.away:
+        needs["offloaded"] = sum((parameter.width + (parameter.learns and 4.0)) * parameter.numbers + (parameter.learns and state_bytes(parameter, job)) for parameter in step.parameters) / layout.held
     if job.adapter is not None:
         needs["merge"] = 12.0 * largest  # a matrix at a time: the base's, what the adapter adds, the sum
     return needs

@@ -110,7 +110,7 @@ class Tape:
         self.finds = True  # attention finds a prefix, where there is one (before.py)
         self.second_products = False  # selective recompute keeps those of every second one only
         self.numbered = self.products = 0
-        self.narrow = False  # matrices are held in bfloat16 and learn (luban.models.narrow)
+        self.narrow = self.drops = False  # matrices are held in bfloat16 and learn; what is cast of weights is dropped with them
         self.own = False  # layers and cross-entropy are Luban's own, as on a processor (luban.models.own_layers)
         self.scratch: Storage | None = None
         self.mask: Storage | None = None  # what attention reads of documents that share rows
@@ -339,7 +339,7 @@ class Tape:
         """The weight in the products' type where that is narrower."""
         if weight.width <= self.compute:
             return None
-        if not weight.learns:
+        if not weight.learns or self.drops:
             return self.storage(weight.numbers, self.compute, "temporary" if not self.recording else "activations")
         if id(weight) not in self.casts:
             self.casts[id(weight)] = self.storage(weight.numbers, self.compute, "weights")

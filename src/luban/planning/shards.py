@@ -16,9 +16,10 @@ from luban.planning.shadow import Parameter, Storage, Tape, Value
 class Shards:
     """The weights of ``inside`` (a list for each block) and of what stands outside of the blocks, as one process of ``layout`` gathers and cuts them."""
 
-    def __init__(self, tape: Tape, layout: Layout, habits: Habits, inside: Sequence[Sequence[Parameter]], loose: Sequence[Parameter], first: int):
+    def __init__(self, tape: Tape, layout: Layout, habits: Habits, inside: Sequence[Sequence[Parameter]], loose: Sequence[Parameter], first: int, away: bool = False):
         alone = layout.cut(True) == 1  # experts that no other process has are neither gathered nor cut
         self.tape, self.layout, self.habits, self.loose, self.first = tape, layout, habits, loose, first
+        self.away = away  # between their uses shards and their gradients are in the host's memory
         self.inside = [[parameter for parameter in parameters if not (alone and parameter.of_expert)] for parameters in inside]
         self.sent: Storage | None = None  # the last block's weights as they came
         self.ahead: dict[int, Storage] = {}  # the next block's, in a backward pass
@@ -29,8 +30,8 @@ class Shards:
         self.own: dict[int, Storage] = {}  # gradients of this process's shards, of each block; -1: outside of them
 
     def _came(self, size: float) -> Storage:
-        """Weights as they come from the others."""
-        return self.tape.in_transit(size, 1)
+        """Weights as they come from the others, and from the host's memory."""
+        return self.tape.in_transit(size * (1 + self.away / self.layout.held), 1)
 
     def _held(self, size: float) -> Storage:
         return self.tape.storage(size, 1, "communication")
@@ -117,5 +118,6 @@ class Shards:
         if self.tape.device == "cpu":
             copy = self.tape.storage(self.given.size, 1, "communication")
             del copy
-        self.own.setdefault(number, own)
+        if not self.away:
+            self.own.setdefault(number, own)
 

@@ -22,6 +22,8 @@ PASSES = {"none": 1.0, "selective": 1.25, "full": 4.0 / 3.0}  # how often what s
 EAGER = 0.85  # of the share that products reach, where blocks are not compiled: torchtitan's and torchtune's rows with and without (benchmarks/planner)
 HIDDEN = 0.8  # share of the work behind which gathers and sums of shards can hide
 SMALL = 512.0  # width at which products reach half of what large ones do, on a device
+BUS = 20e9  # bytes a second between a device and its host: what copies reach on 16 lanes of PCIe 4.0
+HOST = 25e9  # and of a host's memory, for each of its devices: two sockets of eight channels among eight
 LATENCY = 25e-6  # seconds of a collective beside its bytes
 
 
@@ -74,8 +76,7 @@ def speed(job: Job, layout: Layout, cluster: Cluster, products: float | None = N
         multiplied *= 1.35  # weights are made again in both passes
     if job.optimizer == "muon" and job.adapter is None:  # on each device that holds a part of a matrix
         multiplied += orthogonal_operations(Step(replace(job, quantization=None), Layout()).parameters) / layout.pipeline / (device.rate("float32" if device.kind == "cpu" else "bfloat16") * share)
-    moved = _traffic(job, layout) * passes * idle + _update(job, layout)
-    memory = moved / (0.8 * device.bandwidth)
+    memory = (_traffic(job, layout) * passes * idle + _casts(job, layout)) / (0.8 * device.bandwidth) + _update(job, layout) / (HOST if job.away else 0.8 * device.bandwidth)
     work = multiplied + memory
     network = _network(job, layout, cluster, rounds, work)
     bubble = work * (layout.pipeline - 1) / (rounds * layout.stages_per_rank) if layout.pipeline > 1 and layout.schedule != "zero_bubble" else 0.0
@@ -127,12 +128,15 @@ def _inner(shape: Any) -> float:
 
 
 def _update(job: Job, layout: Layout) -> float:
-    """Bytes that the optimizer reads and writes: weights, gradients and states, and the casts of the weights in every forward pass."""
+    """Bytes that the optimizer reads and writes: weights, gradients and states; of an adapter next to nothing."""
+    held = parameters(job.shape)["total"] / layout.pipeline / layout.tensor / (layout.shards if layout.shard != "none" else 1)
+    return held * moved_bytes(job) if job.adapter is None else 0.0
+
+
+def _casts(job: Job, layout: Layout) -> float:
+    """Bytes of the casts of the weights in every forward pass."""
     numbers = parameters(job.shape)["total"] / layout.pipeline / layout.tensor
-    if job.adapter is not None:
-        return numbers * 2.0
-    held = numbers / (layout.shards if layout.shard != "none" else 1)
-    return held * moved_bytes(job) + numbers * 6.0 * job.micro_batches(layout) * (job.compute < 4)
+    return numbers * 6.0 * job.micro_batches(layout) * (job.compute < 4) if job.adapter is None else numbers * 2.0
 
 
 def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: float) -> float:
@@ -158,6 +162,8 @@ def _network(job: Job, layout: Layout, cluster: Cluster, rounds: int, work: floa
         gathers, times = 2 if layout.shard == "full" else 1, 1 if layout.shard == "states" else rounds
         width = habits.gathered if job.quantization is None else bytes_of_codes(job.quantization)
         hidden += times * (_ring(total * width * gathers, held, band) + _ring(learning * habits.reduced, held, band))
+        if job.away:
+            hidden += times * (total * width * gathers + learning * habits.reduced) / held / BUS
         if layout.replicas > 1:
             hidden += times * _ring(learning * habits.reduced * 2 / layout.shards, layout.replicas, device.network)
     if layout.tensor > 1:

@@ -37,6 +37,7 @@ class Step:
         self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
         self.tape = tape = (Prefixed if job.adapter is not None and job.adapter.method == "prefix" else Tape)(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
         tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
+        tape.drops = layout.held > 1 and layout.shard == "full"
         tape.own = job.own_layers and (layout.pipeline == 1 or layout.schedule != "zero_bubble")  # parallel.pipelined.Line
         quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
         split = Split(layout.tensor, layout.context, layout.expert)
@@ -57,7 +58,7 @@ class Step:
         self.body.output.used_again = self.last and self.body.looks_up(self.numbers) and self.body.output in self.body.below
         self.modes = self._modes()
         self.held: list[Storage] = []
-        self.shards = Shards(tape, layout, habits, self.body.inside, self.loose, self.numbers[0]) if layout.held > 1 else None
+        self.shards = Shards(tape, layout, habits, self.body.inside, self.loose, self.numbers[0], job.away) if layout.held > 1 else None
         self.moment("weights")
         self._hold()
 
@@ -77,10 +78,11 @@ class Step:
         """Weights and the optimizer's state, in shards where they are; the batch of the whole step."""
         job, layout = self.job, self.layout
         more = 0.0 if job.habits.copies else job.habits.weights - job.compute  # of a weight that is held wider than it is gathered
-        self.keep(sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) / layout.cut(parameter.of_expert) for parameter in self.parameters), "weights")
+        weights = sum(parameter.numbers * (parameter.width + (more if parameter.width >= job.compute else 0.0)) / layout.cut(parameter.of_expert) for parameter in self.parameters)
+        self.keep(weights if not job.away else 0.0, "weights")
         learning = [parameter for parameter in self.parameters if parameter.learns]
         states = sum(state_bytes(parameter, job, parameter is self.body.embedding) / layout.cut(parameter.of_expert) for parameter in learning)
-        self.keep(states if job.state == "memory" else 0.0, "optimizer")
+        self.keep(states if job.state == "memory" and not job.away else 0.0, "optimizer")
         if job.averaged:
             self.keep(sum(4.0 * parameter.numbers for parameter in self.parameters), "optimizer")
         self.keep(BATCH_BYTES * job.step_rows * (job.sequence_length + job.source_length), "temporary")
@@ -130,7 +132,7 @@ class Step:
             done[run].append(self.forward(run))
         self.moment("optimizer step")
         self._reduce_all()
-        if job.engine != "layerwise":
+        if job.engine != "layerwise" and not job.away:
             moment = self.tape.storage(moment_bytes([one for one in self.parameters if one.learns], job), 1, "temporary")
             del moment
         return self.account

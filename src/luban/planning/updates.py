@@ -44,7 +44,7 @@ def state_bytes(parameter: Parameter, job: Job, embedding: bool = False) -> floa
 
 def moved_bytes(job: Job) -> float:
     """Bytes that an update reads and writes for each number that learns. A processor takes a block through all of it within its cache: weights, gradient and state, there and back."""
-    if job.device == "cpu" or job.habits.states is not None:
+    if job.device == "cpu" or job.away or job.habits.states is not None:
         return 16.0 + 2.0 * OPTIMIZERS[job.optimizer]["state_bytes"]
     update = MOVED[job.optimizer] + (MOVED_BY_MOMENTUM.get(job.optimizer, 0) if job.momentum else 0)
     return float(update + MOVED_BY_NORM + (MOVED_BY_CLIPPING if job.engine == "torch" else 0) + (MOVED_BY_ROUNDING if job.weights == "bfloat16" else 0))

@@ -164,7 +164,7 @@ class GuardsConfig(Config):
 
 
 class OffloadConfig(Config):
-    """What DeepSpeed moves out of the memory that trains (engine: deepspeed)."""
+    """What moves out of the memory that trains: under engine: deepspeed each as it says; under engine: torch shards with their gradients and states, so that both are cpu or neither."""
 
     optimizer: Literal["none", "cpu", "nvme"] = field("none", "Where the optimizer's state lies and its step is made: none: where the weights are; cpu: in the host's memory; nvme: in files, of which a part at a time is read (with layout.shard: full).", role="machine", later=True)
     weights: Literal["none", "cpu", "nvme"] = field("none", "Where each process's part of the weights waits until it is needed: none, in the memory that trains; cpu; nvme (with layout.shard: full).", role="machine", later=True)
@@ -183,7 +183,7 @@ class LayoutConfig(Config):
     pipeline: PositiveInt = field(1, "Processes that the layers are shared out over, in stages one after another.", role="machine")
     schedule: Literal["1f1b", "interleaved", "zero_bubble"] = field("1f1b", "In which order a pipeline's stages pass micro-batches forward and back: 1f1b, one of each in turn; interleaved, with several stages a process, which waits less; zero_bubble, the gradients of weights computed where it would wait.", role="machine")
     stages_per_rank: PositiveInt | Auto = field("auto", "Stages that each process of a pipeline holds; auto: 1 with 1f1b, 2 with interleaved, and with zero_bubble 2 where there are layers enough.", role="machine")
-    offload: OffloadConfig = field(OffloadConfig(), "What DeepSpeed moves out of the memory that trains (engine: deepspeed).", later=True)
+    offload: OffloadConfig = field(OffloadConfig(), "What moves out of the memory that trains (engine: deepspeed, or torch with shards).", later=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -53,6 +53,8 @@ def check_engine(config: TrainConfig, rows: int) -> None:
     if engine is DeepSpeedEngine:
         _check_offload(config)
         require_deepspeed()
+    elif engine is TorchEngine:
+        _check_offloaded_shards(config)
     if config.weights == "bfloat16":
         check_narrow(config.shape)
         if config.adapter and getattr(config.adapter, "starts_with_pissa", False):
@@ -66,6 +68,19 @@ def _check_offload(config: TrainConfig) -> None:
     for name, value, whole in (("optimizer", offload.optimizer, offload.optimizer == "nvme"), ("weights", offload.weights, offload.weights != "none")):
         if whole and config.layout.shard != "full":
             raise ConfigError("layout.offload.{name}: {value} needs layout.shard: full", "DeepSpeed offloads only what ZeRO 3 has cut", "set layout.shard: full, or leave layout.offload.{name} out", name=name, value=value)
+
+
+def _check_offloaded_shards(config: TrainConfig) -> None:
+    """Of torch's shards weights, gradients and states wait together."""
+    asked = {name: getattr(config.layout.offload, name) for name in ("optimizer", "weights")}
+    if set(asked.values()) == {"none"}:
+        return
+    for name, value in asked.items():
+        if value != "cpu":
+            why = "it has no files for what is offloaded" if value == "nvme" else "weights, gradients and the optimizer's state wait together there"
+            raise ConfigError("engine: torch cannot do layout.offload.{name}: {value}", why, "set both optimizer and weights to cpu, or set engine: deepspeed", name=name, value=value)
+    if config.layout.shard in ("auto", "none"):
+        raise ConfigError("layout.offload with layout.shard: {shard}", "shards are offloaded, and nothing else", "set layout.shard: full, or leave layout.offload out", shard=config.layout.shard)
 
 
 def _asked(config: TrainConfig, rows: int) -> Iterator[tuple[str, str, Any, str]]:

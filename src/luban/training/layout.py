@@ -37,6 +37,9 @@ def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks
     layout, device = config.layout, device or model.device
     if config.engine == DeepSpeedEngine.name:
         return _zero(config, model, objective, ranks, device)
+    offload = layout.offload.weights != "none"
+    if offload and ranks.alone:
+        raise ConfigError("layout.offload in one process", "the torch engine offloads shards, and a process alone has none", "set engine: deepspeed or layerwise, or start more processes")
     if ranks.alone and layout.tensor == layout.context == layout.expert == layout.pipeline == 1:
         return Layout()
     if foreseen:
@@ -62,7 +65,7 @@ def choose_layout(config: TrainConfig, model: Model, objective: Objective, ranks
         say("{ranks} processes: {parts} (layout.shard: {shard})", ranks=ranks.size, parts=parts.text, shard=shard)
     if parts.pipeline > 1:
         say("a pipeline of {stages} stages, {each} on each of {ranks} processes (layout.schedule: {schedule})", stages=parts.pipeline * stages, each=stages, ranks=parts.pipeline, schedule=layout.schedule)
-    return Meshed(ranks, parts, shard, layout.sequence is not False, device, layout.schedule, stages)
+    return Meshed(ranks, parts, shard, layout.sequence is not False, device, layout.schedule, stages, offload)
 
 
 def _zero(config: TrainConfig, model: Model, objective: Objective, ranks: Ranks, device: torch.device) -> Zero:
@@ -165,6 +168,8 @@ def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: P
         yield "engine", config.engine, reason, "choose engine: torch"
     if objective.scope == "batch" and (config.regularization.r_drop or type(objective).outputs is Objective.outputs):
         yield "objective", objective.name, "it compares the rows of a step, of which each process has some", "leave regularization.r_drop out, or train it in one process"
+    if config.engine == "torch" and config.layout.offload.weights != "none":
+        yield from _lacking_offloaded(config, parts)
     grouped = parts.tensor > 1 or parts.context > 1 or parts.expert > 1
     if grouped:
         yield from _lacking_in_groups(config, model, parts)
@@ -174,6 +179,18 @@ def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: P
         yield "quantization", name, "its inputs would be cut inside a group of weights that share a scale", "choose another layout.tensor or quantization.group_size"
     if sharded or grouped:
         yield from _lacking_in_pieces(config, model, objective, grouped)
+
+
+def _lacking_offloaded(config: TrainConfig, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
+    """Where shards wait in the host's memory."""
+    advice = "leave layout.offload out"
+    if parts.held == 1:
+        yield "layout.offload.weights", "cpu", "it offloads shards, and nothing is cut into any", "lower layout.replicas, or leave layout.offload out"
+    for field in ("pipeline", "expert"):
+        if getattr(parts, field) > 1:
+            yield f"layout.{field}", getattr(parts, field), "what stands beside its shards stays on the device, and layout.offload moves all or nothing", advice
+    if config.precision == "float16":
+        yield "precision", config.precision, "the scale of its losses is looked after on the device, and layout.offload has the gradients elsewhere", "choose bfloat16 or float32, or leave layout.offload out"
 
 
 def _lacking_in_groups(config: TrainConfig, model: Model, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:

@@ -74,8 +74,7 @@ class Run:
         if time.monotonic() - self.measured < 30:
             return
         self.measured = time.monotonic()
-        device = next(self.model.parameters()).device
-        self.peak_flops = max(self.peak_flops, measured_peak_flops(device, self.engine.precision) * self.engine.layout.ranks.size)
+        self.peak_flops = max(self.peak_flops, measured_peak_flops(self.model.device, self.engine.precision) * self.engine.layout.ranks.size)
 
     @property
     def compiles(self) -> bool:

@@ -44,8 +44,7 @@ class Stragglers:
         now = (steps, spent["data"] + spent["steps"] + spent["compilation"], layout.ranks.waited)
         own = max(0.0, now[1] - self.since[1] - now[2] + self.since[2]) / (steps - self.since[0])  # a validation's waiting counts too
         self.since = now
-        device = next(run.model.parameters()).device
-        self.speeds.append(measured_peak_flops(device, run.engine.precision))
+        self.speeds.append(measured_peak_flops(run.model.device, run.engine.precision))
         best = max(self.speeds[-LOOKS:]) if len(self.speeds) >= LOOKS else None  # what else runs on the machine makes single ones too low
         seconds, speeds, rows = map(list, zip(*ranks.everyone([own, best, self.rows]), strict=True))
         self.rows = 0
