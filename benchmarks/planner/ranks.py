@@ -25,6 +25,8 @@ def cases() -> Iterator[Case]:
         for schedule, stages in (("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zero_bubble", 2)):
             yield Case(f"llama, {name}, pipeline, {schedule}, {stages} on each", {**one, "layers": 4}, sequence, 8 * rows, rows, layout={"pipeline": 2, "schedule": schedule, "stages_per_rank": stages})
         yield Case(f"llama, {name}, full shards, recompute full", one, sequence, 4 * rows, rows, {"recompute": "full"}, {"shards": 2, "shard": "full"})
+        for mode in ("none", "selective", "full"):
+            yield Case(f"llama, {name}, full shards, products in bfloat16, recompute {mode}", one, sequence, 4 * rows, rows, {"precision": "bfloat16", "recompute": mode}, {"shards": 2, "shard": "full"})
     for code in ("nf4", "int8"):
         thin = {"adapter": {"method": "lora"}, "quantization": {"format": code}}
         yield from (Case(f"llama, lora on {code}, {layout}", shape("llama", hidden_size=320, heads=5), 32, 8, 2, thin, layout) for layout in ({"shards": 2, "shard": "full"}, {"shards": 2, "shard": "states"}))
