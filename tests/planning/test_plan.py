@@ -136,10 +136,10 @@ def test_predicted_peaks_are_those_of_torchs_allocator(name, layers):
 
 @pytest.mark.compiler
 def test_predicted_peaks_of_ranks_are_those_of_torchs_allocator():
-    """Replicas, shards of each kind, tensor: what gloo copies for itself is counted too, and let go by its own threads, at times late. Pipelines: what waits in them, under each of torch's schedules."""
+    """Replicas, shards of each kind, in bfloat16 too, tensor: what gloo copies for itself is counted too, and let go by its own threads, at times late. Pipelines: what waits in them, under each of torch's schedules."""
     found = planned_and_counted("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.planner", "ranks", "weights", "weigh", "most")
-    assert len(found) == 10
-    assert all(-0.08 < error < (0.05 if "pipeline" in name else 0.01) for name, error in found), found
+    assert len(found) == 13
+    assert all(-0.08 < error < (0.05 if "pipeline" in name else 0.02) for name, error in found), found
 
 
 @pytest.mark.slow

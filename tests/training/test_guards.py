@@ -214,7 +214,7 @@ def test_a_loss_scale_that_overflows_comes_down(tokens):
     from luban.parallel.engine import TorchEngine
 
     model = torch.nn.Linear(4, 1)
-    model.adapter = None
+    model.adapter, model.device = None, torch.device("cpu")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     class Parts:
