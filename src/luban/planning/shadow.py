@@ -425,7 +425,7 @@ class Tape:
         return self.value(queries.numbers, queries.width, rule if any(node for node, *_ in ends) else None, made)
 
     def plain_attention(self, queries: Value, keys: Value, values: Value, scores: float, dropout: float, bias: Value | None = None) -> Value:
-        """Without a fused kernel (on a processor with dropout, or where the added bias learns): copies of queries, keys and values, the weights, and with dropout its mask and their product are kept."""
+        """Without a fused kernel (on a processor with dropout, or where the added bias learns): copies of queries, keys and values, the weights, and with dropout its mask and their product are kept, as far as somebody's gradient needs them."""
         width, grows = max(4.0, queries.width), any(value.grows for value in (queries, keys, values))
         wide = [value.storage if value.width == width else self.storage(value.numbers, width) for value in (queries, keys, values)]
         for value in (queries, keys):
@@ -441,7 +441,7 @@ class Tape:
         dropped = self.storage(scores, width) if dropout else weights
         copies.append(self.storage(values.numbers, width))
         del wide
-        saved = [copies, weights, mask, dropped]
+        saved = [keys.grows and copies[0], queries.grows and copies[1], (queries.grows or keys.grows or bool(bias and bias.grows)) and [copies[2], weights, mask], values.grows and dropped]  # what the others' gradients need
         ends = [(value.node, value.numbers) for value in (queries, keys, values)]
         toward, narrow = bias.node if bias is not None else None, queries.width
 
