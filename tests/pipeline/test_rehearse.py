@@ -63,6 +63,17 @@ def test_the_masks_of_long_rows_are_in_the_arithmetic(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_what_is_kept_of_blocks_in_bfloat16_shards_is_in_the_arithmetic(tmp_path, mode):
+    """Offloaded or not, which on a processor is one memory; what was cast of weights does not outlive them."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for layout in ("{shard: full}", "{shard: full, offload: {weights: cpu, optimizer: cpu}}"):
+        done = CliRunner().invoke(cli, ["--language", "en", "check", str(tmp_path / "recipe.yaml"), f"base.layout={layout}", f"base.recompute={mode}", "--rehearse"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert abs(float(re.search(r"arithmetic says .*, ([+-]\d+\.\d)%", done.output)[1])) < 3, done.output
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zero_bubble"])
 def test_a_pipeline_is_rehearsed_at_both_of_its_ends(tmp_path, schedule):
     (tmp_path / "recipe.yaml").write_text(RECIPE)

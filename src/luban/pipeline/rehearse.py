@@ -82,7 +82,7 @@ def _compared(name: str, config: Any, found: dict[str, Any], there: Cluster, cou
     """The peak of the rehearsal beside the arithmetic for the same processors, and the arithmetic for the devices that are meant."""
     job = job_of(config.updated(micro_batch_rows=found["rows"]), config.shape.updated(vocabulary_size=found["vocabulary"]), there)
     layout = layout_of(config.layout, found["shard"], count, found["stages"])
-    reckoned = memory_of(replace(job, device="cpu", own_layers=False, sequence_length=found["length"], source_length=found["source_length"]), layout, stage).total  # for rows as long as they were
+    reckoned = memory_of(replace(job, device="cpu", own_layers=False, sends=False, sequence_length=found["length"], source_length=found["source_length"]), layout, stage).total  # for rows as long as they were
     apart = found["peak_bytes"] / reckoned - 1
     parts = ", ".join(f"{t(part)} {bytes_text(size)}" for part, size in found["parts"].items())
     near = abs(apart) <= APART or abs(found["peak_bytes"] - reckoned) < LITTLE or (apart < 0 and bool(config.regularization.freeze))  # the arithmetic takes all of it to learn

@@ -112,6 +112,7 @@ class Job:
     compile: bool = False
     own_layers: bool = False  # on a processor: see luban.models.own_layers
     state: str = "memory"  # of the optimizer, or disk: in files of which one matrix's at a time is read
+    sends: bool = True  # ranks are there that send each other something, of which gloo makes copies
     offload: bool = False  # weights, gradients and states wait in the host's memory, in shards
     written: tuple[tuple[str, Any], ...] = ()  # what the recipe says of its layout
     habits: Habits = Habits()

@@ -102,7 +102,7 @@ class Tape:
 
     def __init__(self, account: Account, stream: float = 4.0, compute: float = 4.0, device: str = "cpu", fused_norm: bool | None = None):
         self.account, self.stream, self.compute, self.device = account, stream, compute, device
-        self.fused_norm = device != "cpu" if fused_norm is None else fused_norm
+        self.fused_norm, self.gloo = device != "cpu" if fused_norm is None else fused_norm, device == "cpu"
         self.casts: dict[int, Storage] = {}
         self.recording = self.training = True  # whether gradients are asked for; whether dropout drops
         self.keep: Kept | None = None
@@ -135,7 +135,7 @@ class Tape:
     def in_transit(self, numbers: float, width: float) -> Storage:
         """What ranks send each other, laid out as it is sent; gloo makes a copy of its own meanwhile."""
         made = self.storage(numbers, width, "communication")
-        if self.device == "cpu":
+        if self.gloo:
             copy = self.storage(numbers, width, "communication")
             del copy
         return made

@@ -115,7 +115,7 @@ class Shards:
         for parameter in learning:
             parameter.gradient = None
         own = self.tape.storage(sum(parameter.numbers / self.layout.cut(parameter.of_expert) for parameter in learning) * self.habits.gradients, 1, "gradients")
-        if self.tape.device == "cpu":
+        if self.tape.gloo:
             copy = self.tape.storage(self.given.size, 1, "communication")
             del copy
         if not self.away:

@@ -37,6 +37,7 @@ class Step:
         self.job, self.layout, self.stage, self.account = job, layout, stage, Account()
         self.tape = tape = (Prefixed if job.adapter is not None and job.adapter.method == "prefix" else Tape)(self.account, habits.stream, job.compute, job.device, habits.fused_norm)
         tape.narrow, tape.second_products = job.weights == "bfloat16", habits.second_products
+        tape.gloo = tape.gloo and job.sends
         tape.drops = layout.held > 1 and layout.shard == "full"
         tape.own = job.own_layers and (layout.pipeline == 1 or layout.schedule != "zero_bubble")  # parallel.pipelined.Line
         quantized = bytes_of_codes(job.quantization) if job.quantization else 0.0
