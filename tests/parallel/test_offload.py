@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torchrun_lab import EXACT, HERE, chosen, follow
+from resume_lab import FIXED, case
+from torchrun_lab import EXACT, HERE, chosen, differs, follow
 
+import luban
 from luban.foundation.config import build
 from luban.foundation.errors import ConfigError
 from luban.models.presets import preset
@@ -27,11 +29,15 @@ ALL = {"weights": "cpu", "optimizer": "cpu"}
 
 
 def test_offloaded_shards_train_as_one_process_does(tmp_path):
-    """Each way to shard, in float64; checkpoints go from offloaded shards to others and back, bit by bit."""
+    """Each way to shard, in float64; a whole training by the real stage; checkpoints go from offloaded shards to others and back, bit by bit."""
+    fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "gradient_clip": 0.5}
+    luban.train(**fields, out=tmp_path / "one")
+    runs = [{**fields, "layout": {"shard": "full", "offload": ALL}, "recompute": "selective", "out": tmp_path / "two"}]
     cases = ["llama:adamw:full,offload:2", "llama:muon:states,offload:2", "bert:sgd:gradients,offload:2", "t5:lion:full,offload:2", "llama:adamw:context2,full,offload:2"]
-    found = follow(tmp_path, 2, cases, [], journeys=[["llama", ["full,offload", "none", "gradients,offload", "full"]]])
+    found = follow(tmp_path, 2, cases, runs, journeys=[["llama", ["full,offload", "none", "gradients,offload", "full"]]])
     assert {name: values for name, values in found["cases"].items() if max(values) > EXACT} == {}
-    assert found["journeys"] == [[]]
+    assert found["journeys"] == [[]] and found["runs"] == [""]
+    assert differs(tmp_path / "one", tmp_path / "two") == []
 
 
 @pytest.mark.parametrize(("model", "optimizer", "shard", "more"), [("llama", "adamw", "full", ""), ("llama", "muon", "states", "context"), ("t5", "lion", "gradients", ""), ("bert", "sgd", "full", "tensor")])
