@@ -40,6 +40,19 @@ def test_offloaded_shards_train_as_one_process_does(tmp_path):
     assert differs(tmp_path / "one", tmp_path / "two") == []
 
 
+@pytest.mark.long
+def test_adapters_and_quantised_bases_are_offloaded_too(tmp_path):
+    fields = {**FIXED, **case(tmp_path, "causal"), "micro_batch_rows": 1, "gradient_clip": 0.5}
+    luban.train(**fields, out=tmp_path / "base")
+    fields = {name: value for name, value in fields.items() if name not in ("shape", "tokenizer")} | {"model": str(tmp_path / "base"), "adapter": {"method": "lora"}}
+    kinds, runs = {"lora": {}, "nf4": {"quantization": {"format": "nf4"}}}, []
+    for name, more in kinds.items():
+        luban.train(**fields, **more, out=tmp_path / name)
+        runs.append({**fields, **more, "layout": {"shard": "full", "offload": ALL}, "out": tmp_path / f"{name}-offloaded"})
+    assert follow(tmp_path, 2, [], runs)["runs"] == ["", ""]
+    assert [differs(tmp_path / name, tmp_path / f"{name}-offloaded") for name in kinds] == [[], []]
+
+
 @pytest.mark.parametrize(("model", "optimizer", "shard", "more"), [("llama", "adamw", "full", ""), ("llama", "muon", "states", "context"), ("t5", "lion", "gradients", ""), ("bert", "sgd", "full", "tensor")])
 def test_on_an_accelerator_shards_and_what_follows_them_wait_on_the_host(model, optimizer, shard, more):
     """There is none here: torch stands in one whose tensors have a device and no values, and mixes no devices."""

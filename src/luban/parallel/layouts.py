@@ -34,8 +34,8 @@ class Layout:
 
     name = "one process"
     together = False  # whether the ranks must pass through the model equally often, since each pass gathers weights
-    drops = False  # whether weights are dropped between their uses in a pass, so that nothing that was cast of them may stay either
     in_step = False  # whether they must do so in a step, since each backward pass sums gradients
+    drops = False  # whether weights are dropped between their uses in a pass, so that nothing that was cast of them may stay either
 
     def __init__(self, ranks: Ranks | None = None):
         self.ranks = ranks or Ranks()

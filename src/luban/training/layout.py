@@ -183,12 +183,11 @@ def lacking_of(config: TrainConfig, model: Model, objective: Objective, parts: P
 
 def _lacking_offloaded(config: TrainConfig, parts: Parts) -> Iterator[tuple[str, Any, str, str]]:
     """Where shards wait in the host's memory."""
-    advice = "leave layout.offload out"
     if parts.held == 1:
         yield "layout.offload.weights", "cpu", "it offloads shards, and nothing is cut into any", "lower layout.replicas, or leave layout.offload out"
     for field in ("pipeline", "expert"):
         if getattr(parts, field) > 1:
-            yield f"layout.{field}", getattr(parts, field), "what stands beside its shards stays on the device, and layout.offload moves all or nothing", advice
+            yield f"layout.{field}", getattr(parts, field), "what stands beside its shards stays on the device, and layout.offload moves all or nothing", "leave layout.offload out"
     if config.precision == "float16":
         yield "precision", config.precision, "the scale of its losses is looked after on the device, and layout.offload has the gradients elsewhere", "choose bfloat16 or float32, or leave layout.offload out"
 
