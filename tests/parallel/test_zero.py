@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -142,6 +143,9 @@ def test_states_and_weights_wait_on_disk(tmp_path):
         assert differs(tmp_path / "one", tmp_path / name) == []
     swapped = {name: {file.name.rpartition("_")[2] for file in (tmp_path / f"{name}-disk").rglob("*.swp")} for name in ("states", "both")}
     assert swapped["states"] and "param.tensor.swp" in {file.split(".", 1)[0].split("_")[-1] + "." + file.split(".", 1)[1] for file in swapped["both"]}
+    halves = [half for value in load_file(tmp_path / "both" / "model.safetensors").values() for half in value.flatten().chunk(2)]
+    waiting = [torch.from_numpy(np.fromfile(file, np.float32)) for file in (tmp_path / "both-disk").rglob("*_param.tensor.swp")]
+    assert len(waiting) >= 6 and all(any(torch.equal(half, held[: len(half)]) for half in halves) for held in waiting)  # what was trained, and not only what was begun with
     assert not (tmp_path / "beside" / "training" / "offload").exists()
 
 

@@ -121,6 +121,7 @@ class DeepSpeedEngine(TorchEngine):
         if self.layout.stage == WEIGHTS:
             for block in model.blocks():
                 deepspeed.utils.set_z3_leaf_module(block, True)  # its weights are gathered at once: a block's own code may use them as it likes
+            deepspeed.zero.Init(module=self.through, config_dict_or_path=settings)  # cut here: left to DeepSpeed 0.19, files hold bfloat16 where a processor has no float16 (its pull request 8428)
         self.deep, *_ = deepspeed.initialize(model=self.through, optimizer=part, config=settings, dist_init_required=False)
         self.clips = settings["gradient_clipping"]
         if self.layout.stage == WEIGHTS:

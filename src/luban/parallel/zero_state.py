@@ -95,14 +95,14 @@ class ZeroState:
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`weights` gave, every rank all of it."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param
 
         for name, parameter in self._learned():
             value = tensors[name].to(self.model.device)
             with gathered([parameter], writer=0):
                 parameter.data.copy_(value)
             if parameter.requires_grad and self.cut:
-                safe_set_local_fp32_param(parameter, self._own_part(parameter, value))
+                self._set_own_part(parameter, value)
             elif parameter.requires_grad:
                 safe_set_full_fp32_param(parameter, value)
         for name, buffer in self._buffers().items():
@@ -119,11 +119,13 @@ class ZeroState:
     def _keeps(self, number: int) -> bool:
         return number % self.layout.ranks.size == self.layout.ranks.rank
 
-    def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor that stage 3 has cut, filled up with zeros behind its end."""
-        size = parameter.ds_tensor.numel()
-        part = value.flatten()[size * self.layout.ranks.rank :][:size]
-        return torch.cat([part, part.new_zeros(size - len(part))])
+    def _set_own_part(self, parameter: nn.Parameter, value: Tensor, slot: str | None = None) -> None:
+        """Put this rank's part of a whole tensor where stage 3 keeps it, and zeros behind its end. DeepSpeed's own ``safe_set_local_*`` ask the weights how large the part is, which are not there while they wait on disk."""
+        held, number = self.zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=slot)
+        part = value.flatten()[len(held) * self.layout.ranks.rank :][: len(held)]
+        held.data.copy_(torch.cat([part, part.new_zeros(len(held) - len(part))]))
+        if self.zero._swappable_optimizer_subgroup(number):
+            self.zero._optimizer_states_and_gradient_swap_out(number)
 
     # ---- the optimizer's state ---------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class ZeroState:
     @torch.no_grad()
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`optimizer_state` gave, every rank all of it; what a parameter has none of begins anew."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state
 
         if not tensors:
             self.part.state.clear()
@@ -183,7 +185,7 @@ class ZeroState:
         for key, value in tensors.items():
             name, _, slot = key.partition("::")
             if value.ndim and self.cut:
-                safe_set_local_optimizer_state(parameters[name], self._own_part(parameters[name], value.to(self.model.device)), slot)
+                self._set_own_part(parameters[name], value.to(self.model.device), slot)
             elif value.ndim:
                 safe_set_full_optimizer_state(parameters[name], value.to(self.model.device), slot)
 

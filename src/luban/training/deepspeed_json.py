@@ -39,7 +39,7 @@ def deepspeed_settings(config: TrainConfig, model: Model, layout: Zero, micro_ba
         vectors = max((parameter.numel() for parameter in model.parameters() if parameter.ndim < 2), default=0)
         zero |= {"stage3_param_persistence_threshold": vectors + 1, "stage3_prefetch_bucket_size": bucket, "memory_efficient_linear": False}  # norms and biases stay whole
         if offload.weights != "none":
-            zero["offload_param"] = {"device": offload.weights, "pin_memory": accelerated, **({**place, **_buffers(model)} if offload.weights == "nvme" else {})}
+            zero["offload_param"] = {"device": offload.weights, "pin_memory": accelerated, **({**place, "max_in_cpu": 0, **_buffers(model)} if offload.weights == "nvme" else {})}
     return {
         "train_micro_batch_size_per_gpu": max(1, micro_batch_rows), "gradient_accumulation_steps": 1, "gradient_clipping": config.gradient_clip, "zero_optimization": zero,
         "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "wall_clock_breakdown": False,
